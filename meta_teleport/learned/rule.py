@@ -1,0 +1,84 @@
+"""The contract of a rule: the map from what is observed at a step to an update and group elements.
+
+    state = rule.init(params, symmetry)
+    proposal, state = rule(observation, state)
+    w <- g . (w + f)         with f = proposal.update and g = exp(proposal.algebra), one element per site
+
+Everything a rule reads and writes is batched: tensors ``(tasks, ...)``. A state is a (nested) NamedTuple whose
+leaves all have the task dimension in front, so that single tasks can be replaced.
+"""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from meta_teleport.params import Params
+from meta_teleport.symmetry.symmetry import Symmetry
+
+
+class Observation(NamedTuple):
+    """What a rule sees at one step, at the parameters before the step.
+
+    loss and step have shape ``(tasks,)``. ``hidden`` holds the activations per site as columns ``(tasks, k, n)``; it
+    is empty unless the rule sets ``observes_hidden``.
+    """
+
+    params: Params
+    gradients: Params
+    loss: Tensor
+    step: Tensor
+    hidden: tuple[Tensor, ...] = ()
+
+
+class Proposal(NamedTuple):
+    """The update f, in the names and shapes of the parameters, and the algebra coordinates of g, one tensor per
+    site; no coordinates at all mean no teleport."""
+
+    update: Params
+    algebra: tuple[Tensor, ...] = ()
+
+
+class SiteShape(NamedTuple):
+    """The parameters that one site moves and the shape of its algebra coordinates."""
+
+    parameters: tuple[str, ...]
+    algebra: tuple[int, ...]
+
+
+class Shapes(NamedTuple):
+    """What a rule with fixed sizes needs to know of a network: parameter shapes and sites."""
+
+    params: dict[str, tuple[int, ...]]
+    sites: tuple[SiteShape, ...]
+
+
+def shapes_of(params: Params, symmetry: Symmetry) -> Shapes:
+    """The shapes of one network; the leading task dimension of ``params`` is left out."""
+    return Shapes(
+        {name: tuple(tensor.shape[1:]) for name, tensor in params.items()},
+        tuple(SiteShape(site.parameters, tuple(site.group.algebra_shape)) for site in symmetry.sites),
+    )
+
+
+class Rule(nn.Module):
+    """A learned or hand-written optimizer. Its ``nn.Parameter``s, if any, are the meta-parameters phi.
+
+    Rules that learn take ``shapes`` as their first argument if their sizes depend on the network, and only plain
+    numbers, strings and booleans beside it: these are what a run folder stores.
+    """
+
+    observes_hidden = False
+
+    @abstractmethod
+    def init(self, params: Params, symmetry: Symmetry) -> Any:
+        """The state before the first step, for a batch of tasks."""
+
+    @abstractmethod
+    def forward(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
+        """One step: the proposal for ``g . (w + f)`` and the next state."""
+
+    def meta_groups(self) -> dict[str, list[str]]:
+        """Names of the meta-parameters by what they produce, ``update`` or ``element``: the published schedule
+        trains the two with different learning rates."""
+        return {"update": [name for name, _ in self.named_parameters()], "element": []}

@@ -1,0 +1,150 @@
+"""One window: a rule trains a batch of tasks for some steps, as one differentiable program.
+
+For every task side by side, and t = 1, 2, ... (Algorithm 1 of Zhao et al. 2024):
+
+    f_t, T_t = rule(grad L(w), ...; phi)
+    w <- exp(T_t) . (w + f_t)
+
+``unroll`` is pure: meta-gradients flow from the returned losses to ``phi`` through every step of the window, and stop
+at the carry that came in. The element of a window's last step leaves the window's last loss unchanged, so it gets no
+meta-gradient from this window.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from meta_teleport.learned.rule import Observation, Proposal, Rule
+from meta_teleport.params import Params, axpy, per_task, where
+from meta_teleport.tasks.family import Tasks
+
+FAILURE_FACTOR = 1e6
+Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
+
+
+class Carry(NamedTuple):
+    """What one window hands to the next: everything has the task dimension in front.
+
+    ``initial`` is the loss before the first step; a task whose loss was not finite, or exceeded ``FAILURE_FACTOR``
+    times it, is no longer ``alive``: it stays where it was before the step that failed.
+    """
+
+    params: Params
+    state: Any
+    step: Tensor
+    initial: Tensor
+    alive: Tensor
+
+
+def start(rule: Rule, tasks: Tasks) -> Carry:
+    """The carry before the first step of every task."""
+    step = torch.zeros(tasks.count, dtype=torch.long, device=next(iter(tasks.params.values())).device)
+    initial = tasks.loss(tasks.params, step).detach()
+    return Carry(tasks.params, rule.init(tasks.params, tasks.symmetry), step, initial, torch.isfinite(initial))
+
+
+def unroll(
+    rule: Rule,
+    phi: Params,
+    tasks: Tasks,
+    carry: Carry,
+    steps: int,
+    *,
+    second_order: bool = False,
+    losses_before: bool = False,
+    probe: Probe | None = None,
+) -> tuple[Tensor, Carry]:
+    """``steps`` steps of ``rule`` with meta-parameters ``phi``.
+
+    Returns the losses ``(steps, tasks)``, each taken after its step (update and teleport), or before it with
+    ``losses_before`` (the published code: the last update of a window then gets no credit), and the next carry.
+    ``second_order`` lets meta-gradients flow through the gradients that the rule observes as well. The rows of tasks
+    that are not alive hold their last loss and carry no meta-gradient. ``probe(tasks, before, after, proposal,
+    step)`` is shown the parameters before and after each group action.
+    """
+    differentiable = torch.is_grad_enabled()
+    _, state, step, initial, alive = carry
+    params = _leaves(carry.params) if differentiable else carry.params
+    point, value = _evaluate(tasks, params, step)
+    loss = value.detach() if not differentiable else value
+    losses, failed = [], not bool(alive.all())
+    for _ in range(steps):
+        losses.append(loss)
+        gradients = torch.autograd.grad(
+            value,
+            list(point.values()),
+            torch.ones_like(value),
+            create_graph=second_order and differentiable,
+            retain_graph=differentiable,
+        )
+        inputs = tasks.inputs(step)
+        hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()
+        observation = Observation(params, dict(zip(params, gradients, strict=True)), loss, step, hidden)
+        if not second_order:
+            observation = _constant(observation)
+        if failed:
+            observation = _harmless(observation, alive)
+        proposal, state = functional_call(rule, phi, (observation, state))
+        if failed:
+            proposal = _nothing(proposal, alive)
+        moved = updated = axpy(1.0, proposal.update, params)
+        if proposal.algebra:
+            moved = tasks.symmetry.act(updated, tasks.symmetry.exp(proposal.algebra), inputs)
+            if probe is not None:
+                probe(tasks, updated, moved, proposal, step)
+        step = step + 1
+        point, value = _evaluate(tasks, moved, step)
+        new = value if differentiable else value.detach()
+        alive = alive & torch.isfinite(new) & (new <= FAILURE_FACTOR * initial)
+        failed = not bool(alive.all())
+        params = where(alive, moved, params) if failed else moved
+        loss = torch.where(alive, new, loss) if failed else new
+    losses.append(loss)
+    kept = losses[:-1] if losses_before else losses[1:]
+    return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, alive))
+
+
+def _evaluate(tasks: Tasks, params: Params, step: Tensor) -> tuple[Params, Tensor]:
+    """The loss with a graph down to the parameters, which are made leaves where no meta-gradient is wanted."""
+    point = params if torch.is_grad_enabled() else _leaves(params)
+    with torch.enable_grad():
+        return point, tasks.loss(point, step)
+
+
+def _leaves(params: Params) -> Params:
+    return {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+
+
+def _constant(observation: Observation) -> Observation:
+    """Gradient, loss and activations as constants: meta-gradients do not flow through what the rule reads."""
+    return observation._replace(
+        gradients={name: g.detach() for name, g in observation.gradients.items()},
+        loss=observation.loss.detach(),
+        hidden=tuple(h.detach() for h in observation.hidden),
+    )
+
+
+def _harmless(observation: Observation, alive: Tensor) -> Observation:
+    """The observation with ones for the tasks that have failed, on which no rule overflows."""
+
+    def shown(tensor: Tensor) -> Tensor:
+        return torch.where(per_task(alive, tensor), tensor, torch.ones_like(tensor))
+
+    return observation._replace(
+        gradients={name: shown(g) for name, g in observation.gradients.items()},
+        loss=shown(observation.loss),
+        hidden=tuple(shown(h) for h in observation.hidden),
+    )
+
+
+def _nothing(proposal: Proposal, alive: Tensor) -> Proposal:
+    """The proposal with zeros for the tasks that have failed, which therefore stay where they are."""
+
+    def kept(tensor: Tensor) -> Tensor:
+        return torch.where(per_task(alive, tensor), tensor, torch.zeros_like(tensor))
+
+    return Proposal({name: kept(f) for name, f in proposal.update.items()}, tuple(kept(t) for t in proposal.algebra))

@@ -1,0 +1,30 @@
+"""Small plain modules that tasks and tests train."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from meta_teleport.activations import activation
+from meta_teleport.errors import UserError
+
+
+class MLP(nn.Module):
+    """``x -> W_L s(... s(W_1 x + b_1) ...) + b_L`` with widths ``(d_0, d_1, ..., d_L)``.
+
+    Inputs have shape ``(n, d_0)``, outputs ``(n, d_L)``; ``activation`` is a name of the activation table. The
+    parameters are called ``layers.0.weight``, ``layers.0.bias``, ...
+    """
+
+    def __init__(self, widths: Sequence[int], activation_name: str = "leaky_relu", bias: bool = False) -> None:
+        super().__init__()
+        if len(widths) < 3 or min(widths) < 1:
+            raise UserError(f"widths {list(widths)} do not make an MLP: give at least three positive numbers")
+        self.activation = activation(activation_name)
+        self.layers = nn.ModuleList(
+            nn.Linear(d, k, bias=bias) for d, k in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)

@@ -1,0 +1,72 @@
+"""Parameters as data: ``dict[str, Tensor]`` with leading task dimensions, and the algebra on them.
+
+Every tensor of a ``Params`` has shape ``(tasks, *shape)``: the same network for many tasks side by side. Nothing
+in this package below the optimizer wrappers mutates such a tensor.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+Params = dict[str, Tensor]
+
+
+def functional(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
+    """The model as a pure function of batched parameters.
+
+    Returns ``f(params, inputs)`` with params ``(tasks, *shape)`` and inputs ``(tasks, n, ...)``, giving outputs
+    ``(tasks, n, ...)``; the model's own parameters are never read.
+    """
+
+    def single(params: Params, inputs: Tensor) -> Tensor:
+        return functional_call(model, params, (inputs,))
+
+    return vmap(single, randomness="different")
+
+
+def axpy(a: float | Tensor, x: Params, y: Params) -> Params:
+    """``a x + y``, tensor by tensor; ``a`` is a number or one number per task, shape ``(tasks,)``."""
+    return {name: y[name] + per_task(a, x[name]) * x[name] for name in y}
+
+
+def per_task(a: float | Tensor, like: Tensor) -> float | Tensor:
+    """``a`` of shape ``(tasks,)`` viewed so that it broadcasts against ``like`` of shape ``(tasks, ...)``."""
+    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim)) if isinstance(a, Tensor) and a.ndim else a
+
+
+def dot(x: Params, y: Params) -> Tensor:
+    """The inner product of two parameter sets, one number per task, shape ``(tasks,)``."""
+    return torch.stack([(x[name] * y[name]).flatten(1).sum(1) for name in x]).sum(0)
+
+
+def norm(x: Params) -> Tensor:
+    """The Euclidean norm over all parameters, shape ``(tasks,)``. Not differentiable at zero."""
+    return dot(x, x).sqrt()
+
+
+def flatten(params: Params) -> Tensor:
+    """All parameters of each task as one row, in the order of the dict: shape ``(tasks, size)``."""
+    return torch.cat([tensor.flatten(1) for tensor in params.values()], dim=1)
+
+
+def unflatten(rows: Tensor, like: Params) -> Params:
+    """The inverse of :func:`flatten`: rows ``(tasks, size)`` in the names and shapes of ``like``."""
+    sizes = [prod(tensor.shape[1:]) for tensor in like.values()]
+    pieces = rows.split(sizes, dim=1)
+    return {
+        name: piece.reshape(rows.shape[:1] + tensor.shape[1:])
+        for (name, tensor), piece in zip(like.items(), pieces, strict=True)
+    }
+
+
+def where(mask: Tensor, yes: Params, no: Params) -> Params:
+    """``yes`` for the tasks where ``mask`` ``(tasks,)`` holds, ``no`` for the others."""
+    return {name: torch.where(per_task(mask, no[name]), yes[name], no[name]) for name in no}
+
+
+def detach(params: Params) -> Params:
+    """The same numbers, cut from the graph that made them."""
+    return {name: tensor.detach() for name, tensor in params.items()}

@@ -1,0 +1,1 @@
+"""Which transformations leave the loss alone."""

@@ -1,0 +1,78 @@
+"""The paper's data-dependent action (a): GL through an invertible activation.
+
+For consecutive weights V (k x d) then U (m x k), layer input X (d x n) and an activation that is a bijection of the
+real line (Zhao et al. 2022, equation (8); 2024, section 2):
+
+    U' = U g^-1
+    V' = sigma^-1(g sigma(V X)) X^+                            plain form
+    V' = V + [sigma^-1(g sigma(V X)) - V X] X^+                displacement form
+
+The loss is unchanged on the batch X if n <= d and its columns are independent (n <= d + 1 with a bias, for which X
+gets a row of ones). Both forms agree on the batch; the displacement form keeps the part of V that the batch does not
+see, so the identity moves nothing even where X has no full rank.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meta_teleport.errors import UserError
+from meta_teleport.params import Params
+from meta_teleport.symmetry.site import Layer, LayerInput, Site
+
+
+def invert_columns(x: Tensor) -> Tensor:
+    """``X^+`` of shape ``(*tasks, n, d)`` for X ``(*tasks, d, n)`` of full rank; computed in float64, differentiable.
+
+    Square: the inverse. Tall (n < d): ``R^-1 Q^T`` from X = QR, which does not square the condition number. Wide:
+    by singular values.
+    """
+    d, n = x.shape[-2:]
+    wide = x.double()
+    if n == d:
+        result = torch.linalg.inv(wide)
+    elif n < d:
+        q, r = torch.linalg.qr(wide)
+        result = torch.linalg.solve_triangular(r, q.mT, upper=True)
+    else:
+        result = torch.linalg.pinv(wide)
+    return result.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class GeneralLinearSite(Site):
+    """Action (a) between ``producer`` and the weights that consume its units."""
+
+    producer: Layer
+    displacement: bool = True
+
+    needs_inputs = True
+
+    def __post_init__(self) -> None:
+        sigma = self.producer.activation
+        if sigma.inverse is None:
+            raise UserError(
+                f"action 'general_linear' needs an activation that is a bijection of the real line, and "
+                f"'{sigma.name}' is not: use leaky_relu, asinh or identity, or action 'pseudo_inverse'"
+            )
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.producer.names) + super().parameters
+
+    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None) -> Params:
+        if inputs is None:
+            raise UserError(f"site '{self.name}' acts on a batch: pass the inputs of the network to act")
+        sigma = self.producer.activation
+        x = self.producer.augment(inputs.columns)
+        x_inverse = invert_columns(x) if inputs.pseudo_inverse is None else inputs.pseudo_inverse
+        v = self.producer.augmented(params)
+        z = v @ x
+        moved_z = sigma.inverse(self.group.apply(g, sigma(z)))
+        v = v + (moved_z - z) @ x_inverse if self.displacement else moved_z @ x_inverse
+        moved = super().act(params, g)
+        return {**moved, **self.producer.split(v)}
+
+    def limit(self, params: Params) -> int | None:
+        return params[self.producer.weight].shape[-1] + (self.producer.bias is not None)

@@ -1,0 +1,101 @@
+"""A site: one place in a network where a group acts.
+
+An exact site leaves the function of the network unchanged for every input: the group multiplies what produces its
+units and the inverse multiplies what consumes them,
+
+    V -> g V,  b -> g b,  U -> U g^-1.
+
+Linear pairs (GL), positively homogeneous layers (positive scaling) and hidden units (permutation) are all this one
+formula. The data-dependent actions of the paper (``general_linear``, ``pseudo_inverse``) are sites with their own
+``act``.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from meta_teleport.activations import Activation
+from meta_teleport.params import Params
+from meta_teleport.symmetry.groups import Group
+from meta_teleport.symmetry.views import View
+
+
+class LayerInput(NamedTuple):
+    """What a layer sees: activations as columns ``(*tasks, d, n)`` and, where it was worth keeping, their inverse.
+
+    ``pseudo_inverse`` ``(*tasks, n, d)`` (or ``n, d + 1`` with biases) belongs to the columns with a row of ones
+    appended where the layer has a bias.
+    """
+
+    columns: Tensor
+    pseudo_inverse: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The names of a linear layer's parameters and the activation that follows it."""
+
+    weight: str
+    bias: str | None
+    activation: Activation
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters of the layer that exist."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def augmented(self, params: Params) -> Tensor:
+        """``[V, b]`` of shape ``(*tasks, k, d + 1)``, or V alone where there is no bias."""
+        v = params[self.weight]
+        return v if self.bias is None else torch.cat([v, params[self.bias].unsqueeze(-1)], dim=-1)
+
+    def split(self, augmented: Tensor) -> Params:
+        """The inverse of :meth:`augmented`."""
+        if self.bias is None:
+            return {self.weight: augmented}
+        return {self.weight: augmented[..., :-1], self.bias: augmented[..., -1]}
+
+    def augment(self, columns: Tensor) -> Tensor:
+        """The columns with the row of ones that a bias multiplies, ``(*tasks, d + 1, n)``."""
+        if self.bias is None:
+            return columns
+        return torch.cat([columns, torch.ones_like(columns[..., :1, :])], dim=-2)
+
+    def forward(self, params: Params, columns: Tensor) -> Tensor:
+        """The layer's output ``sigma(V X + b)``, shape ``(*tasks, k, n)``."""
+        z = params[self.weight] @ columns
+        return self.activation(z if self.bias is None else z + params[self.bias].unsqueeze(-1))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A group, the parameters it multiplies (producers) and those its inverse multiplies (consumers)."""
+
+    name: str
+    group: Group
+    producers: tuple[View, ...]
+    consumers: tuple[View, ...]
+
+    needs_inputs = False
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the parameters that the site moves, bottom to top."""
+        return tuple(view.name for view in self.producers + self.consumers)
+
+    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None) -> Params:
+        """The parameters moved by ``g``; those that the site does not touch are passed through."""
+        moved = dict(params)
+        for view in self.producers:
+            units = self.group.apply(g, view.units(moved[view.name]))
+            moved[view.name] = view.restore(units, params[view.name])
+        for view in self.consumers:
+            units = self.group.apply_inverse(view.units(moved[view.name]).mT, g).mT
+            moved[view.name] = view.restore(units, params[view.name])
+        return moved
+
+    def limit(self, params: Params) -> int | None:
+        """The widest batch on which the loss is unchanged; None if it is for every input."""
+        return None

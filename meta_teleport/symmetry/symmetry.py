@@ -1,0 +1,145 @@
+"""The symmetry of one model: its sites, bottom to top."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meta_teleport.errors import UserError
+from meta_teleport.models import MLP
+from meta_teleport.params import Params
+from meta_teleport.symmetry.general_linear import GeneralLinearSite, invert_columns
+from meta_teleport.symmetry.groups import GL, FirstOrder, Group, Orthogonal, Permutation, PositiveScaling
+from meta_teleport.symmetry.pseudo_inverse import PseudoInverseSite
+from meta_teleport.symmetry.site import Layer, LayerInput, Site
+from meta_teleport.symmetry.views import View
+
+ACTIONS = ("general_linear", "pseudo_inverse", "linear", "scaling", "permutation")
+GROUPS: dict[str, type[Group]] = {"gl": GL, "orthogonal": Orthogonal, "first_order": FirstOrder}
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """All sites of one model and, where it is a chain of layers, the layers that lie between them.
+
+    ``layers[i]`` produces the units of ``sites[i]``; the last layer is not listed.
+    """
+
+    sites: tuple[Site, ...]
+    layers: tuple[Layer, ...] = ()
+
+    def prepare(self, inputs: Tensor) -> LayerInput:
+        """The network's inputs ``(*tasks, n, d)`` as the first layer sees them.
+
+        The pseudo-inverse that action (a) needs of them is computed here once; do this where the same batch is used
+        for many steps.
+        """
+        columns = inputs.mT
+        if self.sites and isinstance(self.sites[0], GeneralLinearSite):
+            return LayerInput(columns, invert_columns(self.layers[0].augment(columns)))
+        return LayerInput(columns)
+
+    def exp(self, algebra: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """One group element per site from algebra coordinates."""
+        self._count(algebra)
+        return tuple(site.group.exp(t) for site, t in zip(self.sites, algebra, strict=True))
+
+    def act(self, params: Params, elements: Sequence[Tensor], inputs: Tensor | LayerInput | None = None) -> Params:
+        """The parameters moved by one element per site, bottom to top.
+
+        Each data-dependent site sees the input of its layer recomputed from the weights that the sites below it
+        have moved. ``inputs`` are the network's, ``(*tasks, n, d)``, or :meth:`prepare` of them; sites that are
+        exact for every input need none.
+        """
+        self._count(elements)
+        last = max((i for i, site in enumerate(self.sites) if site.needs_inputs), default=-1)
+        at = self.prepare(inputs) if isinstance(inputs, Tensor) else inputs
+        for i, (site, g) in enumerate(zip(self.sites, elements, strict=True)):
+            params = site.act(params, g, at)
+            if at is not None and i < last:
+                at = LayerInput(self.layers[i].forward(params, at.columns))
+        return params
+
+    def hidden(self, params: Params, inputs: Tensor | LayerInput) -> tuple[Tensor, ...]:
+        """The activations that each site's group acts on, as columns ``(*tasks, k, n)``, one tensor per site."""
+        h = inputs.mT if isinstance(inputs, Tensor) else inputs.columns
+        activations = []
+        for layer in self.layers:
+            h = layer.forward(params, h)
+            activations.append(h)
+        return tuple(activations)
+
+    def exact_on(self, params: Params, inputs: Tensor) -> tuple[bool, ...]:
+        """Per site: is the loss on this batch ``(*tasks, n, d)`` unchanged by every element?
+
+        Counts points against what the site can fit, and at the lowest data-dependent site checks the rank too.
+        """
+        n = inputs.shape[-2]
+        exact = []
+        for i, site in enumerate(self.sites):
+            limit = site.limit(params)
+            fits = not isinstance(site.group, FirstOrder) and (limit is None or n <= limit)
+            if fits and i == 0 and isinstance(site, GeneralLinearSite):
+                columns = site.producer.augment(inputs.mT)
+                fits = bool((torch.linalg.matrix_rank(columns) == n).all())
+            exact.append(fits)
+        return tuple(exact)
+
+    def require_exact(self, params: Params, n: int, option: str) -> None:
+        """Refuses a batch of ``n`` points that is wider than a data-dependent site can carry.
+
+        Raises ``UserError`` naming the two numbers and the ``option`` that allows it nevertheless.
+        """
+        for site in self.sites:
+            limit = site.limit(params)
+            if limit is not None and n > limit:
+                raise UserError(
+                    f"site '{site.name}' keeps the loss on at most {limit} points and the batch has {n}: use fewer "
+                    f"points, a wider layer, or {option} to accept the drift"
+                )
+
+    def _count(self, elements: Sequence[Tensor]) -> None:
+        if len(elements) != len(self.sites):
+            raise UserError(
+                f"{len(elements)} elements for {len(self.sites)} sites: give one per site, in the order of .sites"
+            )
+
+
+def mlp_symmetry(model: MLP, action: str = "general_linear", group: str = "gl", displacement: bool = True) -> Symmetry:
+    """The symmetry of an MLP: one site per hidden layer.
+
+    ``action``: general_linear (the paper's (a)), pseudo_inverse (its (b)), linear (exact, identity activation),
+    scaling (exact, positively homogeneous activation) or permutation (exact). ``group``: gl, orthogonal or
+    first_order (for the first three). ``displacement`` selects the displacement form of (a) and (b).
+
+    Raises ``UserError`` for names that do not exist and for activations that do not have the symmetry.
+    """
+    if action not in ACTIONS:
+        raise UserError(f"unknown action '{action}': choose one of {', '.join(ACTIONS)}")
+    if group not in GROUPS:
+        raise UserError(f"unknown group '{group}': choose one of {', '.join(GROUPS)}")
+    sigma = model.activation
+    if action == "linear" and sigma.name != "identity":
+        raise UserError(f"action 'linear' needs activation 'identity', not '{sigma.name}'")
+    if action == "scaling" and not sigma.homogeneous:
+        raise UserError(f"action 'scaling' needs a positively homogeneous activation, and '{sigma.name}' is not")
+    biases = [layer.bias is not None for layer in model.layers]
+    layers = [Layer(f"layers.{i}.weight", f"layers.{i}.bias" if b else None, sigma) for i, b in enumerate(biases)]
+    sites = tuple(
+        _site(action, GROUPS[group], displacement, linear.out_features, below, above)
+        for linear, below, above in zip(model.layers, layers[:-1], layers[1:], strict=False)
+    )
+    return Symmetry(sites, tuple(layers[:-1]))
+
+
+def _site(action: str, group: type[Group], displacement: bool, k: int, below: Layer, above: Layer) -> Site:
+    name = below.weight.removesuffix(".weight")
+    produced = (View(below.weight, -2, 2),) + ((View(below.bias, -1, 1),) if below.bias else ())
+    consumed = (View(above.weight, -1, 2),)
+    if action == "general_linear":
+        return GeneralLinearSite(name, group(k), (), consumed, below, displacement)
+    if action == "pseudo_inverse":
+        return PseudoInverseSite(name, group(k), produced, (), below, above, displacement)
+    diagonal = {"scaling": PositiveScaling, "permutation": Permutation}
+    return Site(name, diagonal.get(action, group)(k), produced, consumed)

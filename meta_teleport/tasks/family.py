@@ -1,0 +1,87 @@
+"""Task families: distributions of problems, sampled as whole batches.
+
+A family of one's own is a subclass of :class:`TaskFamily` whose ``sample`` returns a subclass of :class:`Tasks`;
+the command line takes it by its class path.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from meta_teleport.params import Params
+from meta_teleport.symmetry.site import LayerInput
+from meta_teleport.symmetry.symmetry import Symmetry
+
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class Tasks(ABC):
+    """A batch of problems side by side: initial parameters and data, each tensor ``(tasks, ...)``."""
+
+    params: Params
+    data: dict[str, Tensor]
+
+    @property
+    def count(self) -> int:
+        """How many problems the batch holds."""
+        return next(iter(self.params.values())).shape[0]
+
+    @property
+    @abstractmethod
+    def symmetry(self) -> Symmetry:
+        """The symmetry of the network, one for the whole batch."""
+
+    @abstractmethod
+    def inputs(self, step: Tensor) -> LayerInput:
+        """The inputs of the batch that ``loss(params, step)`` is computed on; ``step`` is ``(tasks,)``."""
+
+    @abstractmethod
+    def outputs(self, params: Params, step: Tensor) -> Tensor:
+        """The network's outputs on that batch, ``(tasks, ...)``."""
+
+    @abstractmethod
+    def loss(self, params: Params, step: Tensor) -> Tensor:
+        """The loss of each task on the batch of its own ``step``, shape ``(tasks,)``."""
+
+    def select(self, index: Tensor) -> Self:
+        """The tasks at ``index`` (integers, repetition allowed)."""
+        return self._map(lambda tensor: tensor[index])
+
+    def put(self, index: Tensor, fresh: Self) -> Self:
+        """These tasks with those at ``index`` replaced by the tasks of ``fresh``."""
+        params = {name: t.index_copy(0, index, fresh.params[name]) for name, t in self.params.items()}
+        data = {name: t.index_copy(0, index, fresh.data[name]) for name, t in self.data.items()}
+        return replace(self, params=params, data=data)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        params = {name: function(tensor) for name, tensor in self.params.items()}
+        return replace(self, params=params, data={name: function(t) for name, t in self.data.items()})
+
+
+class TaskFamily(ABC):
+    """A distribution of tasks."""
+
+    @abstractmethod
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator,
+        split: Split = "train",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> Tasks:
+        """``count`` problems of the split. The same generator state gives the same problems on every device and in
+        every dtype, and no problem of one split is ever one of the other (:func:`split_generator`)."""
+
+
+def split_generator(generator: torch.Generator, split: Split) -> torch.Generator:
+    """A generator for one batch of one split: its seed is drawn from ``generator``, and the splits divide the seeds
+    among them (even: train, odd: held out), so they never share one."""
+    draw = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator().manual_seed(len(SPLITS) * draw % 2**63 + SPLITS.index(split))

@@ -1,0 +1,1 @@
+"""Where on the orbit to go."""
