@@ -9,8 +9,11 @@ leaves all have the task dimension in front, so that single tasks can be replace
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from meta_teleport.params import Params
@@ -82,3 +85,11 @@ class Rule(nn.Module):
         """Names of the meta-parameters by what they produce, ``update`` or ``element``: the published schedule
         trains the two with different learning rates."""
         return {"update": [name for name, _ in self.named_parameters()], "element": []}
+
+
+@contextmanager
+def initialized(seed: int) -> Iterator[None]:
+    """Inside, new rules draw their initial meta-parameters from ``seed``; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

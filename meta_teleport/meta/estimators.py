@@ -1,0 +1,104 @@
+"""Meta-gradient estimators: from one window of a batch of tasks to a gradient for phi.
+
+One signature for all: ``estimate(rule, phi, tasks, carry, steps, objective, ...) -> Estimate``. What the carry holds
+is the estimator's business.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from meta_teleport.learned.rule import Rule
+from meta_teleport.meta.unroll import Carry, unroll
+from meta_teleport.params import Params
+from meta_teleport.tasks.family import Tasks
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+class Estimate(NamedTuple):
+    """The meta-loss of a window (a mean over tasks), its gradient, the losses ``(steps, tasks)``, the next carry,
+    and how many tasks failed in this window."""
+
+    meta_loss: Tensor
+    gradient: Params
+    losses: Tensor
+    carry: Carry
+    failed: int
+
+
+def loss_sum(losses: Tensor, initial: Tensor) -> Tensor:
+    """The published meta-objective: the sum of a task's losses over the window. Shapes ``(steps, tasks)`` and
+    ``(tasks,)`` to ``(tasks,)``."""
+    return losses.sum(0)
+
+
+def mean_log_loss(losses: Tensor, initial: Tensor) -> Tensor:
+    """The mean over the window of ``log(L_t / L_0)``: every factor gained counts the same, early or late, on easy
+    tasks and hard ones. Losses below the smallest normal number count as that number."""
+    tiny = torch.finfo(losses.dtype).tiny
+    return (losses.clamp(min=tiny).log() - initial.clamp(min=tiny).log()).mean(0)
+
+
+OBJECTIVES: dict[str, Objective] = {"sum": loss_sum, "log": mean_log_loss}
+
+
+def truncated_bptt(
+    rule: Rule,
+    phi: Params,
+    tasks: Tasks,
+    carry: Carry,
+    steps: int,
+    objective: Objective,
+    *,
+    second_order: bool = False,
+    losses_before: bool = False,
+) -> Estimate:
+    """Back-propagation through one window, truncated at its start.
+
+    A task that fails in the window is found in the forward pass, and the window runs again without it, so that
+    nothing infinite ever enters a product; should a meta-gradient overflow nevertheless, the tasks that cause it are
+    found by bisection, and the window runs once more without them too.
+    """
+
+    def run(alive: Tensor) -> tuple[Tensor, Carry, Tensor, Params]:
+        leaves = {name: p.detach().requires_grad_() for name, p in phi.items()}
+        losses, new = unroll(
+            rule,
+            leaves,
+            tasks,
+            carry._replace(alive=alive),
+            steps,
+            second_order=second_order,
+            losses_before=losses_before,
+        )
+        if bool((alive & ~new.alive).any()):
+            return run(new.alive)
+        weight = alive.to(losses.dtype)
+        value = (objective(losses, carry.initial) * weight).sum() / weight.sum().clamp(min=1)
+        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), gradients, strict=True)]
+        return losses.detach(), new, value.detach(), dict(zip(leaves, filled, strict=True))
+
+    def overflowing(candidates: Tensor) -> list[int]:
+        mask = torch.zeros_like(carry.alive)
+        mask[candidates] = True
+        if _finite(run(carry.alive & mask)[3]):
+            return []
+        if len(candidates) == 1:
+            return candidates.tolist()
+        half = len(candidates) // 2
+        return overflowing(candidates[:half]) + overflowing(candidates[half:])
+
+    losses, new, value, gradient = run(carry.alive)
+    if not _finite(gradient):
+        alive = new.alive.clone()
+        alive[overflowing(new.alive.nonzero().squeeze(1))] = False
+        losses, new, value, gradient = run(alive)
+    return Estimate(value, gradient, losses, new, int((carry.alive & ~new.alive).sum()))
+
+
+def _finite(gradient: Params) -> bool:
+    return all(bool(torch.isfinite(g).all()) for g in gradient.values())
