@@ -12,11 +12,13 @@ from meta_teleport.teleportation.objectives import Loss, Objective, gradient_nor
 
 
 class Teleport(NamedTuple):
-    """The moved parameters, and the objective ``(tasks,)`` where the search started and where it ended."""
+    """The moved parameters, the objective ``(tasks,)`` where the search started and where it ended, and the length of
+    the way ``(tasks,)``: the sum of the Frobenius norms of the algebra coordinates of all steps that were kept."""
 
     params: Params
     before: Tensor
     after: Tensor
+    length: Tensor
 
 
 def ascend(
@@ -38,15 +40,16 @@ def ascend(
     """
     best: Params = detach(params)
     point, direction = best, None
-    first = value = scale = None
+    first = value = scale = length = None
     for _ in range(steps + 1):
         reached, slope = _slope(symmetry, point, inputs, loss, objective)
         if value is None:
             first = value = reached
             scale = torch.as_tensor(size, dtype=value.dtype, device=value.device).expand_as(value)
-            direction = slope
+            direction, length = slope, torch.zeros_like(value)
         else:
-            better = reached > value
+            better = (reached > value) & torch.isfinite(reached)
+            length = torch.where(better, length + scale, length)
             best, value = where(better, point, best), torch.where(better, reached, value)
             direction = [
                 torch.where(per_task(better, new), new, old) for new, old in zip(slope, direction, strict=True)
@@ -54,7 +57,7 @@ def ascend(
             scale = torch.where(better, scale, scale / 2)
         with torch.no_grad():
             point = symmetry.act(best, symmetry.exp([per_task(scale, d) * d for d in direction]), inputs)
-    return Teleport(best, first, value)
+    return Teleport(best, first, value, length)
 
 
 def random_algebra(like: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
