@@ -1,0 +1,64 @@
+"""Every command and every Python snippet of the README runs, on small settings, in the order in which it stands there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SMALL = {
+    "train": ["--task.width", "4", "--rule.hidden_size", "8", "--training.meta_steps", "2", "--training.tasks", "4"],
+    "evaluate": ["--tasks", "4", "--steps", "12"],
+    "info": [],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "".join(blocks("sh")).splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("meta-teleport ")]
+
+
+def test_the_readme_has_what_is_tested_here() -> None:
+    assert {command[0] for command in commands()} == set(SMALL)
+    assert len(blocks("python")) >= 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every command of the README has run."""
+    path = tmp_path_factory.mktemp("readme")
+    for command in commands():
+        program = [sys.executable, "-m", "meta_teleport", *command, *SMALL[command[0]]]
+        result = subprocess.run(program, cwd=path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+    return path
+
+
+def test_commands_leave_a_run_and_an_evaluation(folder: Path) -> None:
+    assert (folder / "runs/small/evaluation.json").exists()
+
+
+def test_python_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(re.sub(r"(tasks|steps)=\d+", r"\1=4", block), "README.md", "exec"), names)
+    losses, moved = names["tasks"].loss, names["moved"]
+    ratio = losses(moved.params, names["step"]) / losses(names["tasks"].params, names["step"])
+    assert ((ratio - 1).abs() < 1e-9).all()
+    assert (moved.after > moved.before).all()
+
+
+def test_targets_of_the_readme_exist() -> None:
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    targets = set(re.findall(r"make ([a-z]+)", "".join(blocks("sh"))) + re.findall(r"`make ([a-z]+)`", README))
+    assert {"train", "test", "verify"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
