@@ -1,4 +1,4 @@
-"""Every command and every Python snippet of the README runs, on small settings, in the order in which it stands there."""
+"""Every command and every Python snippet of the README runs, on small settings and in the order of the text."""
 
 import re
 import shlex
