@@ -8,7 +8,7 @@ Everything a rule reads and writes is batched: tensors ``(tasks, ...)``. A state
 leaves all have the task dimension in front, so that single tasks can be replaced.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ def shapes_of(params: Params, symmetry: Symmetry) -> Shapes:
     )
 
 
-class Rule(nn.Module):
+class Rule(nn.Module, ABC):
     """A learned or hand-written optimizer. Its ``nn.Parameter``s, if any, are the meta-parameters phi.
 
     Rules that learn take ``shapes`` as their first argument if their sizes depend on the network, and only plain
