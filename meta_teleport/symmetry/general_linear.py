@@ -25,19 +25,29 @@ from meta_teleport.symmetry.site import Layer, LayerInput, Site
 def invert_columns(x: Tensor) -> Tensor:
     """``X^+`` of shape ``(*tasks, n, d)`` for X ``(*tasks, d, n)`` of full rank; computed in float64, differentiable.
 
-    Square: the inverse. Tall (n < d): ``R^-1 Q^T`` from X = QR, which does not square the condition number. Wide:
-    by singular values.
+    Square: the inverse. Tall (n < d): ``R^-1 Q^T`` from X = QR, which does not square the condition number. Wide, and
+    square but singular (a dead unit): by singular values. No task of the batch makes this fail for the others.
     """
     d, n = x.shape[-2:]
     wide = x.double()
     if n == d:
-        result = torch.linalg.inv(wide)
+        result, info = torch.linalg.inv_ex(wide)
+        if bool(info.any()):
+            singular = (info != 0)[..., None, None]
+            others = torch.eye(d, dtype=wide.dtype, device=wide.device)
+            result = torch.where(singular, _by_singular_values(torch.where(singular, wide, others)), result)
     elif n < d:
         q, r = torch.linalg.qr(wide)
         result = torch.linalg.solve_triangular(r, q.mT, upper=True)
     else:
-        result = torch.linalg.pinv(wide)
+        result = _by_singular_values(wide)
     return result.to(x.dtype)
+
+
+def _by_singular_values(x: Tensor) -> Tensor:
+    """``torch.linalg.pinv``, which raises for the whole batch if one matrix is not finite; here that one gives nan."""
+    finite = torch.isfinite(x).all(-1, keepdim=True).all(-2, keepdim=True)
+    return torch.where(finite, torch.linalg.pinv(torch.where(finite, x, 0.0)), torch.nan)
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,28 @@ index tensors ``(*tasks, k)`` without an algebra.
 """
 
 from dataclasses import dataclass
-from math import ceil, factorial, isfinite, log2
+from math import ceil, factorial, log2
 
 import torch
 from torch import Tensor
 
 TAYLOR_DEGREES = (2, 4, 6, 9, 12, 16)
+NORM_LIMIT = 1024.0
 
 
 def matrix_exp(a: Tensor) -> Tensor:
     """``exp(a)`` for a batch of matrices ``(*tasks, k, k)``, by scaling, a Taylor polynomial and squaring.
 
     Equal to ``torch.linalg.matrix_exp`` to rounding and several times faster, forward and backward, on batches of
-    small matrices near zero: degree and scaling are chosen once for the whole batch, from its largest norm.
+    small matrices near zero: degree and scaling are chosen once for the whole batch, from its largest norm. A matrix
+    of Frobenius norm above ``NORM_LIMIT`` gives nan and leaves the others alone.
     """
-    size = float(torch.linalg.vector_norm(a.detach(), dim=(-2, -1)).max()) if a.numel() else 0.0
-    squarings = max(0, ceil(log2(size))) if isfinite(size) and size > 1 else 0
+    norms = torch.linalg.vector_norm(a.detach(), dim=(-2, -1))
+    size = float(norms.max()) if a.numel() else 0.0
+    if not size <= NORM_LIMIT:
+        near = norms <= NORM_LIMIT
+        a, size = torch.where(near[..., None, None], a, torch.nan), float(torch.where(near, norms, 0).max())
+    squarings = max(0, ceil(log2(size))) if size > 1 else 0
     a, size = a / 2**squarings, size / 2**squarings
     tolerance = torch.finfo(a.dtype).eps / 4 / 2**squarings
     degree = next((m for m in TAYLOR_DEGREES if size ** (m + 1) / factorial(m + 1) < tolerance), TAYLOR_DEGREES[-1])

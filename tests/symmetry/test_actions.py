@@ -1,0 +1,123 @@
+"""Every action on every activation, with and without biases, at depth 2 and 3: the laws and what breaks them."""
+
+import laws
+import pytest
+import torch
+from cases import (
+    CASES,
+    COMPOSITION_CASES,
+    DATA_CASES,
+    EXACT_CASES,
+    FIRST_ORDER_CASES,
+    IDENTITY_CASES,
+    NARROW_CASES,
+    TASKS,
+    WIDE_CASES,
+    Case,
+    build,
+    elements,
+)
+from torch import Tensor
+
+from meta_teleport.symmetry.symmetry import ACTIONS
+
+SMOOTH_CASES = [case for case in CASES if case.action != "permutation"]
+
+
+def algebra(case: Case, size: float, generator: torch.Generator, device: str = "cpu") -> list[Tensor]:
+    groups = [site.group for site in case.symmetry.sites]
+    return [g.sample_algebra(TASKS, generator=generator, size=size, dtype=torch.float64, device=device) for g in groups]
+
+
+def test_the_lists_are_not_empty() -> None:
+    lists = (CASES, IDENTITY_CASES, COMPOSITION_CASES, EXACT_CASES, DATA_CASES, SMOOTH_CASES)
+    assert [len(cases) for cases in lists] >= [100, 100, 80, 40, 60, 60]
+    assert min(len(cases) for cases in (FIRST_ORDER_CASES, NARROW_CASES, WIDE_CASES)) >= 20
+    assert {case.action for case in CASES} == set(ACTIONS)
+    assert {len(case.widths) for case in CASES} == {3, 4}
+
+
+@pytest.mark.parametrize("case", IDENTITY_CASES, ids=str)
+def test_identity_moves_nothing(case: Case, device: str) -> None:
+    laws.identity_moves_nothing(build(case, device=device))
+
+
+@pytest.mark.parametrize("case", NARROW_CASES, ids=str)
+def test_identity_law_rejects_plain_forms_on_narrow_batches(case: Case) -> None:
+    laws.must_fail(laws.identity_moves_nothing, build(case))
+
+
+@pytest.mark.parametrize("case", COMPOSITION_CASES, ids=str)
+def test_composition(case: Case, device: str) -> None:
+    instance = build(case, device=device)
+    laws.composition(instance, elements(instance, 1), elements(instance, 2))
+
+
+def test_composition_rejects_displacement_b_on_narrow_batches() -> None:
+    cases = [c for c in DATA_CASES if c.action == "pseudo_inverse" and c.displacement]
+    assert cases
+    for case in cases:
+        instance = build(case)
+        laws.must_fail(laws.composition, instance, elements(instance, 1), elements(instance, 2))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_invariance_on_the_batch(case: Case, device: str) -> None:
+    instance = build(case, device=device)
+    laws.invariance(instance, elements(instance))
+    assert all(instance.symmetry.exact_on(instance.params, instance.inputs))
+
+
+@pytest.mark.parametrize("case", EXACT_CASES, ids=str)
+def test_exact_actions_keep_the_function_everywhere(case: Case, generator: torch.Generator, device: str) -> None:
+    instance = build(case, device=device)
+    elsewhere = torch.randn(TASKS, 30, case.widths[0], generator=generator, dtype=torch.float64).to(device)
+    laws.invariance(instance, elements(instance), inputs=elsewhere)
+
+
+def test_data_dependent_actions_do_not_keep_the_function_elsewhere(generator: torch.Generator) -> None:
+    for case in [c for c in DATA_CASES if c.activation == "leaky_relu"]:
+        instance = build(case)
+        elsewhere = torch.randn(TASKS, 30, case.widths[0], generator=generator, dtype=torch.float64)
+        laws.must_fail(laws.invariance, instance, elements(instance), inputs=elsewhere)
+
+
+@pytest.mark.parametrize("case", FIRST_ORDER_CASES, ids=str)
+def test_invariance_rejects_the_first_order_pair(case: Case, generator: torch.Generator) -> None:
+    instance = build(case)
+    moves = instance.symmetry.exp(algebra(case, 1.0, generator))
+    laws.must_fail(laws.invariance, instance, moves)
+    assert not any(instance.symmetry.exact_on(instance.params, instance.inputs))
+
+
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_invariance_rejects_batches_wider_than_the_layer(case: Case) -> None:
+    instance = build(case)
+    laws.must_fail(laws.invariance, instance, elements(instance), tolerance=1e-3)
+    assert not any(instance.symmetry.exact_on(instance.params, instance.inputs))
+
+
+@pytest.mark.parametrize("case", SMOOTH_CASES, ids=str)
+def test_infinitesimal(case: Case, generator: torch.Generator, device: str) -> None:
+    laws.infinitesimal(build(case, device=device), algebra(case, 1.0, generator, device))
+
+
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_infinitesimal_rejects_batches_wider_than_the_layer(case: Case, generator: torch.Generator) -> None:
+    laws.must_fail(laws.infinitesimal, build(case), algebra(case, 1.0, generator))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_batch_of_tasks_is_a_loop_over_them(case: Case, device: str) -> None:
+    instance = build(case, device=device)
+    laws.batch_is_loop(instance, elements(instance))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_drift_in_float32(case: Case, generator: torch.Generator, device: str) -> None:
+    instance = build(case, dtype=torch.float32, device=device)
+    groups = [site.group for site in instance.symmetry.sites]
+    moves = [g.sample(TASKS, generator=generator, size=0.5, dtype=torch.float32, device=device) for g in groups]
+    moved = instance.symmetry.act(instance.params, moves, instance.inputs)
+    before, after = laws.loss(instance, instance.params), laws.loss(instance, moved)
+    assert bool(((after - before).abs() <= 1e-4 * before.clamp(min=1)).all()), (before, after)

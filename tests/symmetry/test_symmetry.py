@@ -1,0 +1,167 @@
+"""What a symmetry offers beside its action: activations, exactness, refusals and their texts."""
+
+import laws
+import pytest
+import torch
+from cases import Case, build
+
+from meta_teleport.activations import ACTIVATIONS, activation
+from meta_teleport.errors import UserError
+from meta_teleport.models import MLP
+from meta_teleport.symmetry.general_linear import invert_columns
+from meta_teleport.symmetry.site import LayerInput
+from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.symmetry.views import View
+
+DEEP = Case("general_linear", "leaky_relu", True, (6, 7, 5, 4), 4)
+
+
+def test_hidden_gives_the_activations_of_every_site() -> None:
+    instance = build(DEEP)
+    p, x = instance.params, instance.inputs
+    first = instance.model.activation(x @ p["layers.0.weight"].mT + p["layers.0.bias"].unsqueeze(1))
+    second = instance.model.activation(first @ p["layers.1.weight"].mT + p["layers.1.bias"].unsqueeze(1))
+    hidden = instance.symmetry.hidden(p, x)
+    assert [tuple(h.shape) for h in hidden] == [(3, 7, 4), (3, 5, 4)]
+    laws.assert_close(hidden[0], first.mT, 1e-14)
+    laws.assert_close(hidden[1], second.mT, 1e-14)
+    again = instance.symmetry.hidden(p, LayerInput(x.mT))
+    assert all(torch.equal(a, b) for a, b in zip(hidden, again, strict=True))
+
+
+def test_the_group_acts_on_the_hidden_activations(generator: torch.Generator) -> None:
+    instance = build(DEEP)
+    g = [s.group.sample(3, generator=generator, size=0.5, dtype=torch.float64) for s in instance.symmetry.sites]
+    moved = instance.symmetry.act(instance.params, g, instance.inputs)
+    before = instance.symmetry.hidden(instance.params, instance.inputs)
+    after = instance.symmetry.hidden(moved, instance.inputs)
+    for element, h, gh in zip(g, before, after, strict=True):
+        laws.assert_close(gh, element @ h, 1e-10)
+
+
+def test_prepared_inputs_give_the_same_move(generator: torch.Generator) -> None:
+    instance = build(DEEP)
+    g = [s.group.sample(3, generator=generator, dtype=torch.float64) for s in instance.symmetry.sites]
+    prepared = instance.symmetry.prepare(instance.inputs)
+    assert prepared.pseudo_inverse is not None and prepared.pseudo_inverse.shape == (3, 4, 7)
+    plain = instance.symmetry.act(instance.params, g, instance.inputs)
+    laws.params_close(instance.symmetry.act(instance.params, g, prepared), plain, 1e-14)
+
+
+def test_acting_moves_nothing_in_place(generator: torch.Generator) -> None:
+    instance = build(DEEP)
+    before = {name: p.clone() for name, p in instance.params.items()}
+    g = [s.group.sample(3, generator=generator, dtype=torch.float64) for s in instance.symmetry.sites]
+    instance.symmetry.act(instance.params, g, instance.inputs)
+    assert all(torch.equal(before[name], p) for name, p in instance.params.items())
+
+
+def test_exact_on_counts_points_and_checks_the_rank() -> None:
+    instance = build(DEEP)
+    symmetry, params, x = instance.symmetry, instance.params, instance.inputs
+    assert symmetry.exact_on(params, x) == (True, True)
+    assert symmetry.exact_on(params, torch.cat([x, x + 1], 1)) == (False, True)
+    assert symmetry.exact_on(params, torch.cat([x, x + 1, x - 1], 1)) == (False, False)
+    repeated = torch.cat([x[:, :3], x[:, :1]], 1)
+    assert symmetry.exact_on(params, repeated) == (False, True)
+
+
+def test_limits_per_site() -> None:
+    params = build(DEEP).params
+    assert [site.limit(params) for site in DEEP.symmetry.sites] == [7, 8]
+    other = Case("pseudo_inverse", "tanh", False, (6, 7, 5, 4), 4)
+    assert [site.limit(build(other).params) for site in other.symmetry.sites] == [7, 5]
+    exact = Case("permutation", "tanh", False, (6, 7, 5, 4), 4)
+    assert [site.limit(build(exact).params) for site in exact.symmetry.sites] == [None, None]
+
+
+def test_require_exact_names_both_numbers_and_the_option() -> None:
+    instance = build(DEEP)
+    instance.symmetry.require_exact(instance.params, 7, "allow_drift")
+    with pytest.raises(UserError) as error:
+        instance.symmetry.require_exact(instance.params, 9, "allow_drift")
+    assert str(error.value) == (
+        "site 'layers.0' keeps the loss on at most 7 points and the batch has 9: use fewer points, a wider layer, "
+        "or allow_drift to accept the drift"
+    )
+
+
+REFUSALS = [
+    ("tanh", "general_linear", "gl", "action 'general_linear' needs an activation that is a bijection of the real "
+     "line, and 'tanh' is not: use leaky_relu, asinh or identity, or action 'pseudo_inverse'"),
+    ("relu", "linear", "gl", "action 'linear' needs activation 'identity', not 'relu'"),
+    ("sigmoid", "scaling", "gl", "action 'scaling' needs a positively homogeneous activation, and 'sigmoid' is not"),
+    ("relu", "rotation", "gl", "unknown action 'rotation': choose one of general_linear, pseudo_inverse, linear, "
+     "scaling, permutation"),
+    ("relu", "pseudo_inverse", "su3", "unknown group 'su3': choose one of gl, orthogonal, first_order"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "action", "group", "text"), REFUSALS)
+def test_refusals(name: str, action: str, group: str, text: str) -> None:
+    with pytest.raises(UserError) as error:
+        mlp_symmetry(MLP((4, 5, 3), name), action, group)
+    assert str(error.value) == text
+
+
+def test_every_activation_without_an_inverse_is_refused_by_action_a() -> None:
+    refused = [name for name, a in ACTIVATIONS.items() if a.inverse is None]
+    assert len(refused) >= 5
+    for name in refused:
+        with pytest.raises(UserError, match=f"'{name}' is not"):
+            mlp_symmetry(MLP((4, 5, 3), name), "general_linear")
+
+
+def test_unknown_activation() -> None:
+    with pytest.raises(UserError) as error:
+        activation("swish")
+    assert str(error.value) == f"unknown activation 'swish': choose one of {', '.join(ACTIVATIONS)}"
+
+
+def test_one_element_per_site() -> None:
+    instance = build(DEEP)
+    with pytest.raises(UserError) as error:
+        instance.symmetry.act(instance.params, [torch.eye(7)], instance.inputs)
+    assert str(error.value) == "1 elements for 2 sites: give one per site, in the order of .sites"
+
+
+@pytest.mark.parametrize("action", ["general_linear", "pseudo_inverse"])
+def test_data_dependent_actions_want_inputs(action: str) -> None:
+    case = Case(action, "identity", False, (6, 5, 4), 4)
+    instance = build(case)
+    g = [site.group.identity(3, dtype=torch.float64) for site in instance.symmetry.sites]
+    with pytest.raises(UserError) as error:
+        instance.symmetry.act(instance.params, g)
+    assert str(error.value) == "site 'layers.0' acts on a batch: pass the inputs of the network to act"
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (6, 4), (4, 6)], ids=str)
+def test_invert_columns_is_the_pseudo_inverse(shape: tuple[int, int], generator: torch.Generator, device: str) -> None:
+    x = torch.randn(3, *shape, generator=generator, dtype=torch.float64).to(device)
+    laws.assert_close(invert_columns(x), torch.linalg.pinv(x), 1e-11)
+    assert invert_columns(x.float()).dtype == torch.float32
+    x = x[:1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(invert_columns, x)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 5)], ids=str)
+def test_one_task_without_an_inverse_leaves_the_others_alone(
+    shape: tuple[int, int], generator: torch.Generator, device: str
+) -> None:
+    x = torch.randn(3, *shape, generator=generator, dtype=torch.float64).to(device)
+    expected = torch.linalg.pinv(x[[0, 2]])
+    x[1, 1] = 0
+    laws.assert_close(invert_columns(x), torch.linalg.pinv(x), 1e-11)
+    x[1] = torch.nan
+    result = invert_columns(x)
+    laws.assert_close(result[[0, 2]], expected, 1e-11)
+    assert bool(torch.isnan(result[1]).all())
+
+
+def test_views_restore_what_they_show(generator: torch.Generator) -> None:
+    for view, shape in ((View("w", -2, 2), (4, 5)), (View("w", -1, 2), (4, 5)), (View("b", -1, 1), (4,)),
+                        (View("c", -4, 4), (6, 5, 3, 3)), (View("c", -3, 4), (6, 5, 3, 3))):  # fmt: skip
+        parameter = torch.randn(2, *shape, generator=generator)
+        units = view.units(parameter)
+        assert units.shape[:2] == (2, shape[view.axis])
+        assert torch.equal(view.restore(units, parameter), parameter)
