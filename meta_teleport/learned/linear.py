@@ -16,19 +16,37 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+ROWS = 32
 
 class _Sum:
-    """The gradient of one weight and its bias, as far as it has been summed."""
+    """The gradient of one weight and its bias, summed in place over uses; few rows wait until they are worth it."""
 
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    def __init__(self) -> None:
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, delta: Tensor, x: Tensor) -> None:
+        self.waiting.append((delta, x))
+        if len(self.waiting) * len(x) >= ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.waiting:
+            return
+        delta, x = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in zip(*self.waiting, strict=True))
+        self.waiting.clear()
         if self.weight is None:
             self.weight, self.bias = delta.t() @ x, delta.sum(0)
         else:
             self.weight.addmm_(delta.t(), x)
             self.bias.add_(delta.sum(0))
+
+    def take(self) -> tuple[Tensor | None, Tensor | None]:
+        self.flush()
+        total = self.weight, self.bias
+        self.weight = self.bias = None
+        return total
 
 
 class _Gather(Function):
@@ -41,9 +59,7 @@ class _Gather(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        weight, bias = ctx.total.weight, ctx.total.bias
-        ctx.total.weight = ctx.total.bias = None
-        return weight, bias, None
+        return *ctx.total.take(), None
 
 
 class _Use(Function):
