@@ -34,7 +34,7 @@ $(VENV)/.stamp: pyproject.toml
 	$(PY) -m pip install --quiet --upgrade "pip>=25"
 	$(PY) -m pip install --quiet $(LEARN2LEARN_TOOLS)
 	$(PY) -m pip install --quiet torch torchvision
-	$(PY) -m pip install --quiet --editable ".[dev]"
+	$(PY) -m pip install -qq --editable ".[dev]"
 	$(PY) -m pip install --quiet $(LEARN2LEARN_NEEDS)
 	$(PY) -m pip install --quiet $(LEARN2LEARN)
 	@rm -f $(VENV)/.incomplete

@@ -5,12 +5,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SMALL = {
-    "train": ["--task.width", "4", "--rule.hidden_size", "8", "--training.meta_steps", "2", "--training.tasks", "4"],
+    "train": ["--training.meta_steps", "2", "--training.tasks", "4", "--training.horizon", "10"],
     "evaluate": ["--tasks", "4", "--steps", "12"],
     "info": [],
 }
@@ -47,7 +48,7 @@ def test_commands_leave_a_run_and_an_evaluation(folder: Path) -> None:
 
 def test_python_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for block in blocks("python"):
         exec(compile(re.sub(r"(tasks|steps)=\d+", r"\1=4", block), "README.md", "exec"), names)
     losses, moved = names["tasks"].loss, names["moved"]
