@@ -39,7 +39,7 @@ def per_task(a: float | Tensor, like: Tensor) -> float | Tensor:
 
 def dot(x: Params, y: Params) -> Tensor:
     """The inner product of two parameter sets, one number per task, shape ``(tasks,)``."""
-    return torch.stack([(x[name] * y[name]).flatten(1).sum(1) for name in x]).sum(0)
+    return torch.stack([rows(x[name] * y[name]).sum(1) for name in x]).sum(0)
 
 
 def norm(x: Params) -> Tensor:
@@ -49,15 +49,20 @@ def norm(x: Params) -> Tensor:
 
 def flatten(params: Params) -> Tensor:
     """All parameters of each task as one row, in the order of the dict: shape ``(tasks, size)``."""
-    return torch.cat([tensor.flatten(1) for tensor in params.values()], dim=1)
+    return torch.cat([rows(tensor) for tensor in params.values()], dim=1)
 
 
-def unflatten(rows: Tensor, like: Params) -> Params:
-    """The inverse of :func:`flatten`: rows ``(tasks, size)`` in the names and shapes of ``like``."""
+def rows(tensor: Tensor) -> Tensor:
+    """One parameter ``(tasks, *shape)`` as ``(tasks, size)``; size 1 where it is one number per task."""
+    return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
+
+
+def unflatten(flat: Tensor, like: Params) -> Params:
+    """The inverse of :func:`flatten`: ``flat`` ``(tasks, size)`` in the names and shapes of ``like``."""
     sizes = [prod(tensor.shape[1:]) for tensor in like.values()]
-    pieces = rows.split(sizes, dim=1)
+    pieces = flat.split(sizes, dim=1)
     return {
-        name: piece.reshape(rows.shape[:1] + tensor.shape[1:])
+        name: piece.reshape(flat.shape[:1] + tensor.shape[1:])
         for (name, tensor), piece in zip(like.items(), pieces, strict=True)
     }
 
@@ -70,3 +75,12 @@ def where(mask: Tensor, yes: Params, no: Params) -> Params:
 def detach(params: Params) -> Params:
     """The same numbers, cut from the graph that made them."""
     return {name: tensor.detach() for name, tensor in params.items()}
+
+
+def aliases(params: Params) -> Params:
+    """The same numbers as nodes of their own in the graph.
+
+    A derivative by one of them stops there. Without this, where one parameter was computed from another (a
+    teleport recomputes what the layers above it see), the derivative by the latter would run through the former.
+    """
+    return {name: tensor.view_as(tensor) for name, tensor in params.items()}

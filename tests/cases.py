@@ -1,7 +1,8 @@
 """What the laws are tested on: networks with data, group elements and the groups themselves.
 
 Networks are drawn so that every layer sees both signs and every matrix that an action inverts has condition number
-at most 100 (wide batches, which only negative controls use, excepted). Each case is a batch of three tasks whose inputs have condition numbers 1, 10 and 100.
+at most 100 (wide batches, which only negative controls use, excepted). Each case is a batch of three tasks whose
+inputs have condition numbers 1, 10 and 100.
 """
 
 from dataclasses import dataclass, replace
@@ -68,7 +69,7 @@ class Instance:
 
 
 def conditioned(rows: int, columns: int, conditions: Tensor, generator: torch.Generator) -> Tensor:
-    """Random matrices ``(len(conditions), rows, columns)`` with these condition numbers and singular values around 1."""
+    """Random matrices ``(len(conditions), rows, columns)`` with these condition numbers, singular values near 1."""
     count, rank = len(conditions), min(rows, columns)
     u, _, v = torch.linalg.svd(
         torch.randn(count, rows, columns, generator=generator, dtype=torch.float64), full_matrices=False

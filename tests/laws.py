@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from meta_teleport.learned.rule import Observation, Rule
-from meta_teleport.params import Params, flatten, functional
+from meta_teleport.params import Params, flatten, functional, rows
 from meta_teleport.symmetry.groups import Group
 
 
@@ -22,8 +22,8 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float | Tensor, sc
     """``|actual - expected| <= tolerance max(|expected|, scale)`` in the Euclidean norm of each task."""
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     assert bool(torch.isfinite(actual).all()), "not finite"
-    error = (actual - expected).flatten(1).norm(dim=1)
-    size = expected.flatten(1).norm(dim=1).clamp(min=torch.as_tensor(scale, dtype=expected.dtype).max())
+    error = rows(actual - expected).norm(dim=1)
+    size = rows(expected).norm(dim=1).clamp(min=torch.as_tensor(scale, dtype=expected.dtype).max())
     assert bool((error <= tolerance * size).all()), f"error {error.tolist()} at size {size.tolist()}, {tolerance}"
 
 
@@ -132,7 +132,7 @@ def infinitesimal(instance: Instance, algebra: Sequence[Tensor]) -> None:
     moved = instance.symmetry.act(instance.params, instance.symmetry.exp(scaled), instance.inputs)
     value = loss(instance, moved)
     (slope,) = torch.autograd.grad(value.sum(), t)
-    identity = [torch.zeros_like(g) + torch.eye(g.shape[-1]).to(g) if g.ndim > 2 else torch.ones_like(g) for g in algebra]
+    identity = instance.symmetry.exp([torch.zeros_like(a) for a in algebra])
     assert bool((slope.abs() <= formula(instance, identity) * value.detach()).all()), slope.tolist()
 
 

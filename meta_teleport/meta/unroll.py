@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from meta_teleport.learned.rule import Observation, Proposal, Rule
-from meta_teleport.params import Params, axpy, per_task, where
+from meta_teleport.params import Params, aliases, axpy, per_task, where
 from meta_teleport.tasks.family import Tasks
 
 FAILURE_FACTOR = 1e6
@@ -109,8 +109,8 @@ def unroll(
 
 
 def _evaluate(tasks: Tasks, params: Params, step: Tensor) -> tuple[Params, Tensor]:
-    """The loss with a graph down to the parameters, which are made leaves where no meta-gradient is wanted."""
-    point = params if torch.is_grad_enabled() else _leaves(params)
+    """The loss with a graph down to aliases of the parameters, or to leaves where no meta-gradient is wanted."""
+    point = aliases(params) if torch.is_grad_enabled() else _leaves(params)
     with torch.enable_grad():
         return point, tasks.loss(point, step)
 

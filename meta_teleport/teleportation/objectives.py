@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from meta_teleport.params import Params
+from meta_teleport.params import Params, aliases, rows
 
 Loss = Callable[[Params], Tensor]
 Objective = Callable[[Loss, Params], Tensor]
@@ -17,5 +17,6 @@ def gradient_norm(loss: Loss, params: Params) -> Tensor:
     The initial rate of decrease of the loss under gradient flow, which the paper's teleports maximise (Zhao et al.
     2024, section 3). ``loss`` maps params to ``(tasks,)``; params must require gradients or depend on what does.
     """
-    gradients = torch.autograd.grad(loss(params).sum(), list(params.values()), create_graph=True)
-    return torch.stack([g.square().flatten(1).sum(1) for g in gradients]).sum(0)
+    point = aliases(params)
+    gradients = torch.autograd.grad(loss(point).sum(), list(point.values()), create_graph=True)
+    return torch.stack([rows(g.square()).sum(1) for g in gradients]).sum(0)

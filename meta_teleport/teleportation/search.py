@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meta_teleport.params import Params, detach, per_task, where
+from meta_teleport.params import Params, aliases, detach, per_task, where
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.objectives import Loss, Objective, gradient_norm
@@ -73,11 +73,15 @@ def _same_norm(t: Tensor, drawn: Tensor) -> Tensor:
 def _slope(
     symmetry: Symmetry, params: Params, inputs: LayerInput, loss: Loss, objective: Objective
 ) -> tuple[Tensor, list[Tensor]]:
-    """The objective and its unit gradient with respect to the algebra coordinates at the identity."""
+    """The objective and its unit gradient with respect to the algebra coordinates at the identity.
+
+    The parameters are leaves, because an objective may differentiate by those that no site moves, too.
+    """
     tasks, like = next(iter(params.values())).shape[0], next(iter(params.values()))
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     with torch.enable_grad():
         algebra = [like.new_zeros(tasks, *site.group.algebra_shape, requires_grad=True) for site in symmetry.sites]
-        value = objective(loss, symmetry.act(params, symmetry.exp(algebra), inputs))
+        value = objective(loss, aliases(symmetry.act(leaves, symmetry.exp(algebra), inputs)))
         gradients = torch.autograd.grad(value.sum(), algebra)
     norm = torch.stack([g.square().flatten(1).sum(1) for g in gradients]).sum(0).sqrt()
     norm = norm.clamp(min=torch.finfo(norm.dtype).tiny)

@@ -33,8 +33,8 @@ def test_laws_hold_to_the_formula(action: str, displacement: bool, generator: to
     laws.identity_moves_nothing(square)
     laws.composition(square, g, h)
     laws.invariance(square, g)
-    (t,) = [site.group.sample_algebra(TASKS, generator=generator, dtype=torch.float64) for site in square.symmetry.sites]
-    laws.infinitesimal(square, [t])
+    (site,) = square.symmetry.sites
+    laws.infinitesimal(square, [site.group.sample_algebra(TASKS, generator=generator, dtype=torch.float64)])
     laws.batch_is_loop(square, g)
 
 
