@@ -1,0 +1,66 @@
+"""Learned teleportation for PyTorch: optimizers that move along the symmetries of a network's loss.
+
+Public names are loaded when they are first used, so that importing the package costs little more than nothing.
+
+Letters in shapes, everywhere in this package:
+
+    *tasks   leading task dimensions: many problems side by side
+    n        data points
+    d        fan-in: inputs of a layer
+    k        width: units of a hidden layer, the size of the group
+    m        fan-out: outputs of a layer
+    s        steps
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meta_teleport.errors import UserError as UserError
+    from meta_teleport.evaluation import Evaluation as Evaluation
+    from meta_teleport.evaluation import evaluate as evaluate
+    from meta_teleport.learned.load import load as load
+    from meta_teleport.learned.load import save as save
+    from meta_teleport.learned.lstm import LSTMLrTele as LSTMLrTele
+    from meta_teleport.learned.lstm import LSTMUpdate as LSTMUpdate
+    from meta_teleport.learned.lstm import LSTMUpdateTele as LSTMUpdateTele
+    from meta_teleport.learned.rule import Rule as Rule
+    from meta_teleport.learned.rule import shapes_of as shapes_of
+    from meta_teleport.meta.training import Training as Training
+    from meta_teleport.meta.training import train as train
+    from meta_teleport.record import Run as Run
+    from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
+    from meta_teleport.tasks.family import TaskFamily as TaskFamily
+    from meta_teleport.tasks.functions import Functions as Functions
+    from meta_teleport.tasks.regression import Regression as Regression
+
+_HOMES = {
+    "UserError": "errors",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
+    "load": "learned.load",
+    "save": "learned.load",
+    "LSTMLrTele": "learned.lstm",
+    "LSTMUpdate": "learned.lstm",
+    "LSTMUpdateTele": "learned.lstm",
+    "Rule": "learned.rule",
+    "shapes_of": "learned.rule",
+    "Training": "meta.training",
+    "train": "meta.training",
+    "Run": "record",
+    "Symmetry": "symmetry.symmetry",
+    "TaskFamily": "tasks.family",
+    "Functions": "tasks.functions",
+    "Regression": "tasks.regression",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'meta_teleport' has no attribute '{name}'")
+    return getattr(import_module(f"meta_teleport.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

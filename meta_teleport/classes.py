@@ -16,9 +16,10 @@ def known(base: type) -> dict[str, type]:
     folder = base.__module__.rpartition(".")[0]
     for module in pkgutil.iter_modules(importlib.import_module(folder).__path__):
         importlib.import_module(f"{folder}.{module.name}")
-    found, queue = {}, [base]
+    found: dict[str, type] = {}
+    queue = [base]
     while queue:
-        below = queue.pop().__subclasses__()
+        below: list[type] = queue.pop().__subclasses__()
         queue += below
         found |= {cls.__name__: cls for cls in below if not inspect.isabstract(cls)}
     return dict(sorted(found.items()))
@@ -47,6 +48,11 @@ def resolve(name: str, base: type, trusted: bool = False) -> type:
             "class of your own as package.module.Class"
         )
     return cls
+
+
+def class_path(cls: type) -> str:
+    """The full path of a class, as :func:`resolve` reads it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def import_module(name: str) -> None:

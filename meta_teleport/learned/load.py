@@ -48,9 +48,9 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
 
     Raises ``UserError`` if there is no config or the file cannot be written.
     """
-    config = config if config is not None else getattr(rule, "config", None)
+    config = config if config is not None else rule.config
     if config is None:
-        raise UserError(f"this {type(rule).__name__} has no config: give save one, {{'rule': {{class_path, init_args}}}}")
+        raise UserError(f"this {type(rule).__name__} has no config: give save one, with its class path and arguments")
     shapes = getattr(rule, "shapes", None)
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -60,7 +60,7 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
         "format": FORMAT,
         "config": config,
         "shapes": None if shapes is None else shapes_to_json(shapes),
-        "meta_step": meta_step if meta_step is not None else getattr(rule, "meta_step", None),
+        "meta_step": meta_step if meta_step is not None else rule.meta_step,
     }
     save_tensors(path, rule.state_dict(), meta)
 

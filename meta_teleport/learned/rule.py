@@ -68,10 +68,13 @@ class Rule(nn.Module, ABC):
     """A learned or hand-written optimizer. Its ``nn.Parameter``s, if any, are the meta-parameters phi.
 
     Rules that learn take ``shapes`` as their first argument if their sizes depend on the network, and only plain
-    numbers, strings and booleans beside it: these are what a run folder stores.
+    numbers, strings and booleans beside it: these are what a run folder stores. ``config`` and ``meta_step`` say
+    how a rule that was loaded has been trained.
     """
 
     observes_hidden = False
+    config: dict[str, Any] | None = None
+    meta_step: int | None = None
 
     @abstractmethod
     def init(self, params: Params, symmetry: Symmetry) -> Any:

@@ -1,0 +1,185 @@
+"""What the command line accepts: flags and config files, turned into the config of a run.
+
+Two passes. The first looks only for what decides how the rest is read: which classes, which modules may be imported,
+which config files, which run. The second is a jsonargparse parser whose flags are those of the chosen classes.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from meta_teleport.classes import class_path, import_module, resolve
+from meta_teleport.errors import UserError
+from meta_teleport.parser import BASES, evaluate_parser, family_parser, info_parser, train_parser
+from meta_teleport.record import Run
+
+DEFAULTS = {"task": "Regression", "rule": "LSTMUpdateTele"}
+CONFIG = ("task", "rule", "training", "seed", "dtype")
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """``run`` is the run to go on with, None for a new one; ``config`` is what is asked for."""
+
+    out: str
+    run: Run | None
+    config: dict[str, Any]
+    device: str
+
+
+class _First(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(message)
+
+
+def parse_train(argv: Sequence[str]) -> TrainArguments:
+    """The arguments of ``train``. With ``--resume`` the stored config is the default and all else must agree.
+
+    Raises ``UserError``.
+    """
+    first = _First(add_help=False, allow_abbrev=False)
+    first.add_argument("--out")
+    first.add_argument("--resume", action="store_true")
+    given, rest = _first_pass(first, argv)
+    files = [_read_config(name) for name in given.config]
+    out = given.out or next((f["out"] for f in reversed(files) if "out" in f), None)
+    resume = given.resume or any(f.get("resume") for f in files)
+    run = Run.open(out) if resume and out is not None else None
+    stored = {} if run is None else run.config
+    specs = {key: _choose(key, getattr(given, key), files, stored.get(key)) for key in BASES}
+    second = [f"--config={name}" for name in given.config] + ([f"--out={given.out}"] if given.out else [])
+    second += [f"--{key}={specs[key]['class_path']}" for key in BASES if getattr(given, key)]
+    args = train_parser(specs, stored).parse([*second, *rest])
+    config = _plain(args)
+    if run is not None:
+        _require_agreement({key: stored[key] for key in config}, config)
+    return TrainArguments(args.out, run, config, args.device)
+
+
+def parse_evaluate(argv: Sequence[str]) -> tuple[Namespace, Run, dict[str, Any]]:
+    """The arguments of ``evaluate``, the run, and the spec of the family to evaluate on.
+
+    Raises ``UserError``.
+    """
+    taken, rest = _split(argv)
+    args = evaluate_parser().parse(rest)
+    for module in args["import"]:
+        import_module(module)
+    run = Run.open(args.run)
+    given, flags = _first_pass(_First(add_help=False, allow_abbrev=False), taken)
+    spec = _choose("task", given.task, [], run.config["task"])
+    return args, run, _plain(family_parser(spec).parse(flags))["task"]
+
+
+def parse_info(argv: Sequence[str]) -> Namespace:
+    """The arguments of ``info``. Raises ``UserError``."""
+    return info_parser().parse(argv)
+
+
+def _first_pass(parser: _First, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Classes, config files and modules (which are imported), and the flags that are left."""
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--import", nargs="*", default=[], dest="modules", action="extend")
+    for key in BASES:
+        parser.add_argument(f"--{key}", f"--{key}.class_path")
+    given, rest = parser.parse_known_args(argv)
+    for module in given.modules:
+        import_module(module)
+    return given, [*rest, *(["--resume"] if getattr(given, "resume", False) else [])]
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    """A config file, checked: it may name classes, but nothing is imported because of it."""
+    try:
+        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config file {name} cannot be read ({error.strerror}): check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {name} is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or "config" in content:
+        raise UserError(f"config file {name} must hold settings as 'name: value', and no other config file")
+    _require_imported(content)
+    return content
+
+
+def _require_imported(content: Any) -> None:
+    if isinstance(content, list):
+        for value in content:
+            _require_imported(value)
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if str(key).split(".")[-1] == "class_path" and isinstance(value, str) and "." in value:
+            resolve(value, object)
+        _require_imported(value)
+
+
+def _choose(key: str, given: str | None, files: list[dict[str, Any]], stored: dict[str, Any] | None) -> dict[str, Any]:
+    """Class path and preset arguments: what was typed, else what a config file says, else the stored or the default."""
+    base, spec = BASES[key], stored or {"class_path": DEFAULTS[key]}
+    spec = _switch(spec, resolve(spec["class_path"], base))
+    for name in (_class_name(f.get(key)) for f in files):
+        if name is not None:
+            spec = _switch(spec, resolve(str(name), base))
+    if given is None:
+        return spec
+    typed = yaml.safe_load(given) if given.lstrip().startswith("{") else {"class_path": given}
+    spec = _switch(spec, resolve(str(_class_name(typed)), base, trusted=True))
+    return {**spec, "init_args": typed["init_args"]} if "init_args" in typed else spec
+
+
+def _switch(spec: dict[str, Any], cls: type) -> dict[str, Any]:
+    """The spec with its arguments if it is of that class, the bare class otherwise."""
+    path = class_path(cls)
+    return spec if spec["class_path"] == path else {"class_path": path}
+
+
+def _plain(args: Namespace) -> dict[str, Any]:
+    """What was parsed as plain JSON values, with the full path of every class."""
+    content: dict[str, Any] = {key: value for key, value in args.as_dict().items() if key in CONFIG}
+    for key in BASES.keys() & content.keys():
+        path = class_path(resolve(content[key]["class_path"], BASES[key]))
+        content[key] = {"class_path": path, "init_args": content[key].get("init_args", {})}
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return plain
+
+
+def _class_name(value: Any) -> Any:
+    return value.get("class_path") if isinstance(value, dict) else value
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The tokens of ``--task`` and ``--task.…`` with their values, and the others."""
+    taken, rest, tokens = [], [], iter(argv)
+    for token in tokens:
+        if not re.match(r"--task(\.|=|$)", token):
+            rest.append(token)
+            continue
+        taken.append(token)
+        if "=" not in token:
+            taken += [value for value in [next(tokens, None)] if value is not None]
+    return taken, rest
+
+
+def _require_agreement(stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    old, new = _flat(stored), _flat(asked)
+    for name in sorted(old.keys() | new.keys(), key=lambda n: (not n.endswith("class_path"), n)):
+        longer = name == "training.meta_steps" and new[name] > old[name]
+        if old.get(name) != new.get(name) and not longer:
+            raise UserError(
+                f"the run in --out has {name} {old.get(name)} and {new.get(name)} was given: leave that flag out, or "
+                "choose another --out (only training.meta_steps may change on --resume, and only grow)"
+            )
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}".replace(".init_args", "")
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

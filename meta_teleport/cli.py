@@ -1,0 +1,237 @@
+"""The program ``meta-teleport``: train, evaluate, info, doctor.
+
+What a user got wrong is one line on standard error and exit code 2; a run that was asked to stop ends with 130.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from meta_teleport.errors import UserError
+
+if TYPE_CHECKING:
+    from meta_teleport.tasks.family import TaskFamily
+
+PROGRAM = "meta-teleport"
+FAILED, INTERRUPTED = 2, 130
+HELP = f"""usage: {PROGRAM} COMMAND ...
+
+Learned teleportation: optimizers that move along the symmetries of a loss.
+
+  train     meta-train a rule on a family of tasks and keep it in a run folder
+  evaluate  compare a trained rule with controls and tuned baselines on held-out tasks
+  info      what a run is and where it stands
+  doctor    versions, compute devices, optional packages
+
+{PROGRAM} COMMAND --help lists the flags of a command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(1, os.getcwd())
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(argv: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "info": _info,
+        "doctor": _doctor,
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0 if argv else FAILED
+    if argv[0] not in commands:
+        raise UserError(f"unknown command '{argv[0]}': choose one of {', '.join(commands)}")
+    return commands[argv[0]](argv[1:])
+
+
+def _train(argv: list[str]) -> int:
+    import torch
+
+    from meta_teleport.arguments import parse_train
+    from meta_teleport.learned.load import build
+    from meta_teleport.meta.training import Training, train
+    from meta_teleport.record import FORMAT, Run
+    from meta_teleport.terminal import stopping, training_bar
+
+    asked = parse_train(argv)
+    config, device = asked.config, _device(asked.device)
+    training = Training(**config["training"])
+    family, shapes = _family(config["task"])
+    rule = build(config["rule"], shapes, config["seed"])
+    if not any(True for _ in rule.parameters()):
+        raise UserError(f"{type(rule).__name__} has no meta-parameters to train: choose another --rule")
+    run, resume = asked.run, asked.run is not None and asked.run.state_path.exists()
+    if run is None:
+        run = Run.create(asked.out, config, _device_name(device))
+    elif run.config["training"] != config["training"]:
+        run.update({"format": FORMAT, **config})
+    if asked.run is not None and not resume:
+        run.rewind(0)
+    with stopping() as should_stop, training_bar(training.meta_steps) as report:
+        try:
+            summary = train(
+                rule,
+                family,
+                training,
+                seed=config["seed"],
+                device=device,
+                dtype=getattr(torch, config["dtype"]),
+                run=run,
+                resume=resume,
+                report=report,
+                should_stop=should_stop,
+            )
+        finally:
+            run.close()
+    failed = f", {summary.failed} tasks failed" if summary.failed else ""
+    if not summary.finished:
+        done = f"stopped after {summary.meta_step} of {training.meta_steps} meta-steps{failed}"
+        print(f"{done}; go on by: {PROGRAM} train --out {asked.out} --resume", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{run.folder}: {summary.meta_step} meta-steps, {summary.seconds:.1f} s{failed}")
+    return 0
+
+
+def _family(spec: dict[str, Any]) -> "tuple[TaskFamily, Any]":
+    """The family and the shapes of its networks. Settings that give no task are the user's to change."""
+    import torch
+
+    from meta_teleport.classes import construct
+    from meta_teleport.learned.rule import shapes_of
+    from meta_teleport.tasks.family import TaskFamily
+
+    family = construct(spec, TaskFamily)
+    try:
+        tasks = family.sample(1, torch.Generator().manual_seed(0))
+    except (RuntimeError, IndexError) as error:
+        raise UserError(f"no task can be drawn with these --task settings ({error}): change them") from error
+    return family, shapes_of(tasks.params, tasks.symmetry)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device that torch can use: choose --device cpu (or auto)")
+    return name
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device
+
+
+def _evaluate(argv: list[str]) -> int:
+    import torch
+
+    from meta_teleport.arguments import parse_evaluate
+    from meta_teleport.evaluation import evaluate, table
+    from meta_teleport.learned.load import load, require_fit
+    from meta_teleport.plots import plot_evaluation
+    from meta_teleport.record import write_json
+    from meta_teleport.terminal import method_bars, show
+
+    args, run, spec = parse_evaluate(argv)
+    device, dtype = _device(args.device), getattr(torch, args.dtype or run.config["dtype"])
+    rule, (family, shapes) = load(run.folder), _family(spec)
+    require_fit(rule, shapes)
+    horizon = run.config["training"]["horizon"]
+    with method_bars() as report:
+        evaluation = evaluate(
+            rule.to(device, dtype),
+            family,
+            horizon=horizon,
+            tasks=args.tasks,
+            steps=args.steps,
+            seed=args.seed,
+            dtype=dtype,
+            device=device,
+            folder=run.folder,
+            report=report,
+        )
+    content, figure = evaluation.to_json(), run.folder / "evaluation.png"
+    drawn = figure.with_name(f".{figure.name}.{os.getpid()}.png")
+    try:
+        plot_evaluation(evaluation, drawn, horizon)
+        write_json(run.folder / "evaluation.json", content)
+        os.replace(drawn, figure)
+    finally:
+        drawn.unlink(missing_ok=True)
+    if args.json:
+        print(json.dumps(content, indent=2))
+    else:
+        show(table(evaluation))
+        print(figure)
+    return 0
+
+
+def _info(argv: list[str]) -> int:
+    from meta_teleport.arguments import parse_info
+    from meta_teleport.checkpoint import load_tensors
+    from meta_teleport.record import Run, read_json
+    from meta_teleport.terminal import show_pairs
+
+    args = parse_info(argv)
+    run = Run.open(args.run)
+    rows = run.metrics()
+    saved = load_tensors(run.rule_path)[1].get("meta_step") if run.rule_path.exists() else None
+    content = {
+        "folder": str(run.folder),
+        "meta_step": saved,
+        "config": run.config,
+        "provenance": read_json(run.folder / "provenance.json"),
+        "last_metrics": rows[-1] if rows else None,
+        "evaluated": (run.folder / "evaluation.json").exists(),
+    }
+    if args.json:
+        print(json.dumps(content, indent=2))
+        return 0
+    steps = run.config["training"]["meta_steps"]
+    state = "no checkpoint yet" if saved is None else f"{saved} of {steps} meta-steps saved"
+    goes_on = f"; go on by: {PROGRAM} train --out {run.folder} --resume" if saved is None or saved < steps else ""
+    print(f"{run.folder}: {state}{goes_on}")
+    show_pairs(_lines({key: content[key] for key in ("config", "provenance", "last_metrics", "evaluated")}))
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    from meta_teleport.doctor import diagnose
+    from meta_teleport.terminal import show_pairs
+
+    if argv in (["-h"], ["--help"]):
+        print(f"usage: {PROGRAM} doctor\n\nPrints versions, compute devices and optional packages.")
+        return 0
+    if argv:
+        raise UserError(f"doctor takes no arguments, and got {' '.join(argv)}: leave them out")
+    show_pairs(diagnose())
+    return 0
+
+
+def _lines(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested dict as pairs of a dotted name and a value."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _lines(value, f"{name}.")
+        else:
+            yield name, "-" if value is None else str(value)

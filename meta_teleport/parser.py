@@ -1,0 +1,114 @@
+"""The flags of the commands, as jsonargparse parsers: names, types, defaults, help."""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from meta_teleport.classes import resolve
+from meta_teleport.errors import UserError
+from meta_teleport.learned.rule import Rule
+from meta_teleport.meta.training import Training
+from meta_teleport.tasks.family import TaskFamily
+
+PROGRAM = "meta-teleport"
+BASES: dict[str, type] = {"task": TaskFamily, "rule": Rule}
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["float32", "float64"]
+LONGEST = 400
+
+
+class Parser(ArgumentParser):
+    """A jsonargparse parser whose help lists the flags of the chosen classes too."""
+
+    chosen: Mapping[str, type] = MappingProxyType({})
+
+    def __init__(self, prog: str, description: str = "") -> None:
+        super().__init__(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+
+    def parse(self, argv: Sequence[str]) -> Namespace:
+        """The parsed flags. Raises ``UserError`` with jsonargparse's message on one line."""
+        try:
+            return self.parse_args(list(argv))
+        except (ArgumentError, argparse.ArgumentError) as error:
+            raise UserError(f"{_one_line(str(error))} (see: {self.prog} --help)") from None
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The help, and the flags of the chosen classes."""
+        parts = [super().format_help(*args, **kwargs)]
+        for key, cls in self.chosen.items():
+            inner = ArgumentParser(prog=PROGRAM, add_help=False, usage=argparse.SUPPRESS)
+            inner.add_class_arguments(cls, key, skip={"shapes"} if key == "rule" else None, sub_configs=False)
+            lines = inner.format_help().strip().splitlines()
+            shown = [line for line in lines if not line.startswith(f"  --{key} CONFIG")]
+            parts.append("\n".join([f"flags of --{key} {cls.__name__}:", "", *shown, ""]))
+        return "\n".join(parts)
+
+
+def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Parser:
+    """Everything ``train`` accepts, for classes and presets ``specs`` and, on resuming, the ``stored`` config."""
+    parser = Parser(
+        f"{PROGRAM} train",
+        "Meta-train a rule on a family of tasks. Ctrl-C saves and stops, --resume goes on bit for bit.",
+    )
+    parser.add_argument("--out", type=str, required=True, help="run folder to make (or, with --resume, to go on with)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own config")
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags win over it")
+    _add_common(parser)
+    parser.add_argument("--seed", type=int, default=stored.get("seed", 0), help="seed of the rule and of the tasks")
+    parser.add_argument("--dtype", type=Dtype, default=stored.get("dtype", "float32"), help="floating point type")
+    parser.add_subclass_arguments(TaskFamily, "task", default=specs["task"], required=False)
+    parser.add_subclass_arguments(Rule, "rule", skip={"shapes"}, default=specs["rule"], required=False)
+    parser.add_class_arguments(Training, "training", sub_configs=False)
+    parser.set_defaults({f"training.{key}": value for key, value in stored.get("training", {}).items()})
+    parser.chosen = {key: resolve(spec["class_path"], BASES[key]) for key, spec in specs.items()}
+    return parser
+
+
+def evaluate_parser() -> Parser:
+    """What ``evaluate`` accepts, but for the flags of the family."""
+    parser = Parser(
+        f"{PROGRAM} evaluate",
+        "Compare a trained rule with controls and tuned baselines on held-out tasks. Further flags "
+        "--task NAME and --task.NAME VALUE, those of train, choose another member of the family.",
+    )
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("--tasks", type=int, default=256, help="number of held-out tasks")
+    parser.add_argument("--steps", type=int | None, help="steps per task (default: 10 times the trained horizon)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the held-out tasks")
+    parser.add_argument("--dtype", type=Dtype | None, help="floating point type (default: that of the training)")
+    parser.add_argument("--json", action="store_true", help="print the JSON of evaluation.json and nothing else")
+    _add_common(parser)
+    return parser
+
+
+def family_parser(spec: dict[str, Any]) -> Parser:
+    """The flags ``--task...`` alone, with the class and presets of ``spec``."""
+    parser = Parser(f"{PROGRAM} evaluate")
+    parser.add_subclass_arguments(TaskFamily, "task", default=spec)
+    return parser
+
+
+def info_parser() -> Parser:
+    """What ``info`` accepts."""
+    parser = Parser(f"{PROGRAM} info", "What a run is and where it stands.")
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    return parser
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", type=Device, default="auto", help="where to compute; auto: CUDA where there is one")
+    parser.add_argument("--import", nargs="*", type=str, default=[], help="modules of your own to import first")
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's message without its layers."""
+    message = re.sub(r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"\1:", " ".join(message.split()))
+    message = re.sub(r'Parser key "([\w.]+)":', r"'\1':", message)
+    message = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", message)
+    message = re.sub(r"Expected a typing.Literal\[(.*?)\]", r"expected one of \1", message)
+    return message if len(message) <= LONGEST else message[:LONGEST] + " ..."
