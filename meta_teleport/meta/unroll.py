@@ -93,7 +93,7 @@ def unroll(
             proposal = _nothing(proposal, alive)
         moved = updated = axpy(1.0, proposal.update, params)
         if proposal.algebra:
-            moved = tasks.symmetry.act(updated, tasks.symmetry.exp(proposal.algebra), inputs)
+            moved = tasks.symmetry.flow(updated, proposal.algebra, inputs)
             if probe is not None:
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1

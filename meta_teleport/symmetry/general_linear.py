@@ -71,7 +71,9 @@ class GeneralLinearSite(Site):
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.producer.names) + super().parameters
 
-    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None) -> Params:
+    def act(
+        self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None
+    ) -> Params:
         if inputs is None:
             raise UserError(f"site '{self.name}' acts on a batch: pass the inputs of the network to act")
         sigma = self.producer.activation
@@ -81,7 +83,7 @@ class GeneralLinearSite(Site):
         z = v @ x
         moved_z = sigma.inverse(self.group.apply(g, sigma(z)))
         v = v + (moved_z - z) @ x_inverse if self.displacement else moved_z @ x_inverse
-        moved = super().act(params, g)
+        moved = super().act(params, g, inputs, inverse)
         return {**moved, **self.producer.split(v)}
 
     def limit(self, params: Params) -> int | None:

@@ -18,16 +18,17 @@ from math import ceil, factorial, log2
 import torch
 from torch import Tensor
 
-TAYLOR_DEGREES = (2, 4, 6, 9, 12, 16)
+TAYLOR_DEGREES = (3, 5, 7, 9, 13, 17)
 NORM_LIMIT = 1024.0
 
 
-def matrix_exp(a: Tensor) -> Tensor:
-    """``exp(a)`` for a batch of matrices ``(*tasks, k, k)``, by scaling, a Taylor polynomial and squaring.
+def matrix_exp_pair(a: Tensor) -> tuple[Tensor, Tensor]:
+    """``exp(a)`` and its inverse ``exp(-a)`` for a batch of matrices ``(*tasks, k, k)``.
 
-    Equal to ``torch.linalg.matrix_exp`` to rounding and several times faster, forward and backward, on batches of
-    small matrices near zero: degree and scaling are chosen once for the whole batch, from its largest norm. A matrix
-    of Frobenius norm above ``NORM_LIMIT`` gives nan and leaves the others alone.
+    By scaling, Taylor polynomials of cosh and sinh, which share the powers of a^2, and squaring. Equal to
+    ``torch.linalg.matrix_exp`` to rounding and several times faster, forward and backward, on batches of small
+    matrices near zero: degree and scaling are chosen once for the whole batch, from its largest norm. A matrix of
+    Frobenius norm above ``NORM_LIMIT`` gives nan and leaves the others alone.
     """
     norms = torch.linalg.vector_norm(a.detach(), dim=(-2, -1))
     size = float(norms.max()) if a.numel() else 0.0
@@ -38,13 +39,27 @@ def matrix_exp(a: Tensor) -> Tensor:
     a, size = a / 2**squarings, size / 2**squarings
     tolerance = torch.finfo(a.dtype).eps / 4 / 2**squarings
     degree = next((m for m in TAYLOR_DEGREES if size ** (m + 1) / factorial(m + 1) < tolerance), TAYLOR_DEGREES[-1])
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    result = eye + a / degree
-    for i in range(degree - 1, 0, -1):
-        result = eye + (a @ result) / i
+    square = a @ a
+    cosh = _even_series(square, degree - 1, 0)
+    sinh = a @ _even_series(square, degree - 1, 1)
+    plus, minus = cosh + sinh, cosh - sinh
     for _ in range(squarings):
-        result = result @ result
+        plus, minus = plus @ plus, minus @ minus
+    return plus, minus
+
+
+def _even_series(square: Tensor, degree: int, shift: int) -> Tensor:
+    """``sum_i a^(2i) / (2i + shift)!`` up to ``degree`` in a, from ``square = a^2``, by Horner's rule."""
+    eye = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+    result = eye + square / ((degree + shift) * (degree + shift - 1))
+    for i in range(degree - 2, 0, -2):
+        result = eye + (square @ result) / ((i + shift) * (i + shift - 1))
     return result
+
+
+def matrix_exp(a: Tensor) -> Tensor:
+    """``exp(a)``, see :func:`matrix_exp_pair`."""
+    return matrix_exp_pair(a)[0]
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,10 @@ class Group:
     def exp(self, algebra: Tensor) -> Tensor:
         """The element ``exp(T)`` for algebra coordinates T."""
         return matrix_exp(algebra)
+
+    def exp_pair(self, algebra: Tensor) -> tuple[Tensor, Tensor]:
+        """``exp(T)`` and its inverse ``exp(-T)``, which saves a solve when both are needed."""
+        return self.exp(algebra), self.exp(-algebra)
 
     def sample(
         self,
@@ -103,6 +122,10 @@ class Group:
         """``g V`` for V of shape ``(*tasks, k, d)``."""
         return g @ v
 
+    def apply_right(self, u: Tensor, g: Tensor) -> Tensor:
+        """``U g`` for U of shape ``(*tasks, m, k)``."""
+        return u @ g
+
     def apply_inverse(self, u: Tensor, g: Tensor) -> Tensor:
         """``U g^-1`` for U of shape ``(*tasks, m, k)``."""
         return torch.linalg.solve(g, u, left=False)
@@ -110,6 +133,9 @@ class Group:
 
 class GL(Group):
     """The general linear group of invertible k x k matrices."""
+
+    def exp_pair(self, algebra: Tensor) -> tuple[Tensor, Tensor]:
+        return matrix_exp_pair(algebra)
 
 
 class FirstOrder(Group):
@@ -138,6 +164,10 @@ class Orthogonal(Group):
     def exp(self, algebra: Tensor) -> Tensor:
         return matrix_exp((algebra - algebra.mT) / 2)
 
+    def exp_pair(self, algebra: Tensor) -> tuple[Tensor, Tensor]:
+        g = self.exp(algebra)
+        return g, g.mT
+
     def apply_inverse(self, u: Tensor, g: Tensor) -> Tensor:
         return u @ g.mT
 
@@ -163,6 +193,9 @@ class PositiveScaling(Group):
 
     def apply(self, g: Tensor, v: Tensor) -> Tensor:
         return g.unsqueeze(-1) * v
+
+    def apply_right(self, u: Tensor, g: Tensor) -> Tensor:
+        return u * g.unsqueeze(-2)
 
     def apply_inverse(self, u: Tensor, g: Tensor) -> Tensor:
         return u / g.unsqueeze(-2)
@@ -200,6 +233,9 @@ class Permutation(Group):
 
     def apply(self, g: Tensor, v: Tensor) -> Tensor:
         return v.gather(-2, g.unsqueeze(-1).expand(v.shape))
+
+    def apply_right(self, u: Tensor, g: Tensor) -> Tensor:
+        return self.apply_inverse(u, self.inverse(g))
 
     def apply_inverse(self, u: Tensor, g: Tensor) -> Tensor:
         return u.gather(-1, g.unsqueeze(-2).expand(u.shape))

@@ -35,10 +35,12 @@ class PseudoInverseSite(Site):
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.producer.names) + tuple(self.consumer.names)
 
-    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None) -> Params:
+    def act(
+        self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None
+    ) -> Params:
         if inputs is None:
             raise UserError(f"site '{self.name}' acts on a batch: pass the inputs of the network to act")
-        moved = super().act(params, g)
+        moved = super().act(params, g, inputs, inverse)
         h = self.consumer.augment(self.producer.forward(params, inputs.columns))
         moved_h = self.consumer.augment(self.producer.forward(moved, inputs.columns))
         u, inverse = self.consumer.augmented(params), invert_columns(moved_h)

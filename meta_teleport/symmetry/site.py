@@ -85,15 +85,21 @@ class Site:
         """The names of the parameters that the site moves, bottom to top."""
         return tuple(view.name for view in self.producers + self.consumers)
 
-    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None) -> Params:
-        """The parameters moved by ``g``; those that the site does not touch are passed through."""
+    def act(
+        self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None
+    ) -> Params:
+        """The parameters moved by ``g``; those that the site does not touch are passed through.
+
+        ``inverse`` is g^-1 where it is known, which saves solving for it.
+        """
         moved = dict(params)
         for view in self.producers:
             units = self.group.apply(g, view.units(moved[view.name]))
             moved[view.name] = view.restore(units, params[view.name])
         for view in self.consumers:
-            units = self.group.apply_inverse(view.units(moved[view.name]).mT, g).mT
-            moved[view.name] = view.restore(units, params[view.name])
+            u = view.units(moved[view.name]).mT
+            u = self.group.apply_inverse(u, g) if inverse is None else self.group.apply_right(u, inverse)
+            moved[view.name] = view.restore(u.mT, params[view.name])
         return moved
 
     def limit(self, params: Params) -> int | None:

@@ -53,10 +53,22 @@ class Symmetry:
         exact for every input need none.
         """
         self._count(elements)
+        return self._walk(params, [(g, None) for g in elements], inputs)
+
+    def flow(self, params: Params, algebra: Sequence[Tensor], inputs: Tensor | LayerInput | None = None) -> Params:
+        """``act`` with ``exp(T)`` for algebra coordinates T, one tensor per site. As the inverse is exp(-T), there is
+        nothing to solve."""
+        self._count(algebra)
+        pairs = [site.group.exp_pair(t) for site, t in zip(self.sites, algebra, strict=True)]
+        return self._walk(params, pairs, inputs)
+
+    def _walk(
+        self, params: Params, pairs: Sequence[tuple[Tensor, Tensor | None]], inputs: Tensor | LayerInput | None
+    ) -> Params:
         last = max((i for i, site in enumerate(self.sites) if site.needs_inputs), default=-1)
         at = self.prepare(inputs) if isinstance(inputs, Tensor) else inputs
-        for i, (site, g) in enumerate(zip(self.sites, elements, strict=True)):
-            params = site.act(params, g, at)
+        for i, (site, (g, inverse)) in enumerate(zip(self.sites, pairs, strict=True)):
+            params = site.act(params, g, at, inverse)
             if at is not None and i < last:
                 at = LayerInput(self.layers[i].forward(params, at.columns))
         return params

@@ -56,7 +56,7 @@ def ascend(
             ]
             scale = torch.where(better, scale, scale / 2)
         with torch.no_grad():
-            point = symmetry.act(best, symmetry.exp([per_task(scale, d) * d for d in direction]), inputs)
+            point = symmetry.flow(best, [per_task(scale, d) * d for d in direction], inputs)
     return Teleport(best, first, value, length)
 
 
@@ -81,7 +81,7 @@ def _slope(
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     with torch.enable_grad():
         algebra = [like.new_zeros(tasks, *site.group.algebra_shape, requires_grad=True) for site in symmetry.sites]
-        value = objective(loss, aliases(symmetry.act(leaves, symmetry.exp(algebra), inputs)))
+        value = objective(loss, aliases(symmetry.flow(leaves, algebra, inputs)))
         gradients = torch.autograd.grad(value.sum(), algebra)
     norm = torch.stack([g.square().flatten(1).sum(1) for g in gradients]).sum(0).sqrt()
     norm = norm.clamp(min=torch.finfo(norm.dtype).tiny)
