@@ -46,7 +46,7 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[s
     except (SafetensorError, KeyError, ValueError) as error:
         raise _cut_off(path) if "ncomplete" in str(error) else _foreign(path) from None
     try:
-        meta = json.loads(header["__metadata__"]["meta"])
+        meta = dict(json.loads(header["__metadata__"]["meta"]))
     except (KeyError, TypeError, ValueError):
         raise _foreign(path) from None
     return {name: tensor.to(device) for name, tensor in tensors.items()}, meta

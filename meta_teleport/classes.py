@@ -40,7 +40,9 @@ def resolve(name: str, base: type, trusted: bool = False) -> type:
         if trusted or module_name.split(".")[0] == PACKAGE:
             import_module(module_name)
         elif module_name not in sys.modules:
-            raise UserError(f"class '{name}' is not of this package: allow its import by --import {module_name}")
+            raise UserError(
+                f"class '{name}' is not of this package: import {module_name} first (--import {module_name})"
+            )
         cls = getattr(sys.modules[module_name], class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, base) and not inspect.isabstract(cls)):
         raise UserError(

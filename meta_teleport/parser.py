@@ -26,9 +26,6 @@ class Parser(ArgumentParser):
 
     chosen: Mapping[str, type] = MappingProxyType({})
 
-    def __init__(self, prog: str, description: str = "") -> None:
-        super().__init__(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
-
     def parse(self, argv: Sequence[str]) -> Namespace:
         """The parsed flags. Raises ``UserError`` with jsonargparse's message on one line."""
         try:
@@ -50,8 +47,8 @@ class Parser(ArgumentParser):
 
 def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Parser:
     """Everything ``train`` accepts, for classes and presets ``specs`` and, on resuming, the ``stored`` config."""
-    parser = Parser(
-        f"{PROGRAM} train",
+    parser = _parser(
+        "train",
         "Meta-train a rule on a family of tasks. Ctrl-C saves and stops, --resume goes on bit for bit.",
     )
     parser.add_argument("--out", type=str, required=True, help="run folder to make (or, with --resume, to go on with)")
@@ -70,8 +67,8 @@ def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Pa
 
 def evaluate_parser() -> Parser:
     """What ``evaluate`` accepts, but for the flags of the family."""
-    parser = Parser(
-        f"{PROGRAM} evaluate",
+    parser = _parser(
+        "evaluate",
         "Compare a trained rule with controls and tuned baselines on held-out tasks. Further flags "
         "--task NAME and --task.NAME VALUE, those of train, choose another member of the family.",
     )
@@ -87,17 +84,21 @@ def evaluate_parser() -> Parser:
 
 def family_parser(spec: dict[str, Any]) -> Parser:
     """The flags ``--task...`` alone, with the class and presets of ``spec``."""
-    parser = Parser(f"{PROGRAM} evaluate")
+    parser = _parser("evaluate")
     parser.add_subclass_arguments(TaskFamily, "task", default=spec)
     return parser
 
 
 def info_parser() -> Parser:
     """What ``info`` accepts."""
-    parser = Parser(f"{PROGRAM} info", "What a run is and where it stands.")
+    parser = _parser("info", "What a run is and where it stands.")
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
+
+
+def _parser(command: str, description: str = "") -> Parser:
+    return Parser(prog=f"{PROGRAM} {command}", description=description, exit_on_error=False, allow_abbrev=False)
 
 
 def _add_common(parser: ArgumentParser) -> None:

@@ -1,5 +1,7 @@
 """The run folder: what was asked for, what it ran on, and what came out.
 
+::
+
     config.json            family, rule, training, seed, dtype: enough to build everything again
     provenance.json        revision, versions, platform, device, time
     metrics.jsonl          one line per logged meta-step

@@ -77,7 +77,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Rule:
     tensors, meta = load_tensors(path, device)
     check_format(meta, path)
     try:
-        config, spec, shapes = meta["config"], meta["config"]["rule"], shapes_from_json(meta["shapes"])
+        config, shapes = meta["config"], shapes_from_json(meta["shapes"])
+        spec = {"class_path": config["rule"]["class_path"], "init_args": config["rule"].get("init_args", {})}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its header does not describe a rule): copy it again") from None
     rule = build(spec, shapes)

@@ -1,0 +1,29 @@
+import subprocess
+import sys
+
+import pytest
+
+import meta_teleport as mt
+
+
+def test_every_public_name_exists():
+    assert len(mt.__all__) > 10
+    for name in mt.__all__:
+        assert getattr(mt, name).__name__ == name and name in dir(mt)
+    with pytest.raises(AttributeError, match="has no attribute 'nope'"):
+        _ = mt.nope
+
+
+def test_importing_the_package_is_cheap():
+    code = (
+        "import sys, meta_teleport; print([m for m in ('torch', 'torchvision', 'learn2learn', 'matplotlib') "
+        "if m in sys.modules]); meta_teleport.load; meta_teleport.train; print([m for m in ('torchvision', "
+        "'learn2learn', 'matplotlib', 'tensorboard') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]
+
+
+def test_the_module_is_the_program():
+    done = subprocess.run([sys.executable, "-m", "meta_teleport", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: meta-teleport COMMAND")
