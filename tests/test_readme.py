@@ -31,29 +31,27 @@ def test_the_readme_has_what_is_tested_here() -> None:
     assert len(blocks("python")) >= 2
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every command of the README has run."""
-    path = tmp_path_factory.mktemp("readme")
+def run_commands(folder: Path) -> None:
     for command in commands():
         program = [sys.executable, "-m", "meta_teleport", *command, *SMALL[command[0]]]
-        result = subprocess.run(program, cwd=path, capture_output=True, text=True, check=False)
+        result = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
         assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
-    return path
 
 
-def test_commands_leave_a_run_and_an_evaluation(folder: Path) -> None:
-    assert (folder / "runs/small/evaluation.json").exists()
-
-
-def test_python_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def run_snippets() -> dict[str, Any]:
     names: dict[str, Any] = {}
     for block in blocks("python"):
         exec(compile(re.sub(r"(tasks|steps)=\d+", r"\1=4", block), "README.md", "exec"), names)
-    losses, moved = names["tasks"].loss, names["moved"]
-    ratio = losses(moved.params, names["step"]) / losses(names["tasks"].params, names["step"])
-    assert ((ratio - 1).abs() < 1e-9).all()
+    return names
+
+
+def test_commands_and_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_commands(tmp_path)
+    assert (tmp_path / "runs/small/evaluation.json").exists()
+    monkeypatch.chdir(tmp_path)
+    names = run_snippets()
+    tasks, moved, step = names["tasks"], names["moved"], names["step"]
+    assert ((tasks.loss(moved.params, step) / tasks.loss(tasks.params, step) - 1).abs() < 1e-9).all()
     assert (moved.after > moved.before).all()
 
 
