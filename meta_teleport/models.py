@@ -20,9 +20,7 @@ class MLP(nn.Module):
         if len(widths) < 3 or min(widths) < 1:
             raise UserError(f"widths {list(widths)} do not make an MLP: give at least three positive numbers")
         self.activation = activation(activation_name)
-        self.layers = nn.ModuleList(
-            nn.Linear(d, k, bias=bias) for d, k in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(d, k, bias=bias) for d, k in zip(widths[:-1], widths[1:], strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 ROWS = 32
 
+
 class _Sum:
     """The gradient of one weight and its bias, summed in place over uses; few rows wait until they are worth it."""
 

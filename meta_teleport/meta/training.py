@@ -253,9 +253,7 @@ def train(
         estimate = trainer.step()
         meta_loss, step = float(estimate.meta_loss), trainer.meta_step
         done += training.tasks * training.window
-        progress = Progress(
-            step, training.meta_steps, meta_loss, done / (time.perf_counter() - began), trainer.failed
-        )
+        progress = Progress(step, training.meta_steps, meta_loss, done / (time.perf_counter() - began), trainer.failed)
         if report is not None:
             report(progress)
         if run is not None and (step % training.log_every == 0 or step == training.meta_steps):

@@ -71,9 +71,7 @@ class GeneralLinearSite(Site):
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.producer.names) + super().parameters
 
-    def act(
-        self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None
-    ) -> Params:
+    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         if inputs is None:
             raise UserError(f"site '{self.name}' acts on a batch: pass the inputs of the network to act")
         sigma = self.producer.activation

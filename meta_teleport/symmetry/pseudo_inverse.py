@@ -35,9 +35,7 @@ class PseudoInverseSite(Site):
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.producer.names) + tuple(self.consumer.names)
 
-    def act(
-        self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None
-    ) -> Params:
+    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         if inputs is None:
             raise UserError(f"site '{self.name}' acts on a batch: pass the inputs of the network to act")
         moved = super().act(params, g, inputs, inverse)

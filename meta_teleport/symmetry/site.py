@@ -85,9 +85,7 @@ class Site:
         """The names of the parameters that the site moves, bottom to top."""
         return tuple(view.name for view in self.producers + self.consumers)
 
-    def act(
-        self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None
-    ) -> Params:
+    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         """The parameters moved by ``g``; those that the site does not touch are passed through.
 
         ``inverse`` is g^-1 where it is known, which saves solving for it.

@@ -84,9 +84,7 @@ class ConjugateSite(Site):
     def parameters(self) -> tuple[str, ...]:
         return ("x",)
 
-    def act(
-        self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None
-    ) -> Params:
+    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         u = self.group.apply(g, self.h(params["x"]).unsqueeze(-1)).squeeze(-1)
         return {**params, "x": self.h_inverse(u)}
 

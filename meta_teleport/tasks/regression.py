@@ -104,7 +104,10 @@ class Regression(TaskFamily):
         self.points = points or widths[0]
         if batch is not None and not 1 <= batch <= self.points:
             raise UserError(f"batch {batch} does not fit {self.points} points: choose 1 to {self.points}")
-        for name, value, choices in (("data", data, ("uniform", "gaussian")), ("labels", labels, ("random", "teacher"))):
+        for name, value, choices in (
+            ("data", data, ("uniform", "gaussian")),
+            ("labels", labels, ("random", "teacher")),
+        ):
             if value not in choices:
                 raise UserError(f"unknown {name} '{value}': choose one of {', '.join(choices)}")
         if action == "permutation":
