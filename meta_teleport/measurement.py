@@ -21,6 +21,7 @@ from meta_teleport.tasks.family import Tasks
 
 CHUNK = 10
 WARM_UP_STEPS = 2
+LARGEST = 1e200
 Report = Callable[[str, int, int], None]
 
 
@@ -29,7 +30,8 @@ class Measurement:
     """What one method did.
 
     ``losses`` ``(steps + 1, tasks)``, float64, begins with the initial loss. From the step at which a task failed
-    on (see :mod:`meta_teleport.meta.unroll`) its losses are 1e6 times its initial loss. ``seconds`` ``(steps + 1,)``
+    on (see :mod:`meta_teleport.meta.unroll`) its losses are 1e6 times its initial loss, and an initial loss that is
+    not finite counts 1e200: all losses are finite. ``seconds`` ``(steps + 1,)``
     is the time since the start, for the whole batch. The drifts are the largest over tasks and steps of
     ``|L(g.w) - L(w)| / max(|L(w)|, 1)`` and ``||f(g.w) - f(w)|| / ||f(w)||``, 0 without teleports.
     """
@@ -171,8 +173,7 @@ class _Run:
 
     def result(self) -> Measurement:
         """The measurement so far, with the losses of failed tasks marked."""
-        largest = torch.finfo(torch.float64).max / FAILURE_FACTOR
-        losses = torch.cat(self.losses).double().nan_to_num(largest, largest)
+        losses = torch.cat(self.losses).double().nan_to_num(LARGEST, LARGEST).clamp(max=LARGEST)
         steps = torch.arange(len(losses), device=losses.device).unsqueeze(1)
         if self.method.monotone:
             losses = losses.cummin(0).values

@@ -56,6 +56,8 @@ def plot_evaluation(evaluation: Evaluation, path: Path, horizon: int) -> None:
                 axes.fill_between(x[first:], low[first:], high[first:], color=style["color"], alpha=0.15, linewidth=0)
     _scale(left, right, evaluation)
     _annotate(left, right, evaluation, horizon)
+    title = f"{evaluation.family}: {evaluation.tasks} held-out tasks, against steps and against time"
+    figure.suptitle(title, fontsize=11)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path)
 
@@ -85,8 +87,5 @@ def _annotate(left: Axes, right: Axes, evaluation: Evaluation, horizon: int) -> 
     left.set_xlabel("step (one gradient evaluation each)")
     right.set_xlabel(f"seconds for {evaluation.tasks} tasks side by side")
     left.set_ylabel("loss: median over tasks (bands: 10 % to 90 %)")
-    left.get_figure(root=True).suptitle(
-        f"{evaluation.family}: {evaluation.tasks} held-out tasks, against steps and against time", fontsize=11
-    )
     for axes in (left, right):
         axes.grid(True, which="major", alpha=0.25)

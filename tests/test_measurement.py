@@ -1,0 +1,113 @@
+from time import sleep
+
+import pytest
+import torch
+from evaluation_cases import Quadratic, Turning, generator
+
+from meta_teleport.learned.classical import GradientDescent
+from meta_teleport.learned.lbfgs import LBFGS
+from meta_teleport.measurement import Drift, measure
+from meta_teleport.methods import Jumps, Method
+from meta_teleport.tasks.functions import Functions
+from meta_teleport.tasks.regression import Regression
+
+
+def test_gradient_descent_on_a_quadratic_equals_its_closed_form():
+    tasks = Quadratic(a=2.0).sample(5, generator(), dtype=torch.float64)
+    measured = measure(Method("gd", "baseline", GradientDescent(0.1)), tasks, 23)
+    factors = 0.8 ** (2 * torch.arange(24, dtype=torch.float64))
+    expected = factors.unsqueeze(1) * tasks.params["x"].square().sum(1)
+    torch.testing.assert_close(measured.losses, expected, rtol=1e-12, atol=0)
+    assert measured.seconds.shape == (24,) and measured.seconds[0] == 0 and (measured.seconds.diff() > 0).all()
+    assert measured.failed == 0 and measured.teleports == 0 and measured.drift_max == 0
+
+
+@pytest.mark.parametrize(("lr", "failing"), [(4.0, 9), (40.0, 4), (1e5, 2)])
+def test_a_failed_task_counts_a_million_times_its_initial_loss_from_the_step_on_at_which_it_failed(lr, failing):
+    tasks = Quadratic(a=2.0).sample(3, generator(), dtype=torch.float64)
+    rates = torch.tensor([0.1, lr, 0.1], dtype=torch.float64)
+    measured = measure(Method("gd", "baseline", GradientDescent(rates)), tasks, 15)
+    growth = (1 - 2 * lr) ** 2
+    failing = next(t for t in range(1, 16) if growth**t > 1e6)
+    initial = measured.losses[0, 1]
+    torch.testing.assert_close(measured.losses[failing - 1, 1], initial * growth ** (failing - 1))
+    assert (measured.losses[failing:, 1] == 1e6 * initial).all()
+    assert measured.failed == 1 and measured.alive.tolist() == [True, False, True]
+    assert (measured.losses[-1, [0, 2]] < measured.losses[0, [0, 2]]).all()
+
+
+def test_losses_are_finite_even_where_the_initial_loss_is_not():
+    tasks = Quadratic().sample(2, generator(), dtype=torch.float64)
+    tasks.params["x"][0] = torch.inf
+    measured = measure(Method("gd", "baseline", GradientDescent(0.1)), tasks, 3)
+    assert torch.isfinite(measured.losses).all()
+    assert measured.alive.tolist() == [False, True]
+
+
+def test_a_monotone_method_is_reported_by_its_lowest_loss_so_far():
+    tasks = Functions("rosenbrock").sample(8, generator())
+    raw = measure(Method("plain", "baseline", GradientDescent(1e-2)), tasks, 20)
+    assert (raw.losses.diff(dim=0) > 0).any()
+    best = measure(Method("lbfgs", "baseline", LBFGS()), tasks, 20)
+    assert (best.losses.diff(dim=0) <= 0).all()
+
+
+def test_the_clock_stands_still_while_drift_is_measured(monkeypatch):
+    tasks = Functions("ellipse").sample(4, generator())
+    method = Method("turning", "learned", Turning())
+    honest = Drift.measure
+
+    def slow(self, *arguments):
+        sleep(0.05)
+        honest(self, *arguments)
+
+    monkeypatch.setattr(Drift, "measure", slow)
+    measured = measure(method, tasks, 6)
+    assert measured.teleports == 6
+    assert measured.seconds[-1] < 0.15
+
+
+def test_a_jump_is_paid_for_at_its_own_step():
+    tasks = Quadratic().sample(4, generator())
+
+    def move(tasks, params, step):
+        sleep(0.05)
+        return params
+
+    measured = measure(Method("jumping", "control", GradientDescent(0.1), jumps=Jumps((3,), move)), tasks, 12)
+    steps = measured.seconds.diff()
+    assert steps.argmax() == 3 and steps[3] > 0.05
+    assert measured.teleports == 1 and measured.drift_max == 0
+
+
+def test_drift_is_the_largest_relative_change_of_loss_and_outputs():
+    tasks = Quadratic().sample(4, generator(), dtype=torch.float64)
+    initial = tasks.params["x"].square().sum(1)
+
+    def stretch(tasks, params, step):
+        return {"x": 1.1 * params["x"]}
+
+    measured = measure(Method("stretch", "control", GradientDescent(0.0), jumps=Jumps((2,), stretch)), tasks, 4)
+    assert measured.drift_max == pytest.approx(float((0.21 * initial / initial.clamp(min=1)).max()))
+    assert measured.output_drift_max == pytest.approx(0.1)
+
+
+def test_exact_elements_drift_by_rounding_and_first_order_ones_by_more():
+    for group, low, high in (("gl", 0.0, 1e-6), ("first_order", 1e-6, 1.0)):
+        family = Regression(4, data="gaussian", group=group)
+        tasks = family.sample(4, generator(), dtype=torch.float64)
+
+        def move(tasks, params, step):
+            t = [torch.full((tasks.count, 4, 4), 0.1, dtype=torch.float64)]
+            return tasks.symmetry.act(params, tasks.symmetry.exp(t), tasks.inputs(step))
+
+        measured = measure(Method("moved", "control", GradientDescent(0.0), jumps=Jumps((0,), move)), tasks, 1)
+        assert low <= measured.output_drift_max < high
+
+
+def test_meta_parameters_are_read_in_the_dtype_of_the_tasks_and_left_alone():
+    tasks = Functions("ellipse").sample(2, generator(), dtype=torch.float64)
+    rule = Turning()
+    rule.weight = torch.nn.Parameter(torch.ones(2))
+    assert measure(Method("turning", "learned", rule), tasks, 2).losses.dtype == torch.float64
+    assert rule.weight.dtype == torch.float32

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+import torch
+from evaluation_cases import Quadratic
+
+from meta_teleport.methods import TELEPORT_BASELINES
+from meta_teleport.tasks.functions import Functions
+from meta_teleport.tasks.regression import Regression
+from meta_teleport.tuning import FILE, fingerprint, tune
+
+
+class Calls(list):
+    def __call__(self, *arguments):
+        self.append(arguments)
+
+
+@pytest.mark.parametrize("a", [1.0, 1e3, 1e9])
+def test_the_best_step_size_is_found_even_far_from_the_grid(a):
+    found = tune(Quadratic(a), 4, torch.float64)
+    assert found["gd"]["lr"] * a == pytest.approx(1.0, rel=0.35)
+
+
+def test_more_tuning_never_scores_worse():
+    found = tune(Functions("rosenbrock"), 12)
+    assert set(found) == {"gd", "gd-warmup", "momentum", "adam", *TELEPORT_BASELINES}
+    assert found["gd+ascent"]["score"] < found["gd"]["score"] + 0.2
+    assert len(found["gd+random"]["sizes"]) == len(found["gd+random"]["at"])
+    assert found["gd+random"]["at"] == found["gd+ascent"]["at"]
+
+
+def test_a_network_without_sites_has_no_teleports():
+    assert set(tune(Quadratic(), 2)) == {"gd", "gd-warmup", "momentum", "adam"}
+
+
+def test_the_file_is_used_again_and_made_again_for_another_family_dtype_or_horizon(tmp_path):
+    first, again = Calls(), Calls()
+    found = tune(Quadratic(1.0), 2, folder=tmp_path, report=first)
+    assert len(first) == 4 and first[-1] == ("tuning", 4, 4)
+    assert tune(Quadratic(1.0), 2, folder=tmp_path, report=again) == found
+    assert not again
+    for family, horizon, dtype in (
+        (Quadratic(2.0), 2, torch.float32),
+        (Quadratic(1.0), 3, torch.float32),
+        (Quadratic(1.0), 2, torch.float64),
+    ):
+        other = Calls()
+        tune(family, horizon, dtype, folder=tmp_path, report=other)
+        assert len(other) == 4
+    tune(Quadratic(1.0), 2, folder=tmp_path, report=again)
+    assert not again
+    assert len(json.loads((tmp_path / FILE).read_text())["entries"]) == 4
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 0, "entries": []}', '{"schema": 1}'])
+def test_a_file_that_cannot_be_read_is_made_again(tmp_path, content):
+    (tmp_path / FILE).write_text(content)
+    calls = Calls()
+    tune(Quadratic(), 2, folder=tmp_path, report=calls)
+    assert calls and json.loads((tmp_path / FILE).read_text())["schema"] == 1
+
+
+def test_fingerprints_tell_families_apart():
+    families = [
+        Quadratic(1.0),
+        Quadratic(2.0),
+        Functions("booth"),
+        Functions("rosenbrock"),
+        Regression(4),
+        Regression(4, activation="asinh"),
+        Regression(4, group="first_order"),
+        Regression(4, displacement=False),
+        Regression(4, action="pseudo_inverse"),
+        Regression(4, batch=2),
+    ]
+    prints = [fingerprint(family) for family in families]
+    assert len(set(prints)) == len(families) == 10
+    assert prints == [fingerprint(family) for family in families]
