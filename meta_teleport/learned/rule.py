@@ -93,6 +93,6 @@ class Rule(nn.Module, ABC):
 @contextmanager
 def initialized(seed: int) -> Iterator[None]:
     """Inside, new rules draw their initial meta-parameters from ``seed``; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

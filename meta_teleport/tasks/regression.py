@@ -113,7 +113,8 @@ class Regression(TaskFamily):
         if action == "permutation":
             raise UserError("permutations have no Lie algebra to learn in: choose another action for a task family")
         self.batch, self.data, self.labels, self.noise = batch, data, labels, noise
-        self.model = MLP(widths, activation, bias)
+        with torch.device("meta"):  # only its structure is used: every task brings parameters of its own
+            self.model = MLP(widths, activation, bias)
         self.symmetry = mlp_symmetry(self.model, action, group, displacement)
         if not allow_drift:
             params = {name: p.unsqueeze(0) for name, p in self.model.named_parameters()}
