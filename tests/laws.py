@@ -80,6 +80,9 @@ def exponential(group: Group, algebra: Tensor) -> None:
     e = group.identity(len(algebra), dtype=algebra.dtype, device=algebra.device)
     assert_close(group.exp(torch.zeros_like(algebra)), e, 1e-12)
     assert_close(group.exp(-algebra), group.inverse(group.exp(algebra)), 1e-12)
+    plus, minus = group.exp_pair(algebra)
+    assert_close(plus, group.exp(algebra), 1e-12)
+    assert_close(minus, group.inverse(plus), 1e-12)
 
 
 def matrices_act(group: Group, g: Tensor, h: Tensor, v: Tensor, u: Tensor) -> None:
@@ -89,6 +92,7 @@ def matrices_act(group: Group, g: Tensor, h: Tensor, v: Tensor, u: Tensor) -> No
     assert_close(group.apply_inverse(u, gh), group.apply_inverse(group.apply_inverse(u, h), g), 1e-12)
     assert_close(group.apply_inverse(u, g) @ group.apply(g, v), u @ v, 1e-12)
     eye = torch.eye(group.k).to(u).expand(len(u), -1, -1)
+    assert_close(group.apply_right(u, g), u @ group.apply(g, eye), 1e-12)
     assert_close(group.apply_inverse(u, g), u @ group.apply(group.inverse(g), eye), 1e-12)
 
 
@@ -134,6 +138,13 @@ def infinitesimal(instance: Instance, algebra: Sequence[Tensor]) -> None:
     (slope,) = torch.autograd.grad(value.sum(), t)
     identity = instance.symmetry.exp([torch.zeros_like(a) for a in algebra])
     assert bool((slope.abs() <= formula(instance, identity) * value.detach()).all()), slope.tolist()
+
+
+def flow_is_action(instance: Instance, algebra: Sequence[Tensor]) -> None:
+    """Flowing along T is acting with ``exp(T)``."""
+    symmetry, elements = instance.symmetry, instance.symmetry.exp(algebra)
+    acted = symmetry.act(instance.params, elements, instance.inputs)
+    params_close(symmetry.flow(instance.params, algebra, instance.inputs), acted, formula(instance, elements))
 
 
 def batch_is_loop(instance: Instance, elements: Sequence[Tensor]) -> None:

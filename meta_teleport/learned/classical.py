@@ -76,7 +76,7 @@ class Adam(Rule):
         return Moments(zeros, zeros)
 
     def forward(self, observation: Observation, state: Moments) -> tuple[Proposal, Moments]:
-        gradients, t = observation.gradients, observation.step + 1
+        gradients, t = observation.gradients, (observation.step + 1).to(observation.loss.dtype)
         squares = {name: g.square() for name, g in gradients.items()}
         first = axpy(self.beta1, state.first, _scaled(1 - self.beta1, gradients))
         second = axpy(self.beta2, state.second, _scaled(1 - self.beta2, squares))
@@ -95,7 +95,7 @@ class Whitening(Rule):
     With g = (h h^T)^(-1/2) at the last site, h the activations there, the loss ``0.5 ||Y - U h||^2`` has, in the
     teleported U g^-1, the Hessian ``(g h)(g h)^T = I``, and one gradient step of length 1 / lambda_max solves for
     it. The contract takes the update first and the element second, so the step is written in the coordinates before
-    the teleport: ``f_U = -grad_U g^T g / lambda_max``, with a bias ``f_b = -grad_b / lambda_max``.
+    the teleport: ``f_U = -grad_U g^T g / lambda_max``, with a bias and n > k ``f_b = -grad_b / lambda_max``.
 
     No meta-parameters: where n <= k the last layer can fit every label, this does so at once, and what it wins is
     not learned. For chains of layers whose groups are GL or positive scaling.
@@ -115,11 +115,11 @@ class Whitening(Rule):
         group, h = self.groups[-1], observation.hidden[-1]
         g = group.exp(algebra[-1])
         white = group.apply(g, h)
-        if len(self.last) > 1:
+        weight, *bias = self.last if h.shape[-1] > h.shape[-2] else self.last[:1]
+        if bias:
             white = torch.cat([white, torch.ones_like(white[..., :1, :])], dim=-2)
         top = torch.linalg.matrix_norm(white.double(), ord=2).square().to(h.dtype)
         update = {name: torch.zeros_like(tensor) for name, tensor in observation.gradients.items()}
-        weight, *bias = self.last
         update[weight] = group.apply(g.mT if g.ndim > 2 else g, group.apply(g, observation.gradients[weight].mT)).mT
         update |= {name: observation.gradients[name] for name in bias}
         return Proposal({name: -u / per_task(top, u) for name, u in update.items()}, algebra), state

@@ -26,22 +26,29 @@ def invert_columns(x: Tensor) -> Tensor:
     """``X^+`` of shape ``(*tasks, n, d)`` for X ``(*tasks, d, n)`` of full rank; computed in float64, differentiable.
 
     Square: the inverse. Tall (n < d): ``R^-1 Q^T`` from X = QR, which does not square the condition number. Wide, and
-    square but singular (a dead unit): by singular values. No task of the batch makes this fail for the others.
+    matrices without full rank (dead units): by singular values. No task of a batch makes this fail for the others.
     """
     d, n = x.shape[-2:]
     wide = x.double()
-    if n == d:
-        result, info = torch.linalg.inv_ex(wide)
-        if bool(info.any()):
-            singular = (info != 0)[..., None, None]
-            others = torch.eye(d, dtype=wide.dtype, device=wide.device)
-            result = torch.where(singular, _by_singular_values(torch.where(singular, wide, others)), result)
-    elif n < d:
-        q, r = torch.linalg.qr(wide)
-        result = torch.linalg.solve_triangular(r, q.mT, upper=True)
-    else:
-        result = _by_singular_values(wide)
+    if n > d:
+        return _by_singular_values(wide).to(x.dtype)
+    result, singular = _by_elimination(wide)
+    if bool(singular.any()):
+        singular, others = singular[..., None, None], torch.eye(d, n, dtype=wide.dtype, device=wide.device)
+        regular, _ = _by_elimination(torch.where(singular, others, wide))
+        result = torch.where(singular, _by_singular_values(torch.where(singular, wide, others)), regular)
     return result.to(x.dtype)
+
+
+def _by_elimination(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``X^+`` for n <= d, and which matrices of the batch have no full rank (their result means nothing)."""
+    if x.shape[-1] == x.shape[-2]:
+        inverse, info = torch.linalg.inv_ex(x)
+        return inverse, info != 0
+    q, r = torch.linalg.qr(x)
+    diagonal = r.diagonal(dim1=-2, dim2=-1).detach().abs()
+    singular = diagonal.amin(-1) <= torch.finfo(x.dtype).eps * diagonal.amax(-1)
+    return torch.linalg.solve_triangular(r, q.mT, upper=True), singular
 
 
 def _by_singular_values(x: Tensor) -> Tensor:

@@ -102,6 +102,11 @@ def test_infinitesimal(case: Case, generator: torch.Generator, device: str) -> N
     laws.infinitesimal(build(case, device=device), algebra(case, 1.0, generator, device))
 
 
+@pytest.mark.parametrize("case", SMOOTH_CASES, ids=str)
+def test_flow(case: Case, generator: torch.Generator, device: str) -> None:
+    laws.flow_is_action(build(case, device=device), algebra(case, 0.3, generator, device))
+
+
 @pytest.mark.parametrize("case", WIDE_CASES, ids=str)
 def test_infinitesimal_rejects_batches_wider_than_the_layer(case: Case, generator: torch.Generator) -> None:
     laws.must_fail(laws.infinitesimal, build(case), algebra(case, 1.0, generator))
