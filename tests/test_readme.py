@@ -1,5 +1,6 @@
 """Every command and every Python snippet of the README runs, on small settings and in the order of the text."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -31,9 +32,9 @@ def test_the_readme_has_what_is_tested_here() -> None:
     assert len(blocks("python")) >= 2
 
 
-def run_commands(folder: Path) -> None:
+def run_commands(folder: Path, small: bool) -> None:
     for command in commands():
-        program = [sys.executable, "-m", "meta_teleport", *command, *SMALL[command[0]]]
+        program = [sys.executable, "-m", "meta_teleport", *command, *(SMALL[command[0]] if small else [])]
         result = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False)
         assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
 
@@ -46,13 +47,24 @@ def run_snippets() -> dict[str, Any]:
 
 
 def test_commands_and_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_commands(tmp_path)
+    run_commands(tmp_path, small=True)
     assert (tmp_path / "runs/small/evaluation.json").exists()
     monkeypatch.chdir(tmp_path)
     names = run_snippets()
     tasks, moved, step = names["tasks"], names["moved"], names["step"]
     assert ((tasks.loss(moved.params, step) / tasks.loss(tasks.params, step) - 1).abs() < 1e-9).all()
     assert (moved.after > moved.before).all()
+
+
+@pytest.mark.slow
+def test_commands_run_as_written(tmp_path: Path) -> None:
+    run_commands(tmp_path, small=False)
+    methods = json.loads((tmp_path / "runs/small/evaluation.json").read_text())["methods"]
+    learned = methods["lstm-update-tele"]
+    assert learned["failed"] == 0
+    assert len(learned["median"]) == 301
+    assert learned["median"][-1] < 1e-2 * learned["median"][0]
+    assert learned["drift_max"] <= 1e-4
 
 
 def test_targets_of_the_readme_exist() -> None:
