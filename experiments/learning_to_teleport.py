@@ -11,20 +11,29 @@ at horizon 100.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from held_out_comparison import compare_over_seeds
+from learning_curves import plot_curves
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from meta_teleport.checkpoint import load_tensors, save_tensors
+from meta_teleport.controls import closed_form_controls, element_controls
 from meta_teleport.learned.load import build, load
 from meta_teleport.learned.rule import Rule, shapes_of
+from meta_teleport.measurement import measure
 from meta_teleport.meta.training import Training, train
-from meta_teleport.record import Run
+from meta_teleport.methods import BASELINES, TELEPORT_BASELINES, Method, baseline
+from meta_teleport.record import Run, provenance, write_json
+from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
+from meta_teleport.tuning import tune
 
 META_SEEDS = 5
 RULES = ("LSTMUpdateTele", "LSTMUpdate", "LSTMLrTele")
@@ -60,6 +69,10 @@ TRAINING: dict[tuple[str, str], Training] = {
     ("published", "LSTMLrTele"): Training(meta_steps=30 * 30, horizon=300, **PUBLISHED_TRAINING),
     **{("better", rule): Training(meta_steps=500, horizon=100) for rule in RULES},
 }
+HELD_OUT_TASKS, HELD_OUT_SEED = 256, 0
+HORIZON, STEPS = 100, 1000
+SHOWN = (1, 5, 10, 20, 30, 50, 100, 300, 1000)
+COMPARED = (30, 100, 300, 1000)
 SMOKE = {"meta_steps": 3, "save_every": 1, "log_every": 1}
 
 
@@ -108,6 +121,106 @@ def train_all(out: Path, settings: list[str], rules: list[str], seeds: list[int]
                     trained(out, setting, name, seed, smoke, report)
 
 
+def held_out(settings: str, smoke: bool) -> Tasks:
+    """The held-out tasks; those of the two settings differ in their group action alone."""
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    return Regression(**FAMILIES[settings]).sample(4 if smoke else HELD_OUT_TASKS, generator, "held_out")
+
+
+def losses_of(method: Method, tasks: Tasks, path: Path, steps: int) -> dict[str, Any]:
+    """Losses ``(steps + 1, tasks)``, seconds per step and drift of one method; measured once and kept in ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        result = measure(method, tasks, steps)
+        numbers = {
+            "seconds_per_step": float(result.seconds[-1]) / steps,
+            "drift_max": result.drift_max,
+            "output_drift_max": result.output_drift_max,
+            "teleports": result.teleports * tasks.count,
+            "teleports_undone": result.undone,
+            "failed": result.failed,
+            "settings": method.settings,
+        }
+        save_tensors(path, {"losses": result.losses}, numbers)
+    tensors, numbers = load_tensors(path)
+    return {"losses": tensors["losses"], **numbers}
+
+
+def methods(out: Path, setting: str, seeds: list[int], smoke: bool) -> Iterator[tuple[str, list[Method]]]:
+    """Every method of one setting by name, once per meta-seed where it has one."""
+    tasks = held_out(setting, smoke)
+    for name in RULES:
+        rules = [trained(out, setting, name, seed, smoke, lambda _: None) for seed in seeds]
+        yield name, [Method(name, "learned", rule) for rule in rules]
+        if name != "LSTMUpdate":
+            drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
+            pairs = [element_controls(rule, name, tasks.symmetry, g) for rule, g in zip(rules, drawn, strict=True)]
+            for controls in zip(*pairs, strict=True):
+                yield controls[0].name, list(controls)
+    if setting == "better":
+        horizon = 10 if smoke else HORIZON
+        tuned = tune(Regression(), horizon, folder=out)
+        yield from ((control.name, [control]) for control in closed_form_controls(tasks))
+        for name in (*TELEPORT_BASELINES, *BASELINES):
+            generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+            yield name, [baseline(name, tuned.get(name, {}), generator)]
+
+
+def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) -> None:
+    """Measures everything, compares, and writes results.json and the figures."""
+    steps = 10 if smoke else STEPS
+    measured: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        tasks = held_out(setting, smoke)
+        for name, versions in methods(out, setting, seeds, smoke):
+            key = f"{setting}/{name}" if name.startswith("LSTM") else name
+            paths = [out / "held_out" / f"{key.replace('/', '-')}-{i}.safetensors" for i in range(len(versions))]
+            rows = [losses_of(method, tasks, path, steps) for method, path in zip(versions, paths, strict=True)]
+            measured[key] = {"losses": torch.stack([row.pop("losses") for row in rows]), "runs": rows}
+            print(key, [f"{x:.3g}" for x in summary(measured[key]["losses"])["median"].values()], file=sys.stderr)
+    results = {
+        "tasks": tasks.count,
+        "meta_seeds": len(seeds),
+        "provenance": provenance(),
+        "methods": {key: {**summary(m["losses"]), "runs": m["runs"]} for key, m in measured.items()},
+        "comparisons": list(comparisons({key: m["losses"] for key, m in measured.items()}, settings)),
+    }
+    write_json(out / "results.json", results)
+    plot_curves({key: m["losses"] for key, m in measured.items()}, out, HORIZON)
+    print(json.dumps(results["comparisons"], indent=1))
+
+
+def summary(losses: torch.Tensor) -> dict[str, Any]:
+    """Of losses ``(seeds, steps + 1, tasks)``: median, mean and 90 % quantile over seeds and tasks at the shown
+    steps, the mean of each seed, and the largest ratio to the initial loss after step 10."""
+    shown = [step for step in SHOWN if step < losses.shape[1]]
+    flat = {step: losses[:, step].flatten() for step in shown}
+    return {
+        "median": {step: float(x.median()) for step, x in flat.items()},
+        "mean": {step: float(x.mean()) for step, x in flat.items()},
+        "q90": {step: float(x.quantile(0.9)) for step, x in flat.items()},
+        "mean_by_seed": {step: losses[:, step].mean(1).tolist() for step in shown},
+        "largest_ratio_to_initial_after_10": float((losses[:, 10:] / losses[:, :1]).max()),
+    }
+
+
+def comparisons(losses: dict[str, torch.Tensor], settings: list[str]) -> Iterator[dict[str, Any]]:
+    """LSTM(update, tele) and LSTM(lr, tele) of each setting against everything else, at the compared steps."""
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    for setting in settings:
+        for rule in ("LSTMUpdateTele", "LSTMLrTele"):
+            own = f"{setting}/{rule}"
+            for other in losses:
+                if other == own or (other.startswith(tuple(FAMILIES)) and not other.startswith(f"{setting}/")):
+                    continue
+                if rule == "LSTMLrTele" and not (other.startswith(own) or "/" not in other):
+                    continue
+                for step in (s for s in COMPARED if s < losses[own].shape[1]):
+                    same = other.startswith(f"{own}/")
+                    pair = losses[own][:, step], losses[other][:, step]
+                    yield {"a": own, "b": other, "step": step, **compare_over_seeds(*pair, generator, same)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("train", "evaluate", "all"), default="all")
@@ -119,6 +232,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.part in ("train", "all"):
         train_all(args.out, args.settings, args.rules, args.seeds, args.smoke)
+    if args.part in ("evaluate", "all"):
+        evaluate_all(args.out, args.settings, args.seeds, args.smoke)
 
 
 if __name__ == "__main__":

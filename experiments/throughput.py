@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from meta_teleport.learned.lstm import LSTMUpdateTele
 from meta_teleport.learned.rule import initialized, shapes_of
 from meta_teleport.meta.estimators import mean_log_loss, truncated_bptt
 from meta_teleport.meta.unroll import start
+from meta_teleport.params import Params
 from meta_teleport.tasks.regression import Regression
 
 HIDDEN, WINDOW, MATRIX = 300, 10, 2048
@@ -26,7 +28,7 @@ TASKS = (1, 8, 32, 128, 512)
 QUICK_TASKS = (128, 512)
 BURSTS = 6
 BURST_SECONDS = 1.0
-RULE = {"hidden_size": HIDDEN, "features": "raw", "gradient_term": False, "safeguard": False}
+RULE: dict[str, Any] = {"hidden_size": HIDDEN, "features": "raw", "gradient_term": False, "safeguard": False}
 
 
 def operations(rule: LSTMUpdateTele, second_order: bool) -> int:
@@ -53,7 +55,8 @@ def training_burst(count: int, second_order: bool, device: str) -> tuple[Callabl
     tasks = Regression().sample(count, torch.Generator().manual_seed(0), device=device)
     with initialized(0):
         rule = LSTMUpdateTele(shapes_of(tasks.params, tasks.symmetry), **RULE).to(device)
-    phi, carry = dict(rule.named_parameters()), start(rule, tasks)
+    phi: Params = dict(rule.named_parameters())
+    carry = start(rule, tasks)
 
     def work() -> float:
         estimate = truncated_bptt(rule, phi, tasks, carry, WINDOW, mean_log_loss, second_order=second_order)

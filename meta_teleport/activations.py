@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from meta_teleport.errors import UserError
 
+Function = Callable[[Tensor], Tensor]
+
 SLOPE = 0.1
 
 
@@ -22,8 +24,8 @@ class Activation:
     """
 
     name: str
-    function: Callable[[Tensor], Tensor]
-    inverse: Callable[[Tensor], Tensor] | None = None
+    function: Function
+    inverse: Function | None = None
     homogeneous: bool = False
 
     def __call__(self, z: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ class Evaluation:
             "seconds": measured.seconds.tolist(),
             "drift_max": measured.drift_max,
             "output_drift_max": measured.output_drift_max,
+            "teleports": measured.teleports * self.tasks,
+            "teleports_undone": measured.undone,
             "failed": measured.failed,
             **speed_up(measured.losses, self.measurements["adam"].losses, min(self.horizon, self.steps)),
         }

@@ -18,6 +18,7 @@ from meta_teleport.meta.unroll import FAILURE_FACTOR, Carry, start, unroll
 from meta_teleport.methods import Method
 from meta_teleport.params import Params, where
 from meta_teleport.tasks.family import Tasks
+from meta_teleport.teleportation.drift import LIMIT, loss_drift, output_drift, undo
 
 CHUNK = 10
 WARM_UP_STEPS = 2
@@ -40,6 +41,7 @@ class Measurement:
     seconds: Tensor
     alive: Tensor
     teleports: int
+    undone: int
     drift_max: float
     output_drift_max: float
 
@@ -98,11 +100,10 @@ class Drift:
         """Takes one teleport of every task into account."""
         old, new = tasks.loss(before, step), tasks.loss(after, step)
         self.alive = self.alive & torch.isfinite(new) & (new <= self.limit)
-        f, moved = tasks.outputs(before, step).flatten(1), tasks.outputs(after, step).flatten(1)
-        size = f.norm(dim=1).clamp(min=torch.finfo(f.dtype).tiny)
         self.count += 1
-        self.loss = max(self.loss, self._largest((new - old).abs() / old.abs().clamp(min=1)))
-        self.output = max(self.output, self._largest((moved - f).norm(dim=1) / size))
+        self.loss = max(self.loss, self._largest(loss_drift(old, new)))
+        outputs = tasks.outputs(before, step), tasks.outputs(after, step)
+        self.output = max(self.output, self._largest(output_drift(*outputs)))
 
     def _largest(self, change: Tensor) -> float:
         return float(torch.where(self.alive, change, 0.0).max())
@@ -167,6 +168,10 @@ class _Run:
         assert jumps is not None
         with self.clock.running():
             moved = where(carry.alive, jumps.move(self.tasks, carry.params, carry.step), carry.params)
+            if jumps.teleports and self.tasks.symmetry.keeps_loss:
+                losses = (self.tasks.loss(params, carry.step) for params in (carry.params, moved))
+                moved, undone = undo(carry.params, moved, loss_drift(*losses), LIMIT)
+                carry = carry._replace(undone=carry.undone + undone)
         if jumps.teleports:
             self.drift.measure(self.tasks, carry.params, moved, carry.step)
         self.carry = carry._replace(params=moved)
@@ -180,7 +185,13 @@ class _Run:
         losses = torch.where(steps < self.failed_at, losses, FAILURE_FACTOR * losses[0])
         seconds = torch.tensor(self.laps, dtype=torch.float64).cumsum(0)
         return Measurement(
-            losses.cpu(), seconds, self.carry.alive.cpu(), self.drift.count, self.drift.loss, self.drift.output
+            losses.cpu(),
+            seconds,
+            self.carry.alive.cpu(),
+            self.drift.count,
+            int(self.carry.undone.sum()),
+            self.drift.loss,
+            self.drift.output,
         )
 
 

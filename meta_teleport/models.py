@@ -1,6 +1,7 @@
 """Small plain modules that tasks and tests train."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -20,7 +21,8 @@ class MLP(nn.Module):
         if len(widths) < 3 or min(widths) < 1:
             raise UserError(f"widths {list(widths)} do not make an MLP: give at least three positive numbers")
         self.activation = activation(activation_name)
-        self.layers = nn.ModuleList(nn.Linear(d, k, bias=bias) for d, k in zip(widths[:-1], widths[1:], strict=True))
+        self.widths = tuple(widths)
+        self.layers = nn.ModuleList(nn.Linear(d, k, bias=bias) for d, k in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -6,6 +6,7 @@ in this package below the optimizer wrappers mutates such a tensor.
 
 from collections.abc import Callable
 from math import prod
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,14 @@ def functional(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
 def axpy(a: float | Tensor, x: Params, y: Params) -> Params:
     """``a x + y``, tensor by tensor; ``a`` is a number or one number per task, shape ``(tasks,)``."""
     return {name: y[name] + per_task(a, x[name]) * x[name] for name in y}
+
+
+@overload
+def per_task(a: Tensor, like: Tensor) -> Tensor: ...
+
+
+@overload
+def per_task(a: float | Tensor, like: Tensor) -> float | Tensor: ...
 
 
 def per_task(a: float | Tensor, like: Tensor) -> float | Tensor:

@@ -17,9 +17,11 @@ from meta_teleport.tasks.family import Split, TaskFamily, Tasks, split_generator
 class QuadraticTasks(Tasks):
     """``L = 0.5 a |x|^2``: under gradient descent x_t = (1 - lr a)^t x_0."""
 
+    keeps_loss: bool = True
+
     @property
     def symmetry(self) -> Symmetry:
-        return Symmetry(())
+        return Symmetry((), keeps_loss=self.keeps_loss)
 
     def inputs(self, step: Tensor) -> LayerInput:
         return LayerInput(self.params["x"].new_ones(self.count, 1, 1))

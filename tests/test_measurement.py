@@ -1,3 +1,4 @@
+from dataclasses import replace
 from time import sleep
 
 import pytest
@@ -87,7 +88,11 @@ def test_drift_is_the_largest_relative_change_of_loss_and_outputs():
     def stretch(tasks, params, step):
         return {"x": 1.1 * params["x"]}
 
-    measured = measure(Method("stretch", "control", GradientDescent(0.0), jumps=Jumps((2,), stretch)), tasks, 4)
+    method = Method("stretch", "control", GradientDescent(0.0), jumps=Jumps((2,), stretch))
+    undone = measure(method, tasks, 4)
+    assert undone.undone == 4 and undone.drift_max == 0 and torch.equal(undone.losses[4], undone.losses[0])
+    measured = measure(method, replace(tasks, keeps_loss=False), 4)
+    assert measured.undone == 0
     assert measured.drift_max == pytest.approx(float((0.21 * initial / initial.clamp(min=1)).max()))
     assert measured.output_drift_max == pytest.approx(0.1)
 

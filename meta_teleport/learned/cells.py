@@ -4,6 +4,7 @@
 ``nn.LSTMCell`` (a test).
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,7 @@ class StackedLSTM(nn.Module):
         super().__init__()
         self.hidden_size = hidden_size
         sizes = [input_size] + [hidden_size] * layers
-        self.cells = nn.ModuleList(LSTMCell(d, k) for d, k in zip(sizes[:-1], sizes[1:], strict=True))
+        self.cells = nn.ModuleList(LSTMCell(d, k) for d, k in pairwise(sizes))
 
     def init(self, like: Tensor) -> tuple[CellState, ...]:
         """Zero states for as many tasks as ``like`` ``(tasks, ...)`` has, in its dtype and on its device."""

@@ -37,7 +37,7 @@ class _Sum:
             return
         delta, x = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in zip(*self.waiting, strict=True))
         self.waiting.clear()
-        if self.weight is None:
+        if self.weight is None or self.bias is None:
             self.weight, self.bias = delta.t() @ x, delta.sum(0)
         else:
             self.weight.addmm_(delta.t(), x)

@@ -25,18 +25,16 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
-from meta_teleport.learned.linear import linear
+from meta_teleport.learned.heads import ClampedHead, ElementHead, ElementSize, PolyakHead, UpdateHead
 from meta_teleport.learned.rule import Observation, Proposal, Rule, Shapes, SiteShape
 from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
-from meta_teleport.params import Params, axpy, dot, flatten, per_task, unflatten
+from meta_teleport.params import Params, flatten, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
 
 Features = Literal["raw", "normalized"]
-ElementSize = Literal["fixed", "learned"]
 
 LOG_SCALE = 0.1
-LR_FIRST, LR_MIN, LR_MAX = 1e-4, 1e-7, 5e-3
-UPDATE_LIMIT = 1e7
+LR_FIRST = 1e-4
 
 
 class LSTMState(NamedTuple):
@@ -47,28 +45,6 @@ class LSTMState(NamedTuple):
     element: tuple[tuple[CellState, ...], ...]
     lr: Tensor
     anchor: Anchor | tuple[()]
-
-
-class ElementHead(nn.Module):
-    """Algebra coordinates from a hidden state: a linear map, then the size.
-
-    ``fixed``: rescaled to Frobenius norm exactly ``size`` (published: 0.01). ``learned``: ``size T / sqrt(size^2 +
-    |T|^2)``, any norm below ``size``, zero included.
-    """
-
-    def __init__(self, hidden_size: int, algebra: tuple[int, ...], element_size: ElementSize, size: float) -> None:
-        super().__init__()
-        self.algebra, self.element_size, self.size = algebra, element_size, size
-        self.linear = nn.Linear(hidden_size, prod(algebra))
-        if element_size == "learned":
-            nn.init.zeros_(self.linear.weight)
-            nn.init.zeros_(self.linear.bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        t = linear(hidden, self.linear.weight, self.linear.bias)
-        square = t.square().sum(1, keepdim=True)
-        scale = square.sqrt() if self.element_size == "fixed" else (square + self.size**2).sqrt()
-        return (self.size * t / scale).reshape(t.shape[0], *self.algebra)
 
 
 class LSTMRule(Rule):
@@ -110,7 +86,7 @@ class LSTMRule(Rule):
         self.element_size, self.size = element_size, size
 
     def forward(self, observation: Observation, state: LSTMState) -> tuple[Proposal, LSTMState]:
-        if not self.safeguard:
+        if not isinstance(state.anchor, Anchor):
             return self.propose(observation, state)
         anchor = move_anchor(observation, state.anchor)
         proposal, state = self.propose(at_anchor(observation, anchor), state)
@@ -148,42 +124,6 @@ class LSTMRule(Rule):
             "update": [name for name in names if not name.startswith("element")],
             "element": [name for name in names if name.startswith("element")],
         }
-
-
-class UpdateHead(nn.Module):
-    """The update from a hidden state: a dense map, and a learned multiple of Polyak's step where asked for."""
-
-    def __init__(self, hidden_size: int, shapes: Shapes, gradient_term: bool) -> None:
-        super().__init__()
-        self.linear = nn.Linear(hidden_size, sum(prod(shape) for shape in shapes.params.values()))
-        self.polyak = PolyakHead(hidden_size) if gradient_term else None
-        if gradient_term:
-            nn.init.zeros_(self.linear.weight)
-            nn.init.zeros_(self.linear.bias)
-
-    def forward(self, hidden: Tensor, observation: Observation) -> Params:
-        dense = linear(hidden, self.linear.weight, self.linear.bias).clamp(-UPDATE_LIMIT, UPDATE_LIMIT)
-        update = unflatten(dense, observation.params)
-        if self.polyak is None:
-            return update
-        return axpy(-self.polyak(hidden, observation), observation.gradients, update)
-
-
-class PolyakHead(nn.Module):
-    """A step length ``exp(a) L / |grad|^2`` per task, a linear in the hidden state and 0 at the start.
-
-    With a = 0 and minimum 0 this is half of Polyak's step for a convex loss, whatever the scale of the problem.
-    """
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(hidden_size, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, hidden: Tensor, observation: Observation) -> Tensor:
-        square = dot(observation.gradients, observation.gradients)
-        return self.linear(hidden).squeeze(1).exp() * observation.loss / (square + torch.finfo(square.dtype).tiny)
 
 
 class LSTMUpdate(LSTMRule):
@@ -243,7 +183,7 @@ class LSTMUpdateTele(LSTMRule):
 
     def init(self, params: Params, symmetry: Symmetry) -> LSTMState:
         like = next(iter(params.values()))
-        element = tuple(lstm.init(like) for lstm in self.element)
+        element = _initial(self.element, like)
         return super().init(params, symmetry)._replace(update=self.update.init(like), element=element)
 
     def propose(self, observation: Observation, state: LSTMState) -> tuple[Proposal, LSTMState]:
@@ -258,8 +198,7 @@ class LSTMLrTele(LSTMRule):
     """LSTM(lr, tele): a learning rate and group elements; the update is a gradient step.
 
     As published the learning rate is a linear output clamped to [1e-7, 5e-3], averaged over the sites, used at the
-    next step (the first step takes 1e-4). The published head starts at one end of the clamp or the other, where it
-    has no gradient, as the seed decides; here it starts in the middle. Arguments as for :class:`LSTMRule`; the
+    next step (the first step takes 1e-4). Arguments as for :class:`LSTMRule`; the
     published hidden size is 20.
     """
 
@@ -279,31 +218,26 @@ class LSTMLrTele(LSTMRule):
             raise UserError("LSTM(lr, tele) reads one pair of layers per site and the network has no site: add one")
         self.element = nn.ModuleList(self.lstm(site.parameters) for site in shapes.sites)
         self.element_heads = nn.ModuleList(self.element_head(site) for site in shapes.sites)
-        head = PolyakHead if gradient_term else _clamped_head
+        head = PolyakHead if gradient_term else ClampedHead
         self.element_lr = nn.ModuleList(head(hidden_size) for _ in shapes.sites)
 
     def init(self, params: Params, symmetry: Symmetry) -> LSTMState:
         like = next(iter(params.values()))
-        return super().init(params, symmetry)._replace(element=tuple(lstm.init(like) for lstm in self.element))
+        return super().init(params, symmetry)._replace(element=_initial(self.element, like))
 
     def propose(self, observation: Observation, state: LSTMState) -> tuple[Proposal, LSTMState]:
         outputs, element = _run(self, self.element, observation, state)
         algebra = tuple(head(h) for head, h in zip(self.element_heads, outputs, strict=True))
-        if self.gradient_term:
-            steps = [head(h, observation) for head, h in zip(self.element_lr, outputs, strict=True)]
-            lr = coming = torch.stack(steps).mean(0)
-        else:
-            steps = [head(h).squeeze(1).clamp(LR_MIN, LR_MAX) for head, h in zip(self.element_lr, outputs, strict=True)]
-            lr, coming = state.lr, torch.stack(steps).mean(0)
+        steps = [head(h, observation) for head, h in zip(self.element_lr, outputs, strict=True)]
+        coming = torch.stack(steps).mean(0)
+        lr = coming if self.gradient_term else state.lr
         update = {name: -per_task(lr, g) * g for name, g in observation.gradients.items()}
         return Proposal(update, algebra), state._replace(element=element, lr=coming)
 
 
-def _clamped_head(hidden_size: int) -> nn.Linear:
-    head = nn.Linear(hidden_size, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.constant_(head.bias, (LR_MIN + LR_MAX) / 2)
-    return head
+def _initial(lstms: Any, like: Tensor) -> tuple[tuple[CellState, ...], ...]:
+    """The zero states of every m2."""
+    return tuple(lstm.init(like) for lstm in lstms)
 
 
 def _run(rule: LSTMRule, lstms: Any, observation: Observation, state: LSTMState) -> tuple[list[Tensor], Any]:

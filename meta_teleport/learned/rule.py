@@ -9,14 +9,14 @@ leaves all have the task dimension in front, so that single tasks can be replace
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.params import Params
+from meta_teleport.params import Params, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
 
 
@@ -33,6 +33,21 @@ class Observation(NamedTuple):
     step: Tensor
     hidden: tuple[Tensor, ...] = ()
 
+    def detached(self) -> "Observation":
+        """Gradient, loss and activations as constants: meta-gradients do not flow through what the rule reads."""
+        return self._map(torch.Tensor.detach)
+
+    def harmless(self, alive: Tensor) -> "Observation":
+        """Ones for the tasks that have failed, on which no rule overflows; ``alive`` is ``(tasks,)``."""
+        return self._map(lambda tensor: torch.where(per_task(alive, tensor), tensor, torch.ones_like(tensor)))
+
+    def _map(self, shown: Callable[[Tensor], Tensor]) -> "Observation":
+        return self._replace(
+            gradients={name: shown(g) for name, g in self.gradients.items()},
+            loss=shown(self.loss),
+            hidden=tuple(shown(h) for h in self.hidden),
+        )
+
 
 class Proposal(NamedTuple):
     """The update f, in the names and shapes of the parameters, and the algebra coordinates of g, one tensor per
@@ -40,6 +55,14 @@ class Proposal(NamedTuple):
 
     update: Params
     algebra: tuple[Tensor, ...] = ()
+
+    def only(self, alive: Tensor) -> "Proposal":
+        """Zeros for the tasks that have failed, which therefore stay where they are; ``alive`` is ``(tasks,)``."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            return torch.where(per_task(alive, tensor), tensor, torch.zeros_like(tensor))
+
+        return Proposal({name: kept(f) for name, f in self.update.items()}, tuple(kept(t) for t in self.algebra))
 
 
 class SiteShape(NamedTuple):

@@ -19,8 +19,10 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from meta_teleport.learned.rule import Observation, Proposal, Rule
-from meta_teleport.params import Params, aliases, axpy, per_task, where
+from meta_teleport.params import Params, aliases, axpy, where
+from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.tasks.family import Tasks
+from meta_teleport.teleportation.drift import LIMIT, loss_drift, undo
 
 FAILURE_FACTOR = 1e6
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
@@ -30,7 +32,8 @@ class Carry(NamedTuple):
     """What one window hands to the next: everything has the task dimension in front.
 
     ``initial`` is the loss before the first step; a task whose loss was not finite, or exceeded ``FAILURE_FACTOR``
-    times it, is no longer ``alive``: it stays where it was before the step that failed.
+    times it, is no longer ``alive``: it stays where it was before the step that failed. ``undone`` counts the
+    teleports that would have moved the loss by more than :data:`meta_teleport.teleportation.drift.LIMIT`.
     """
 
     params: Params
@@ -38,13 +41,15 @@ class Carry(NamedTuple):
     step: Tensor
     initial: Tensor
     alive: Tensor
+    undone: Tensor
 
 
 def start(rule: Rule, tasks: Tasks) -> Carry:
     """The carry before the first step of every task."""
     step = torch.zeros(tasks.count, dtype=torch.long, device=next(iter(tasks.params.values())).device)
     initial = tasks.loss(tasks.params, step).detach()
-    return Carry(tasks.params, rule.init(tasks.params, tasks.symmetry), step, initial, torch.isfinite(initial))
+    state = rule.init(tasks.params, tasks.symmetry)
+    return Carry(tasks.params, state, step, initial, torch.isfinite(initial), torch.zeros_like(step))
 
 
 def unroll(
@@ -67,7 +72,7 @@ def unroll(
     step)`` is shown the parameters before and after each group action.
     """
     differentiable = torch.is_grad_enabled()
-    _, state, step, initial, alive = carry
+    _, state, step, initial, alive, undone = carry
     params = _leaves(carry.params) if differentiable else carry.params
     point, value = _evaluate(tasks, params, step)
     loss = value.detach() if not differentiable else value
@@ -85,15 +90,16 @@ def unroll(
         hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()
         observation = Observation(params, dict(zip(params, gradients, strict=True)), loss, step, hidden)
         if not second_order:
-            observation = _constant(observation)
+            observation = observation.detached()
         if failed:
-            observation = _harmless(observation, alive)
+            observation = observation.harmless(alive)
         proposal, state = functional_call(rule, phi, (observation, state))
         if failed:
-            proposal = _nothing(proposal, alive)
+            proposal = proposal.only(alive)
         moved = updated = axpy(1.0, proposal.update, params)
         if proposal.algebra:
-            moved = tasks.symmetry.flow(updated, proposal.algebra, inputs)
+            moved, drifted = _teleport(tasks, updated, proposal, inputs, step)
+            undone = undone + drifted
             if probe is not None:
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1
@@ -105,7 +111,19 @@ def unroll(
         loss = torch.where(alive, new, loss) if failed else new
     losses.append(loss)
     kept = losses[:-1] if losses_before else losses[1:]
-    return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, alive))
+    return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, alive, undone))
+
+
+def _teleport(
+    tasks: Tasks, params: Params, proposal: Proposal, inputs: LayerInput, step: Tensor
+) -> tuple[Params, Tensor]:
+    """The parameters moved by the proposed elements, but for the tasks ``(tasks,)`` where that moves the loss."""
+    moved = tasks.symmetry.flow(params, proposal.algebra, inputs)
+    if not tasks.symmetry.keeps_loss:
+        return moved, torch.zeros_like(step)
+    with torch.no_grad():
+        drift = loss_drift(tasks.loss(params, step), tasks.loss(moved, step))
+    return undo(params, moved, drift, LIMIT)
 
 
 def _evaluate(tasks: Tasks, params: Params, step: Tensor) -> tuple[Params, Tensor]:
@@ -117,34 +135,3 @@ def _evaluate(tasks: Tasks, params: Params, step: Tensor) -> tuple[Params, Tenso
 
 def _leaves(params: Params) -> Params:
     return {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
-
-
-def _constant(observation: Observation) -> Observation:
-    """Gradient, loss and activations as constants: meta-gradients do not flow through what the rule reads."""
-    return observation._replace(
-        gradients={name: g.detach() for name, g in observation.gradients.items()},
-        loss=observation.loss.detach(),
-        hidden=tuple(h.detach() for h in observation.hidden),
-    )
-
-
-def _harmless(observation: Observation, alive: Tensor) -> Observation:
-    """The observation with ones for the tasks that have failed, on which no rule overflows."""
-
-    def shown(tensor: Tensor) -> Tensor:
-        return torch.where(per_task(alive, tensor), tensor, torch.ones_like(tensor))
-
-    return observation._replace(
-        gradients={name: shown(g) for name, g in observation.gradients.items()},
-        loss=shown(observation.loss),
-        hidden=tuple(shown(h) for h in observation.hidden),
-    )
-
-
-def _nothing(proposal: Proposal, alive: Tensor) -> Proposal:
-    """The proposal with zeros for the tasks that have failed, which therefore stay where they are."""
-
-    def kept(tensor: Tensor) -> Tensor:
-        return torch.where(per_task(alive, tensor), tensor, torch.zeros_like(tensor))
-
-    return Proposal({name: kept(f) for name, f in proposal.update.items()}, tuple(kept(t) for t in proposal.algebra))

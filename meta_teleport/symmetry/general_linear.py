@@ -13,10 +13,12 @@ see, so the identity moves nothing even where X has no full rank.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from meta_teleport.activations import Function
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.site import Layer, LayerInput, Site
@@ -81,12 +83,12 @@ class GeneralLinearSite(Site):
     def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         if inputs is None:
             raise UserError(f"site '{self.name}' acts on a batch: pass the inputs of the network to act")
-        sigma = self.producer.activation
+        sigma, sigma_inverse = self.producer.activation, cast(Function, self.producer.activation.inverse)
         x = self.producer.augment(inputs.columns)
         x_inverse = invert_columns(x) if inputs.pseudo_inverse is None else inputs.pseudo_inverse
         v = self.producer.augmented(params)
         z = v @ x
-        moved_z = sigma.inverse(self.group.apply(g, sigma(z)))
+        moved_z = sigma_inverse(self.group.apply(g, sigma(z)))
         v = v + (moved_z - z) @ x_inverse if self.displacement else moved_z @ x_inverse
         moved = super().act(params, g, inputs, inverse)
         return {**moved, **self.producer.split(v)}

@@ -23,11 +23,14 @@ GROUPS: dict[str, type[Group]] = {"gl": GL, "orthogonal": Orthogonal, "first_ord
 class Symmetry:
     """All sites of one model and, where it is a chain of layers, the layers that lie between them.
 
-    ``layers[i]`` produces the units of ``sites[i]``; the last layer is not listed.
+    ``layers[i]`` produces the units of ``sites[i]``; the last layer is not listed. ``keeps_loss`` says that a
+    teleport is meant to leave the loss alone, so that one that does not is undone; it is False where drift has been
+    accepted: wide batches, first-order elements.
     """
 
     sites: tuple[Site, ...]
     layers: tuple[Layer, ...] = ()
+    keeps_loss: bool = True
 
     def prepare(self, inputs: Tensor) -> LayerInput:
         """The network's inputs ``(*tasks, n, d)`` as the first layer sees them.
@@ -139,10 +142,10 @@ def mlp_symmetry(model: MLP, action: str = "general_linear", group: str = "gl", 
     biases = [layer.bias is not None for layer in model.layers]
     layers = [Layer(f"layers.{i}.weight", f"layers.{i}.bias" if b else None, sigma) for i, b in enumerate(biases)]
     sites = tuple(
-        _site(action, GROUPS[group], displacement, linear.out_features, below, above)
-        for linear, below, above in zip(model.layers, layers[:-1], layers[1:], strict=False)
+        _site(action, GROUPS[group], displacement, k, below, above)
+        for k, below, above in zip(model.widths[1:-1], layers[:-1], layers[1:], strict=True)
     )
-    return Symmetry(sites, tuple(layers[:-1]))
+    return Symmetry(sites, tuple(layers[:-1]), keeps_loss=group != "first_order")
 
 
 def _site(action: str, group: type[Group], displacement: bool, k: int, below: Layer, above: Layer) -> Site:

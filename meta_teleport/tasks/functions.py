@@ -93,13 +93,15 @@ class ConjugateSite(Site):
 class PlaneSymmetry(Symmetry):
     """The one site of a two-dimensional test function; what the group acts on is ``h(x)`` as a column."""
 
+    sites: tuple[ConjugateSite, ...]
+
     def hidden(self, params: Params, inputs: Tensor | LayerInput) -> tuple[Tensor, ...]:
         return tuple(site.h(params["x"]).unsqueeze(-1) for site in self.sites)
 
 
 @dataclass(frozen=True)
 class FunctionTasks(Tasks):
-    """Problems of one test function; the outputs of such a network are the two numbers ``h(x)``."""
+    """Problems of one test function; the output of such a network is the number ``||h(x)||^2``."""
 
     function: PlaneFunction
 
@@ -119,10 +121,10 @@ class FunctionTasks(Tasks):
         return LayerInput(self.params["x"].new_ones(self.count, 1, 1))
 
     def outputs(self, params: Params, step: Tensor) -> Tensor:
-        return self.function.h(params["x"], self.data)
+        return self.function.h(params["x"], self.data).square().sum(-1, keepdim=True)
 
     def loss(self, params: Params, step: Tensor) -> Tensor:
-        return self.outputs(params, step).square().sum(-1)
+        return self.outputs(params, step).squeeze(-1)
 
 
 class Functions(TaskFamily):

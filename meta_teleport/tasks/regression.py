@@ -5,7 +5,7 @@ ReLU of slope 0.1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -116,7 +116,9 @@ class Regression(TaskFamily):
         with torch.device("meta"):  # only its structure is used: every task brings parameters of its own
             self.model = MLP(widths, activation, bias)
         self.symmetry = mlp_symmetry(self.model, action, group, displacement)
-        if not allow_drift:
+        if allow_drift:
+            self.symmetry = replace(self.symmetry, keeps_loss=False)
+        else:
             params = {name: p.unsqueeze(0) for name, p in self.model.named_parameters()}
             self.symmetry.require_exact(params, batch or self.points, "allow_drift")
 
@@ -129,7 +131,7 @@ class Regression(TaskFamily):
         device: str | torch.device = "cpu",
     ) -> RegressionTasks:
         child = split_generator(generator, split)
-        d, m = self.model.layers[0].in_features, self.model.layers[-1].out_features
+        d, m = self.model.widths[0], self.model.widths[-1]
         inputs = self._draw(child, count, self.points, d)
         params = self._parameters(child, count)
         labels = self._draw(child, count, self.points, m)

@@ -38,25 +38,19 @@ def ascend(
     number, or ``(tasks,)``); a step that did not raise a task's objective is undone and s halved. One step costs
     one evaluation of the objective and its gradient.
     """
-    best: Params = detach(params)
-    point, direction = best, None
-    first = value = scale = length = None
-    for _ in range(steps + 1):
-        reached, slope = _slope(symmetry, point, inputs, loss, objective)
-        if value is None:
-            first = value = reached
-            scale = torch.as_tensor(size, dtype=value.dtype, device=value.device).expand_as(value)
-            direction, length = slope, torch.zeros_like(value)
-        else:
-            better = (reached > value) & torch.isfinite(reached)
-            length = torch.where(better, length + scale, length)
-            best, value = where(better, point, best), torch.where(better, reached, value)
-            direction = [
-                torch.where(per_task(better, new), new, old) for new, old in zip(slope, direction, strict=True)
-            ]
-            scale = torch.where(better, scale, scale / 2)
+    best = detach(params)
+    first, direction = _slope(symmetry, best, inputs, loss, objective)
+    value, length = first, torch.zeros_like(first)
+    scale = torch.as_tensor(size, dtype=first.dtype, device=first.device).expand_as(first)
+    for _ in range(steps):
         with torch.no_grad():
             point = symmetry.flow(best, [per_task(scale, d) * d for d in direction], inputs)
+        reached, slope = _slope(symmetry, point, inputs, loss, objective)
+        better = (reached > value) & torch.isfinite(reached)
+        best, value = where(better, point, best), torch.where(better, reached, value)
+        direction = [torch.where(per_task(better, new), new, old) for new, old in zip(slope, direction, strict=True)]
+        length = torch.where(better, length + scale, length)
+        scale = torch.where(better, scale, scale / 2)
     return Teleport(best, first, value, length)
 
 

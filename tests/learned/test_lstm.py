@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.lstm import LR_FIRST, LR_MAX, LR_MIN, LSTMLrTele, LSTMRule, LSTMUpdate, LSTMUpdateTele
+from meta_teleport.learned.heads import LR_MAX, LR_MIN
+from meta_teleport.learned.lstm import LR_FIRST, LSTMLrTele, LSTMRule, LSTMUpdate, LSTMUpdateTele
 from meta_teleport.learned.rule import Observation, Shapes, initialized, shapes_of
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params, flatten
@@ -97,7 +98,7 @@ def test_published_sizes(generator: torch.Generator) -> None:
     assert sum(p.numel() for p in LSTMUpdate(shapes, 300, **PUBLISHED).parameters()) == 2285600
     lr_tele = {name: tuple(p.shape) for name, p in LSTMLrTele(shapes, 20, **options).named_parameters()}
     assert lr_tele["element.0.cells.0.weight_ih"] == (80, 800)
-    assert lr_tele["element_lr.0.weight"] == (1, 20)
+    assert lr_tele["element_lr.0.linear.weight"] == (1, 20)
 
 
 @pytest.mark.parametrize("cls", [LSTMUpdateTele, LSTMLrTele])
@@ -146,7 +147,7 @@ def test_the_learning_rate_is_clamped_and_delayed_by_one_step(generator: torch.G
     for bias, expected in ((1.0, LR_MAX), (-1.0, LR_MIN), (1e-3, 1e-3)):
         with torch.no_grad():
             for head in rule.element_lr:
-                head.bias.fill_(bias)
+                head.linear.bias.fill_(bias)
         observation = observe(tasks, tasks.params)
         proposal, state = rule(observation, rule.init(tasks.params, tasks.symmetry))
         laws.assert_close(flatten(proposal.update), -LR_FIRST * flatten(observation.gradients), 1e-12)
