@@ -40,6 +40,8 @@ $(VENV)/.stamp: pyproject.toml
 	@rm -f $(VENV)/.incomplete
 	@touch $@
 
+# one thread: the matrices are small, and threads that wait for each other on a busy machine cost far more than they save
+train: export OMP_NUM_THREADS ?= 1
 train: setup  ## meta-train with the quick default into runs/quick (or the next free name), then evaluate
 	@run=$(RUN); n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=$(RUN)-$$n; done; set -x; \
 	$(PY) -m meta_teleport train --out "$$run" && $(PY) -m meta_teleport evaluate "$$run"
