@@ -96,9 +96,12 @@ def test_rewind_drops_later_metrics_and_a_line_that_was_cut_off(tmp_path):
     ]
 
 
-def test_events_after_a_rewind_replace_those_of_the_same_steps(tmp_path):
+def test_events_after_a_rewind_replace_those_of_the_same_steps(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # files of one second and process are read in the order of their names, in which writer 10 comes before writer 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = Run.create(tmp_path / "r", CONFIG)
     for step in range(1, 5):
         run.log(step, {"loss": float(step)})
