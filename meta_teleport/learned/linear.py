@@ -10,6 +10,7 @@ backward pass wants weights of its own: fresh leaves, as the estimators make the
 """
 
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ ROWS = 32
 class _Sum:
     """The gradient of one weight and its bias, summed in place over uses; few rows wait until they are worth it."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Tensor) -> None:
+        self.owner = ref(owner)
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         self.waiting: list[tuple[Tensor, Tensor]] = []
@@ -44,9 +46,13 @@ class _Sum:
             self.bias.add_(delta.sum(0))
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
+        """The finished sum. The owner lets go of it: they would keep each other alive."""
         self.flush()
         total = self.weight, self.bias
         self.weight = self.bias = None
+        owner = self.owner()
+        if owner is not None:
+            vars(owner).pop("gathered", None)
         return total
 
 
@@ -86,7 +92,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
     gathered = getattr(weight, "gathered", None)
     if gathered is None:
-        total = _Sum()
+        total = _Sum(weight)
         gathered = weight.gathered = (_Gather.apply(weight, bias, total), total)  # type: ignore[attr-defined]
     token, total = gathered
     return _Use.apply(x, weight.detach(), bias.detach(), token, total)

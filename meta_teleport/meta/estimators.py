@@ -101,4 +101,4 @@ def truncated_bptt(
 
 
 def _finite(gradient: Params) -> bool:
-    return all(bool(torch.isfinite(g).all()) for g in gradient.values())
+    return all(bool(torch.isfinite(torch.stack(g.aminmax())).all()) for g in gradient.values())

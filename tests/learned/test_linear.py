@@ -1,6 +1,7 @@
 """Gathered weight gradients equal those of plain autograd, however often the weight is used."""
 
 from collections.abc import Callable
+from weakref import ref
 
 import laws
 import pytest
@@ -69,3 +70,11 @@ def test_without_gradients_it_is_the_plain_map(generator: torch.Generator) -> No
     x = torch.randn(4, 6, generator=generator, dtype=torch.float64).requires_grad_()
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
     assert not hasattr(weight, "gathered")
+
+
+def test_the_leaves_of_a_window_are_let_go(generator: torch.Generator) -> None:
+    weights = leaves(generator)
+    run(linear, weights, torch.randn(4, 6, generator=generator, dtype=torch.float64), 3).backward()
+    kept = [ref(weight) for weight in weights]
+    del weights
+    assert not any(weight() is not None for weight in kept)

@@ -1,0 +1,50 @@
+"""What the README and the experiments say of the package, measured again: slow, run by `make verify`."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from meta_teleport.learned.classical import GradientDescent
+from meta_teleport.learned.lstm import LSTMLrTele, LSTMRule, LSTMUpdate, LSTMUpdateTele
+from meta_teleport.learned.rule import Rule, initialized, shapes_of
+from meta_teleport.measurement import measure
+from meta_teleport.meta.training import Training, train
+from meta_teleport.methods import Method
+from meta_teleport.tasks.regression import Regression
+
+pytestmark = pytest.mark.slow
+
+GRADIENT_DESCENT = {1: 96500, 5: 13790, 10: 2397, 20: 160, 29: 51.5, 50: 25.6, 99: 19.1}
+CONSTANT_STEP = {1: 438, 5: 58.6, 10: 39.2, 20: 23.6, 29: 18.4, 50: 15.0, 99: 13.3}
+CURVES = [(GradientDescent(3e-4), GRADIENT_DESCENT), (GradientDescent(5e-3, warmup=1, warmup_lr=1e-4), CONSTANT_STEP)]
+
+
+@pytest.mark.parametrize(("rule", "means"), CURVES, ids=["gd", "constant-step"])
+def test_curves_on_2000_fresh_problems(rule: Rule, means: dict[int, float]) -> None:
+    tasks = Regression().sample(2000, torch.Generator().manual_seed(11), "held_out")
+    losses = measure(Method("gd", "baseline", rule), tasks, 99).losses
+    for step, mean in means.items():
+        tolerance = 0.1 if rule is CURVES[0][0] and step == 20 else 0.05
+        assert float(losses[step].mean()) == pytest.approx(mean, rel=tolerance)
+
+
+def after_training(kind: type[LSTMRule], seed: int) -> tuple[Tensor, float]:
+    """Losses ``(1001, tasks)`` on held-out problems of a rule trained at horizon 100, and its largest drift."""
+    family = Regression()
+    sample = family.sample(1, torch.Generator().manual_seed(0))
+    with initialized(seed):
+        rule = kind(shapes_of(sample.params, sample.symmetry))
+    train(rule, family, Training(meta_steps=150, horizon=100), seed=seed)
+    tasks = family.sample(128, torch.Generator().manual_seed(seed), "held_out")
+    measured = measure(Method("rule", "learned", rule), tasks, 1000)
+    assert measured.failed == 0
+    return measured.losses, measured.drift_max
+
+
+@pytest.mark.parametrize("kind", [LSTMUpdate, LSTMUpdateTele, LSTMLrTele])
+def test_rules_hold_up_at_ten_times_the_horizon(kind: type[LSTMRule]) -> None:
+    losses, drift = after_training(kind, seed=1)
+    for level in (0.5, 0.9):
+        assert losses[1000].quantile(level) <= losses[100].quantile(level)
+    assert (losses[10:] <= losses[0]).all()
+    assert drift <= 1e-4
