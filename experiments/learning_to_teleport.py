@@ -28,7 +28,8 @@ from meta_teleport.controls import closed_form_controls, element_controls
 from meta_teleport.learned.load import build, load
 from meta_teleport.learned.rule import Rule, shapes_of
 from meta_teleport.measurement import measure
-from meta_teleport.meta.training import Training, train
+from meta_teleport.meta.settings import Training
+from meta_teleport.meta.training import train
 from meta_teleport.methods import BASELINES, TELEPORT_BASELINES, Method, baseline
 from meta_teleport.record import Run, provenance, write_json
 from meta_teleport.tasks.family import Tasks

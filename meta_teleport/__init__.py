@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meta_teleport.learned.lstm import LSTMUpdateTele as LSTMUpdateTele
     from meta_teleport.learned.rule import Rule as Rule
     from meta_teleport.learned.rule import shapes_of as shapes_of
-    from meta_teleport.meta.training import Training as Training
+    from meta_teleport.meta.settings import Training as Training
     from meta_teleport.meta.training import train as train
     from meta_teleport.record import Run as Run
     from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
@@ -45,7 +45,7 @@ _HOMES = {
     "LSTMUpdateTele": "learned.lstm",
     "Rule": "learned.rule",
     "shapes_of": "learned.rule",
-    "Training": "meta.training",
+    "Training": "meta.settings",
     "train": "meta.training",
     "Run": "record",
     "Symmetry": "symmetry.symmetry",

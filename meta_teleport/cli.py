@@ -66,7 +66,8 @@ def _train(argv: list[str]) -> int:
 
     from meta_teleport.arguments import parse_train
     from meta_teleport.learned.load import build
-    from meta_teleport.meta.training import Training, train
+    from meta_teleport.meta.settings import Training
+    from meta_teleport.meta.training import train
     from meta_teleport.record import FORMAT, Run
     from meta_teleport.terminal import stopping, training_bar
 

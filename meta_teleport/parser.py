@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from meta_teleport.classes import resolve
 from meta_teleport.errors import UserError
 from meta_teleport.learned.rule import Rule
-from meta_teleport.meta.training import Training
+from meta_teleport.meta.settings import Training
 from meta_teleport.tasks.family import TaskFamily
 
 PROGRAM = "meta-teleport"

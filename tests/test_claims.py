@@ -8,7 +8,8 @@ from meta_teleport.learned.classical import GradientDescent
 from meta_teleport.learned.lstm import LSTMLrTele, LSTMRule, LSTMUpdate, LSTMUpdateTele
 from meta_teleport.learned.rule import Rule, initialized, shapes_of
 from meta_teleport.measurement import measure
-from meta_teleport.meta.training import Training, train
+from meta_teleport.meta.settings import Training
+from meta_teleport.meta.training import train
 from meta_teleport.methods import Method
 from meta_teleport.tasks.regression import Regression
 
