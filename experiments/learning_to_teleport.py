@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from held_out_comparison import compare_over_seeds
 from learning_curves import plot_curves
+from result_tables import markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from meta_teleport.checkpoint import load_tensors, save_tensors
@@ -187,8 +188,10 @@ def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) 
         "comparisons": list(comparisons({key: m["losses"] for key, m in measured.items()}, settings)),
     }
     write_json(out / "results.json", results)
+    text = markdown(json.loads((out / "results.json").read_text()))
+    (out / "results.md").write_text(text)
     plot_curves({key: m["losses"] for key, m in measured.items()}, out, HORIZON)
-    print(json.dumps(results["comparisons"], indent=1))
+    print(text)
 
 
 def summary(losses: torch.Tensor) -> dict[str, Any]:

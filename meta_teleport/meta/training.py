@@ -72,8 +72,7 @@ class Trainer:
         groups = {"update": training.lr_update, "element": training.lr_element}
         names = rule.meta_groups()
         self.adam = torch.optim.Adam(
-            [{"params": [self.phi[name] for name in names[key]], "lr": lr} for key, lr in groups.items() if names[key]],
-            fused=True,
+            [{"params": [self.phi[name] for name in names[key]], "lr": lr} for key, lr in groups.items() if names[key]]
         )
         self.peaks = [group["lr"] for group in self.adam.param_groups]
         self.tasks: Tasks = self._fresh(training.tasks)
