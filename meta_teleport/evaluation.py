@@ -83,7 +83,7 @@ def evaluate(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     label: str | None = None,
     family_name: str | None = None,
     report: Report | None = None,

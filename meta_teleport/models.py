@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -14,7 +15,11 @@ class MLP(nn.Module):
 
     Inputs have shape ``(n, d_0)``, outputs ``(n, d_L)``; ``activation`` is a name of the activation table. The
     parameters are called ``layers.0.weight``, ``layers.0.bias``, ...
+
+    The forward pass broadcasts: with parameters ``(tasks, *shape)`` it takes inputs ``(tasks, n, d_0)``.
     """
+
+    broadcasts = True
 
     def __init__(self, widths: Sequence[int], activation_name: str = "leaky_relu", bias: bool = False) -> None:
         super().__init__()
@@ -25,6 +30,10 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(d, k, bias=bias) for d, k in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+        for i in range(len(self.layers)):
+            linear = cast(nn.Linear, self.layers[i])
+            x = self.activation(x) if i else x
+            x = x @ linear.weight.mT
+            if linear.bias is not None:
+                x = x + linear.bias.unsqueeze(-2)
+        return x

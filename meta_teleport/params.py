@@ -19,13 +19,14 @@ def functional(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     """The model as a pure function of batched parameters.
 
     Returns ``f(params, inputs)`` with params ``(tasks, *shape)`` and inputs ``(tasks, n, ...)``, giving outputs
-    ``(tasks, n, ...)``; the model's own parameters are never read.
+    ``(tasks, n, ...)``; the model's own parameters are never read. A model whose forward pass broadcasts over a
+    leading task dimension says so by an attribute ``broadcasts``; others are mapped over the tasks.
     """
 
     def single(params: Params, inputs: Tensor) -> Tensor:
         return functional_call(model, params, (inputs,))
 
-    return vmap(single, randomness="different")
+    return single if getattr(model, "broadcasts", False) else vmap(single, randomness="different")
 
 
 def axpy(a: float | Tensor, x: Params, y: Params) -> Params:

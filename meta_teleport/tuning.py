@@ -50,7 +50,7 @@ def tune(
     horizon: int,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     report: Report | None = None,
 ) -> dict[str, Settings]:
     """The settings of every tuned baseline by its name; read from and kept in ``folder`` if one is given.
@@ -59,6 +59,7 @@ def tune(
     have no teleport-augmented baselines.
     """
     key = _key(family, horizon, dtype)
+    folder = None if folder is None else Path(folder)
     kept = _read(folder)
     for entry in kept:
         if entry.get("key") == key:

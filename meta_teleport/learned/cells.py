@@ -35,7 +35,8 @@ class LSTMCell(nn.Module):
         self.weight_hh, self.bias_hh = uniform(4 * hidden_size, hidden_size), uniform(4 * hidden_size)
 
     def forward(self, x: Tensor, state: CellState) -> CellState:
-        gates = linear(x, self.weight_ih, self.bias_ih) + linear(state.hidden, self.weight_hh, self.bias_hh)
+        gates = linear(x, self.weight_ih, self.bias_ih + self.bias_hh)
+        gates = linear(state.hidden, self.weight_hh, gates)
         i, f, g, o = gates.chunk(4, dim=1)
         cell = torch.sigmoid(f) * state.cell + torch.sigmoid(i) * torch.tanh(g)
         return CellState(torch.sigmoid(o) * torch.tanh(cell), cell)

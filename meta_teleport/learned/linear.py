@@ -15,18 +15,16 @@ from weakref import ref
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F
 
-ROWS = 32
+ROWS = 512
 
 
 class _Sum:
-    """The gradient of one weight and its bias, summed in place over uses; few rows wait until they are worth it."""
+    """The gradient of one weight, summed in place over its uses; few rows wait until they are worth a product."""
 
     def __init__(self, owner: Tensor) -> None:
         self.owner = ref(owner)
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
+        self.total: Tensor | None = None
         self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, delta: Tensor, x: Tensor) -> None:
@@ -39,17 +37,15 @@ class _Sum:
             return
         delta, x = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in zip(*self.waiting, strict=True))
         self.waiting.clear()
-        if self.weight is None or self.bias is None:
-            self.weight, self.bias = delta.t() @ x, delta.sum(0)
+        if self.total is None:
+            self.total = delta.t() @ x
         else:
-            self.weight.addmm_(delta.t(), x)
-            self.bias.add_(delta.sum(0))
+            self.total.addmm_(delta.t(), x)
 
-    def take(self) -> tuple[Tensor | None, Tensor | None]:
+    def take(self) -> Tensor | None:
         """The finished sum. The owner lets go of it: they would keep each other alive."""
         self.flush()
-        total = self.weight, self.bias
-        self.weight = self.bias = None
+        total, self.total = self.total, None
         owner = self.owner()
         if owner is not None:
             vars(owner).pop("gathered", None)
@@ -60,39 +56,46 @@ class _Gather(Function):
     """A scalar that stands for one weight in the graph; its backward runs after those of all uses."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, total: _Sum) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, total: _Sum) -> Tensor:
         ctx.total = total
         return weight.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        return *ctx.total.take(), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        return ctx.total.take(), None
 
 
 class _Use(Function):
-    """One use of a gathered weight: ``x W^T + b``."""
+    """One use of a gathered weight: ``start + x W^T``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, token: Tensor, total: _Sum) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, start: Tensor, token: Tensor, total: _Sum) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.total = total
-        return F.linear(x, weight, bias)
+        ctx.total, ctx.summed = total, start.ndim == 1
+        if ctx.summed:
+            return torch.addmm(start, x, weight.t())
+        ctx.mark_dirty(start)
+        return start.addmm_(x, weight.t())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, None, None, Tensor, None]:
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         ctx.total.add(delta, x)
-        return delta @ weight if ctx.needs_input_grad[0] else None, None, None, delta.new_zeros(()), None
+        to_x = delta @ weight if ctx.needs_input_grad[0] else None
+        return to_x, None, delta.sum(0) if ctx.summed else delta, delta.new_zeros(()), None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x W^T + b`` for x ``(tasks, inputs)``, as ``torch.nn.functional.linear``, with gathered weight gradients."""
-    if not (torch.is_grad_enabled() and weight.requires_grad and bias.requires_grad):
-        return F.linear(x, weight, bias)
+def linear(x: Tensor, weight: Tensor, start: Tensor) -> Tensor:
+    """``start + x W^T`` for x ``(tasks, inputs)``, with gathered weight gradients.
+
+    ``start`` is a bias ``(outputs,)``, or rows ``(tasks, outputs)``, which are overwritten with the result.
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return torch.addmm(start, x, weight.t()) if start.ndim == 1 else start.addmm_(x, weight.t())
     gathered = getattr(weight, "gathered", None)
     if gathered is None:
         total = _Sum(weight)
-        gathered = weight.gathered = (_Gather.apply(weight, bias, total), total)  # type: ignore[attr-defined]
+        gathered = weight.gathered = (_Gather.apply(weight, total), total)  # type: ignore[attr-defined]
     token, total = gathered
-    return _Use.apply(x, weight.detach(), bias.detach(), token, total)
+    return _Use.apply(x, weight.detach(), start, token, total)

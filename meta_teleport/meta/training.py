@@ -162,7 +162,7 @@ class Trainer:
             prefix = f"adam.{name}."
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if state:
-                self.adam.state[p] = state
+                self.adam.state[p] = {**state, "step": state["step"].cpu()}
         self.tasks = replace(
             self.tasks,
             params={name: tensors[f"tasks.params.{name}"] for name in self.tasks.params},

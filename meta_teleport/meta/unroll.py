@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from meta_teleport.learned.rule import Observation, Proposal, Rule
-from meta_teleport.params import Params, aliases, axpy, where
+from meta_teleport.params import Params, aliases, axpy, per_task, where
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.teleportation.drift import LIMIT, loss_drift, undo
@@ -71,24 +71,14 @@ def unroll(
     that are not alive hold their last loss and carry no meta-gradient. ``probe(tasks, before, after, proposal,
     step)`` is shown the parameters before and after each group action.
     """
-    differentiable = torch.is_grad_enabled()
     _, state, step, initial, alive, undone = carry
-    params = _leaves(carry.params) if differentiable else carry.params
-    point, value = _evaluate(tasks, params, step)
-    loss = value.detach() if not differentiable else value
-    losses, failed = [], not bool(alive.all())
+    params = _leaves(carry.params) if second_order else carry.params
+    loss, gradients = _evaluate(tasks, params, step, second_order)
+    losses, failed = [loss], not bool(alive.all())
     for _ in range(steps):
-        losses.append(loss)
-        gradients = torch.autograd.grad(
-            value,
-            list(point.values()),
-            torch.ones_like(value),
-            create_graph=second_order and differentiable,
-            retain_graph=differentiable,
-        )
         inputs = tasks.inputs(step)
         hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()
-        observation = Observation(params, dict(zip(params, gradients, strict=True)), loss, step, hidden)
+        observation = Observation(params, gradients, loss, step, hidden)
         if not second_order:
             observation = observation.detached()
         if failed:
@@ -103,13 +93,12 @@ def unroll(
             if probe is not None:
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1
-        point, value = _evaluate(tasks, moved, step)
-        new = value if differentiable else value.detach()
+        new, gradients = _evaluate(tasks, moved, step, second_order)
         alive = alive & torch.isfinite(new) & (new <= FAILURE_FACTOR * initial)
         failed = not bool(alive.all())
         params = where(alive, moved, params) if failed else moved
         loss = torch.where(alive, new, loss) if failed else new
-    losses.append(loss)
+        losses.append(loss)
     kept = losses[:-1] if losses_before else losses[1:]
     return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, alive, undone))
 
@@ -126,11 +115,36 @@ def _teleport(
     return undo(params, moved, drift, LIMIT)
 
 
-def _evaluate(tasks: Tasks, params: Params, step: Tensor) -> tuple[Params, Tensor]:
-    """The loss with a graph down to aliases of the parameters, or to leaves where no meta-gradient is wanted."""
-    point = aliases(params) if torch.is_grad_enabled() else _leaves(params)
+def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) -> tuple[Tensor, Params]:
+    """The losses ``(tasks,)`` and their gradients.
+
+    With second derivatives both are part of the graph. Without, the gradients are constants, and since they are what
+    a meta-gradient needs of the loss, the loss enters the graph as a single node.
+    """
+    second_order = second_order and torch.is_grad_enabled()
+    point = aliases(params) if second_order else _leaves(params)
     with torch.enable_grad():
-        return point, tasks.loss(point, step)
+        loss = tasks.loss(point, step)
+    found = torch.autograd.grad(loss, list(point.values()), torch.ones_like(loss), create_graph=second_order)
+    gradients = dict(zip(params, found, strict=True))
+    if second_order:
+        return loss, gradients
+    return _KnownGradient.apply(loss.detach(), *found, *params.values()), gradients
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A loss as a function of parameters whose gradient has been computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *gradients_and_params: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients_and_params[: len(gradients_and_params) // 2])
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return None, *(None for _ in gradients), *(per_task(grad, g) * g for g in gradients)
 
 
 def _leaves(params: Params) -> Params:

@@ -1,0 +1,81 @@
+"""Truncated back-propagation: the meta-losses by hand, and tasks that fail without poisoning the others."""
+
+from typing import Any
+
+import laws
+import pytest
+import torch
+from torch import Tensor, nn
+
+from meta_teleport.learned.classical import NoState
+from meta_teleport.learned.rule import Observation, Proposal, Rule
+from meta_teleport.meta.estimators import loss_sum, mean_log_loss, truncated_bptt
+from meta_teleport.meta.unroll import start
+from meta_teleport.params import Params
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.tasks.family import Tasks
+from meta_teleport.tasks.regression import Regression
+
+FAMILY = Regression(width=3, data="gaussian", activation="asinh")
+GOOD = [0, 2, 3]
+
+
+class Spoiled(Rule):
+    """Gradient descent with a learned step; where a task's first loss is ``marked`` the step is multiplied by
+    ``factor``, or (``steep``) depends on the meta-parameter by an infinite slope while every loss is finite."""
+
+    def __init__(self, marked: float, factor: float = 1.0, steep: bool = False) -> None:
+        super().__init__()
+        self.log_step = nn.Parameter(torch.tensor(-7.0, dtype=torch.float64))
+        self.marked, self.factor, self.steep = marked, factor, steep
+
+    def init(self, params: Params, symmetry: Symmetry) -> NoState:
+        return NoState()
+
+    def forward(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
+        at = (observation.loss - self.marked).abs() < 1e-12
+        step = self.log_step.exp() * torch.where(at, self.factor, 1.0)
+        if self.steep:
+            change = self.log_step - self.log_step.detach()
+            step = step + torch.where(at, change, 1.0).abs().sqrt() - torch.where(at, 0.0, 1.0)
+        return Proposal({name: -step[:, None, None] * g for name, g in observation.gradients.items()}), state
+
+
+def tasks_of(generator: torch.Generator) -> tuple[Tasks, Tensor]:
+    tasks = FAMILY.sample(4, generator, dtype=torch.float64)
+    return tasks, tasks.loss(tasks.params, torch.zeros(4, dtype=torch.long))
+
+
+def estimate(rule: Rule, tasks: Tasks) -> Any:
+    return truncated_bptt(rule, dict(rule.named_parameters()), tasks, start(rule, tasks), 3, mean_log_loss)
+
+
+def test_objectives_by_hand() -> None:
+    losses = torch.tensor([[4.0, 1.0], [2.0, 0.0]], dtype=torch.float64)
+    initial = torch.tensor([8.0, 1.0], dtype=torch.float64)
+    assert loss_sum(losses, initial).tolist() == [6.0, 1.0]
+    tiny = torch.finfo(torch.float64).tiny
+    expected = torch.tensor([(0.5 * 0.25) ** 0.5, tiny**0.5], dtype=torch.float64).log()
+    torch.testing.assert_close(mean_log_loss(losses, initial), expected)
+
+
+@pytest.mark.parametrize("steep", [False, True])
+def test_a_failing_or_overflowing_task_is_left_out_and_counted(steep: bool, generator: torch.Generator) -> None:
+    tasks, initial = tasks_of(generator)
+    rule = Spoiled(float(initial[1]), 1.0 if steep else 1e12, steep)
+    found = estimate(rule, tasks)
+    alone = estimate(rule, tasks.select(torch.tensor(GOOD)))
+    assert found.failed == 1 and found.carry.alive.tolist() == [True, False, True, True]
+    assert alone.failed == 0
+    laws.assert_close(found.meta_loss[None], alone.meta_loss[None], 1e-12)
+    laws.assert_close(found.gradient["log_step"][None], alone.gradient["log_step"][None], 1e-12)
+
+
+def test_the_spoiled_task_would_have_spoiled_the_rest(generator: torch.Generator) -> None:
+    tasks, initial = tasks_of(generator)
+    healthy = estimate(Spoiled(-1.0), tasks)
+    assert healthy.failed == 0 and torch.isfinite(healthy.gradient["log_step"])
+    rule = Spoiled(float(initial[1]), steep=True)
+    step = rule(Observation(tasks.params, tasks.params, initial, initial), NoState())[0].update["layers.0.weight"]
+    (slope,) = torch.autograd.grad(step.sum(), rule.log_step)
+    assert not torch.isfinite(slope)

@@ -1,0 +1,119 @@
+"""The outer loop: fresh tasks when they are due, horizons that grow, learning, resuming, refusals."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from meta_teleport.errors import UserError
+from meta_teleport.learned.classical import GradientDescent
+from meta_teleport.learned.lstm import LSTMUpdate, LSTMUpdateTele
+from meta_teleport.learned.rule import Rule, initialized, shapes_of
+from meta_teleport.meta.settings import Training
+from meta_teleport.meta.training import Trainer, train
+from meta_teleport.meta.unroll import start, unroll
+from meta_teleport.record import Run
+from meta_teleport.tasks.regression import Regression
+
+FAMILY = Regression(width=4)
+SMALL = Training(meta_steps=6, tasks=6, window=2, horizon=6, save_every=1, log_every=1)
+
+
+def rule(kind: type[LSTMUpdate | LSTMUpdateTele] = LSTMUpdateTele, seed: int = 0) -> Rule:
+    tasks = FAMILY.sample(1, torch.Generator().manual_seed(0))
+    with initialized(seed):
+        return kind(shapes_of(tasks.params, tasks.symmetry), hidden_size=6)
+
+
+def run_in(folder: Path) -> Run:
+    config = {"task": {}, "rule": {"class_path": "x", "init_args": {}}, "training": {}, "seed": 0, "dtype": "float32"}
+    return Run.create(folder, config)
+
+
+def ages(training: Training, windows: int) -> list[list[int]]:
+    trainer, seen = Trainer(rule(), FAMILY, training, seed=0), []
+    for _ in range(windows):
+        trainer.step()
+        seen.append(trainer.carry.step.tolist())
+    return seen
+
+
+def test_staggered_tasks_mix_early_and_late_steps() -> None:
+    seen = ages(SMALL, 6)
+    assert seen[0] == [2] * 6
+    assert all(sorted(set(row)) == [2, 4, 6] for row in seen[2:])
+
+
+def test_tasks_in_phase_are_replaced_together() -> None:
+    assert ages(replace(SMALL, staggered=False), 4) == [[2] * 6, [4] * 6, [6] * 6, [2] * 6]
+
+
+def test_a_replaced_task_is_a_fresh_one() -> None:
+    trainer = Trainer(rule(), FAMILY, replace(SMALL, staggered=False, horizon=2), seed=0)
+    trainer.step()
+    before = trainer.tasks.data["inputs"].clone()
+    trainer.step()
+    assert (trainer.tasks.data["inputs"] != before).all()
+    fresh = trainer.tasks.loss(trainer.tasks.params, trainer.carry.step)
+    torch.testing.assert_close(trainer.carry.initial, fresh)
+
+
+def test_a_growing_horizon_doubles_while_losses_fall() -> None:
+    trainer = Trainer(rule(), FAMILY, replace(SMALL, growing_horizon=True, window=5, horizon=20), seed=0)
+    horizons = []
+    for _ in range(20):
+        trainer.step()
+        horizons.append(trainer.horizon)
+    assert set(horizons) <= {5, 10, 20} and horizons[-1] > 5 and sorted(horizons) == horizons
+
+
+def test_a_growing_horizon_waits_while_losses_do_not_fall() -> None:
+    trainer = Trainer(rule(), FAMILY, replace(SMALL, growing_horizon=True), seed=0)
+    trainer.carry = trainer.carry._replace(step=trainer.due)
+    trainer._grow_horizon(torch.tensor([[1.0] * 6, [2.0] * 6]))
+    assert trainer.horizon == 2
+    trainer._grow_horizon(torch.tensor([[2.0] * 6, [1.0] * 6]))
+    assert trainer.horizon == 4
+
+
+@pytest.mark.parametrize("kind", [LSTMUpdate, LSTMUpdateTele])
+def test_meta_training_learns(kind: type[LSTMUpdate | LSTMUpdateTele]) -> None:
+    before, after, told = rule(kind), rule(kind), []
+    train(after, FAMILY, Training(meta_steps=60, tasks=16, window=5, horizon=10, lr_update=1e-2), report=told.append)
+    assert [progress.meta_step for progress in told] == list(range(1, 61))
+    tasks = FAMILY.sample(64, torch.Generator().manual_seed(1), "held_out")
+    with torch.no_grad():
+        ends = [unroll(r, dict(r.named_parameters()), tasks, start(r, tasks), 10)[0][-1] for r in (before, after)]
+    assert (ends[1].log() - ends[0].log()).mean() < -0.03
+
+
+@pytest.mark.parametrize("options", [{}, {"growing_horizon": True}, {"staggered": False, "second_order": True}])
+def test_resumed_is_uninterrupted_bit_for_bit(options: dict[str, bool], tmp_path: Path) -> None:
+    training = replace(SMALL, **options)
+    whole, parts = rule(), rule(seed=5)
+    train(whole, FAMILY, training, run=run_in(tmp_path / "whole"))
+    run, stops = run_in(tmp_path / "parts"), iter([False, False, False, True])
+    first = rule()
+    assert not train(first, FAMILY, training, run=run, should_stop=lambda: next(stops)).finished
+    assert train(parts, FAMILY, training, run=run, resume=True).finished
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b)
+    rows = [Run.open(tmp_path / name).metrics() for name in ("whole", "parts")]
+    assert [row["meta_loss"] for row in rows[0]] == [row["meta_loss"] for row in rows[1]]
+    assert not any(torch.equal(a, b) for a, b in zip(first.parameters(), whole.parameters(), strict=True))
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="GradientDescent has no meta-parameters"):
+        train(GradientDescent(0.1), FAMILY, SMALL)
+    with pytest.raises(UserError, match="horizon 7 is no multiple of window 2"):
+        replace(SMALL, horizon=7)
+    with pytest.raises(UserError, match=r"training\.tasks is 0: give 1 or more"):
+        replace(SMALL, tasks=0)
+    with pytest.raises(UserError, match="unknown objective 'cube': choose one of sum, log"):
+        replace(SMALL, objective="cube")
+    run = run_in(tmp_path / "run")
+    train(rule(), FAMILY, SMALL, run=run)
+    with pytest.raises(UserError, match="another rule, family or version"):
+        train(rule(LSTMUpdate), FAMILY, SMALL, run=run, resume=True)
