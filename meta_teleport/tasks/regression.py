@@ -120,7 +120,7 @@ class Regression(TaskFamily):
             self.symmetry = replace(self.symmetry, keeps_loss=False)
         else:
             params = {name: p.unsqueeze(0) for name, p in self.model.named_parameters()}
-            self.symmetry.require_exact(params, batch or self.points, "allow_drift")
+            self.symmetry.require_exact(params, batch or self.points, "allow_drift=True (--task.allow_drift true)")
 
     def sample(
         self,

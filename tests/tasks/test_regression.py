@@ -107,7 +107,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"action": "permutation"},
      "permutations have no Lie algebra to learn in: choose another action for a task family"),
     ({"points": 30}, "site 'layers.0' keeps the loss on at most 20 points and the batch has 30: use fewer points, a "
-     "wider layer, or allow_drift to accept the drift"),
+     "wider layer, or allow_drift=True (--task.allow_drift true) to accept the drift"),
     ({"hidden": [3, 0]}, "widths [20, 3, 0, 20] do not make an MLP: give at least three positive numbers"),
     ({"activation": "tanh"}, "action 'general_linear' needs an activation that is a bijection of the real line, and "
      "'tanh' is not: use leaky_relu, asinh or identity, or action 'pseudo_inverse'"),
