@@ -12,7 +12,7 @@ LABELS = {"LSTMUpdate": "LSTM(update)", "LSTMUpdateTele": "LSTM(update, tele)", 
 COLOURS = {"LSTMUpdate": "#1f77b4", "LSTMUpdateTele": "#d62728", "LSTMLrTele": "#2ca02c"}
 BASELINES = {"gd": "#999999", "gd-warmup": "#555555", "adam": "#9467bd", "lbfgs": "#8c564b", "adam+ascent": "#e377c2"}
 DASHES = {"identity": "--", "random": ":"}
-LOWEST, HIGHEST = 1e-3, 1e6
+LOWEST, HIGHEST = 1e-1, 1e6
 
 
 def plot_curves(losses: dict[str, Tensor], folder: Path, horizon: int) -> None:
@@ -20,7 +20,7 @@ def plot_curves(losses: dict[str, Tensor], folder: Path, horizon: int) -> None:
     bands from 10 % to 90 %, on logarithmic axes; the trained horizon is a vertical line. ``losses`` are
     ``(seeds, steps + 1, tasks)`` by name."""
     panels = [name for name in PANELS if any(key.startswith(f"{name}/") for key in losses)]
-    figure = Figure(figsize=(7 * len(panels), 5.5), layout="constrained", dpi=110)
+    figure = Figure(figsize=(6.5 * len(panels), 5.5), layout="constrained", dpi=110)
     for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         for name, colour in BASELINES.items():
             if name in losses:
@@ -33,10 +33,11 @@ def plot_curves(losses: dict[str, Tensor], folder: Path, horizon: int) -> None:
                 line = DASHES.get(control, "-")
                 _line(axes, values, label, not control, color=COLOURS[rule], linestyle=line, linewidth=2)
         axes.axvline(horizon, color="black", linewidth=0.8)
-        axes.annotate("trained horizon", (horizon, HIGHEST), (4, -12), textcoords="offset points", fontsize=8)
+        axes.annotate("trained horizon", (horizon, HIGHEST), (-74, -12), textcoords="offset points", fontsize=8)
         axes.set(xscale="log", yscale="log", xlabel="step", title=f"{panel} settings", ylim=(LOWEST, HIGHEST))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, ncols=2, loc="lower left")
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", fontsize=8, ncols=4)
     figure.axes[0].set_ylabel("loss, median over tasks and meta-seeds")
     for suffix in ("png", "pdf"):
         figure.savefig(folder / f"learning_to_teleport.{suffix}")

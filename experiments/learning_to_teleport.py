@@ -74,7 +74,7 @@ TRAINING: dict[tuple[str, str], Training] = {
     **{("better", rule): Training(meta_steps=500, horizon=100) for rule in RULES},
 }
 HELD_OUT_TASKS, HELD_OUT_SEED = 256, 0
-HORIZON, STEPS = 100, 1000
+HORIZON, STEPS = 100, {"published": 300, "better": 1000}
 SHOWN = (1, 5, 10, 20, 30, 50, 100, 300, 1000)
 COMPARED = (30, 100, 300, 1000)
 SMOKE = {"meta_steps": 3, "save_every": 1, "log_every": 1}
@@ -172,10 +172,9 @@ def methods(out: Path, setting: str, seeds: list[int], smoke: bool) -> Iterator[
 
 def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) -> None:
     """Measures everything, compares, and writes results.json and the figures."""
-    steps = 10 if smoke else STEPS
     measured: dict[str, dict[str, Any]] = {}
     for setting in settings:
-        tasks = held_out(setting, smoke)
+        tasks, steps = held_out(setting, smoke), 10 if smoke else STEPS[setting]
         for name, versions in methods(out, setting, seeds, smoke):
             key = f"{setting}/{name}" if name.startswith("LSTM") else name
             paths = [out / "held_out" / f"{key.replace('/', '-')}-{i}.safetensors" for i in range(len(versions))]
@@ -221,7 +220,8 @@ def comparisons(losses: dict[str, torch.Tensor], settings: list[str]) -> Iterato
                     continue
                 if rule == "LSTMLrTele" and not (other.startswith(own) or "/" not in other):
                     continue
-                for step in (s for s in COMPARED if s < losses[own].shape[1]):
+                last = min(losses[own].shape[1], losses[other].shape[1])
+                for step in (s for s in COMPARED if s < last):
                     same = other.startswith(f"{own}/")
                     pair = losses[own][:, step], losses[other][:, step]
                     yield {"a": own, "b": other, "step": step, **compare_over_seeds(*pair, generator, same)}
