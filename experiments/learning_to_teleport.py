@@ -91,16 +91,28 @@ def config_of(settings: str, rule: str, seed: int, training: Training) -> dict[s
     }
 
 
+def training_of(settings: str, name: str, smoke: bool) -> Training:
+    """How a rule is meta-trained."""
+    training = TRAINING[settings, name]
+    return Training(**{**asdict(training), **SMOKE}) if smoke else training
+
+
+def folder_of(out: Path, settings: str, name: str, seed: int) -> Path:
+    """The run folder of one meta-training."""
+    return out / settings / name / f"seed{seed}"
+
+
+def is_finished(folder: Path, training: Training) -> bool:
+    """Whether the rule in a run folder has had all its meta-steps."""
+    return (folder / "training.safetensors").exists() and load(folder).meta_step == training.meta_steps
+
+
 def trained(out: Path, settings: str, name: str, seed: int, smoke: bool, report: Callable[[Any], None]) -> Rule:
     """The rule of one run folder, meta-trained now as far as it has not been before."""
-    training = TRAINING[settings, name]
-    if smoke:
-        training = Training(**{**asdict(training), **SMOKE})
-    folder = out / settings / name / f"seed{seed}"
-    config = config_of(settings, name, seed, training)
-    resume = (folder / "training.safetensors").exists()
-    if resume and load(folder).meta_step == training.meta_steps:
+    training, folder = training_of(settings, name, smoke), folder_of(out, settings, name, seed)
+    if is_finished(folder, training):
         return load(folder)
+    config, resume = config_of(settings, name, seed, training), (folder / "training.safetensors").exists()
     family = Regression(**FAMILIES[settings])
     tasks = family.sample(1, torch.Generator().manual_seed(0))
     rule = build(config["rule"], shapes_of(tasks.params, tasks.symmetry), seed)
@@ -154,7 +166,7 @@ def methods(out: Path, setting: str, seeds: list[int], smoke: bool) -> Iterator[
     """Every method of one setting by name, once per meta-seed where it has one."""
     tasks = held_out(setting, smoke)
     for name in RULES:
-        rules = [trained(out, setting, name, seed, smoke, lambda _: None) for seed in seeds]
+        rules = [load(folder_of(out, setting, name, seed)) for seed in seeds]
         yield name, [Method(name, "learned", rule) for rule in rules]
         if name != "LSTMUpdate":
             drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -171,11 +183,20 @@ def methods(out: Path, setting: str, seeds: list[int], smoke: bool) -> Iterator[
 
 
 def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) -> None:
-    """Measures everything, compares, and writes results.json and the figures."""
+    """Measures everything, compares, and writes results.json and the figures.
+
+    A meta-seed counts once all three rules of its settings are trained.
+    """
     measured: dict[str, dict[str, Any]] = {}
+    done: dict[str, list[int]] = {}
     for setting in settings:
         tasks, steps = held_out(setting, smoke), 10 if smoke else STEPS[setting]
-        for name, versions in methods(out, setting, seeds, smoke):
+        done[setting] = [
+            seed
+            for seed in seeds
+            if all(is_finished(folder_of(out, setting, n, seed), training_of(setting, n, smoke)) for n in RULES)
+        ]
+        for name, versions in methods(out, setting, done[setting], smoke):
             key = f"{setting}/{name}" if name.startswith("LSTM") else name
             paths = [out / "held_out" / f"{key.replace('/', '-')}-{i}.safetensors" for i in range(len(versions))]
             rows = [losses_of(method, tasks, path, steps) for method, path in zip(versions, paths, strict=True)]
@@ -183,7 +204,7 @@ def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) 
             print(key, [f"{x:.3g}" for x in summary(measured[key]["losses"])["median"].values()], file=sys.stderr)
     results = {
         "tasks": tasks.count,
-        "meta_seeds": len(seeds),
+        "meta_seeds": {setting: len(finished) for setting, finished in done.items()},
         "provenance": provenance(),
         "methods": {key: {**summary(m["losses"]), "runs": m["runs"]} for key, m in measured.items()},
         "comparisons": list(comparisons({key: m["losses"] for key, m in measured.items()}, settings)),
