@@ -16,11 +16,10 @@ def compare_over_seeds(a: Tensor, b: Tensor, generator: torch.Generator, same_se
     and pairs of seeds on which a has the lower loss.
     """
     x, y = log10(a), log10(b)
-    tasks = torch.randint(x.shape[1], (RESAMPLES, x.shape[1]), generator=generator)
-    rows = torch.randint(len(x), (RESAMPLES, len(x)), generator=generator)
-    others = rows if same_seeds else torch.randint(len(y), (RESAMPLES, len(y)), generator=generator)
-    means = [float(x[r][:, t].mean() - y[o][:, t].mean()) for r, o, t in zip(rows, others, tasks, strict=True)]
-    low, high = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+    tasks, rows = _weights(x.shape[1], generator), _weights(len(x), generator)
+    others = rows if same_seeds else _weights(len(y), generator)
+    means = ((rows @ x - others @ y) * tasks).sum(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     first, second = (a, b) if same_seeds else (a[:, None], b[None])
     wins = (first < second).double() + 0.5 * (first == second).double()
     return {
@@ -28,3 +27,11 @@ def compare_over_seeds(a: Tensor, b: Tensor, generator: torch.Generator, same_se
         "ci95": [low, high],
         "win_rate": float(wins.mean()),
     }
+
+
+def _weights(count: int, generator: torch.Generator) -> Tensor:
+    """How often each of ``count`` things is drawn, as a fraction, in every resample: ``(RESAMPLES, count)``."""
+    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
+    return torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.full((RESAMPLES, count), 1 / count, dtype=torch.float64)
+    )
