@@ -23,7 +23,9 @@ CURVES = [(GradientDescent(3e-4), GRADIENT_DESCENT), (GradientDescent(5e-3, warm
 @pytest.mark.parametrize(("rule", "means"), CURVES, ids=["gd", "constant-step"])
 def test_curves_on_2000_fresh_problems(rule: Rule, means: dict[int, float]) -> None:
     tasks = Regression().sample(2000, torch.Generator().manual_seed(11), "held_out")
-    losses = measure(Method("gd", "baseline", rule), tasks, 99).losses
+    measured = measure(Method("gd", "baseline", rule), tasks, 99)
+    assert measured.failed <= 2  # about one problem in 12000 diverges at the constant step
+    losses = measured.losses[:, measured.alive]
     for step, mean in means.items():
         tolerance = 0.1 if rule is CURVES[0][0] and step == 20 else 0.05
         assert float(losses[step].mean()) == pytest.approx(mean, rel=tolerance)
