@@ -31,9 +31,8 @@ Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
 class Carry(NamedTuple):
     """What one window hands to the next: everything has the task dimension in front.
 
-    ``initial`` is the loss before the first step; a task whose loss was not finite, or exceeded ``FAILURE_FACTOR``
-    times it, is no longer ``alive``: it stays where it was before the step that failed. ``undone`` counts the
-    teleports that would have moved the loss by more than :data:`meta_teleport.teleportation.drift.LIMIT`.
+    A task whose loss was not finite, or above ``FAILURE_FACTOR`` times its ``initial`` loss, is no longer ``alive`` and
+    stays where it was before that step. ``undone`` counts teleports that would have moved the loss: drift above LIMIT.
     """
 
     params: Params
@@ -67,9 +66,9 @@ def unroll(
 
     Returns the losses ``(steps, tasks)``, each taken after its step (update and teleport), or before it with
     ``losses_before`` (the published code: the last update of a window then gets no credit), and the next carry.
-    ``second_order`` lets meta-gradients flow through the gradients that the rule observes as well. The rows of tasks
-    that are not alive hold their last loss and carry no meta-gradient. ``probe(tasks, before, after, proposal,
-    step)`` is shown the parameters before and after each group action.
+    ``second_order`` lets meta-gradients flow through the gradients that the rule observes as well. Tasks that have
+    failed repeat their last loss; for a meta-gradient, run the window again without them, as the estimators do.
+    ``probe(tasks, before, after, proposal, step)`` is shown what each group action did.
     """
     _, state, step, initial, alive, undone = carry
     params = _leaves(carry.params) if second_order else carry.params
@@ -118,8 +117,8 @@ def _teleport(
 def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) -> tuple[Tensor, Params]:
     """The losses ``(tasks,)`` and their gradients.
 
-    With second derivatives both are part of the graph. Without, the gradients are constants, and since they are what
-    a meta-gradient needs of the loss, the loss enters the graph as a single node.
+    With second derivatives both are part of the graph. Without, the gradients are constants, and as they are all that
+    a meta-gradient needs of the loss, it enters the graph as one node.
     """
     second_order = second_order and torch.is_grad_enabled()
     point = aliases(params) if second_order else _leaves(params)
