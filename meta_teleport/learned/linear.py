@@ -3,7 +3,7 @@
 A recurrent rule uses the same weights at every step of a window. Back-propagation forms one product
 ``delta_t^T x_t`` per step, each in memory of its own, and adds them up; with few tasks that is bound by memory, not by
 arithmetic. Here the backward of each use passes on ``delta_t W`` and adds its product to one accumulator within the
-matrix product itself. Same numbers to rounding (a test), twice as fast at 128 tasks and more below.
+matrix product itself. Same numbers to rounding (a test).
 
 The accumulator of a weight tensor lives from its first use to the end of the backward pass that follows, so every
 backward pass wants weights of its own: fresh leaves, as the estimators make them. First derivatives only.
