@@ -8,8 +8,12 @@ dimensions, so a batch of elements is one tensor:
     apply(g, V) = g V                        on what produces the units, V of shape (*tasks, k, d)
     apply_inverse(U, g) = U g^-1             on what consumes them, U of shape (*tasks, m, k)
 
-General linear and orthogonal elements are ``(*tasks, k, k)``, positive scalings ``(*tasks, k)``, permutations
-index tensors ``(*tasks, k)`` without an algebra.
+    dual(g) = g^-T                           on gradients: what g does to V, dual(g) does to dL/dV
+    squared(g)                               g with its entries squared, which moves variances
+
+General linear and orthogonal elements are ``(*tasks, *blocks, k, k)``, positive scalings ``(*tasks, *blocks, k)``,
+permutations index tensors ``(*tasks, *blocks, k)`` without an algebra. ``blocks`` counts independent copies of a group
+that act side by side, such as the heads of an attention layer; it is empty for most layers.
 """
 
 from dataclasses import dataclass
@@ -64,18 +68,20 @@ def matrix_exp(a: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Group:
-    """A group acting on ``k`` units. Subclasses give the functions listed in the module's docstring."""
+    """A group acting on ``k`` units, in every one of ``blocks``. Subclasses give the functions listed in the module's
+    docstring."""
 
     k: int
+    blocks: tuple[int, ...] = ()
 
     @property
     def algebra_shape(self) -> tuple[int, ...]:
         """Shape of the coordinates that ``exp`` takes, without the task dimensions."""
-        return (self.k, self.k)
+        return (*self.blocks, self.k, self.k)
 
     def identity(self, *tasks: int, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Tensor:
         """The neutral element, once per task: shape ``(*tasks, k, k)``."""
-        return torch.eye(self.k, dtype=dtype, device=device).expand(*tasks, self.k, self.k)
+        return torch.eye(self.k, dtype=dtype, device=device).expand(*tasks, *self.blocks, self.k, self.k)
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
         """``g h``: first h acts, then g."""
@@ -130,6 +136,14 @@ class Group:
         """``U g^-1`` for U of shape ``(*tasks, m, k)``."""
         return torch.linalg.solve(g, u, left=False)
 
+    def dual(self, g: Tensor) -> Tensor:
+        """``g^-T``: gradients by what g moves are moved by the dual element."""
+        return self.inverse(g).mT
+
+    def squared(self, g: Tensor) -> Tensor:
+        """The entries of g squared: what it does to the variances of independent numbers."""
+        return g.square()
+
 
 class GL(Group):
     """The general linear group of invertible k x k matrices."""
@@ -158,6 +172,9 @@ class FirstOrder(Group):
 class Orthogonal(Group):
     """The orthogonal group; its algebra coordinates are any k x k matrix, of which the skew part counts."""
 
+    def dual(self, g: Tensor) -> Tensor:
+        return g
+
     def inverse(self, g: Tensor) -> Tensor:
         return g.mT
 
@@ -177,15 +194,18 @@ class PositiveScaling(Group):
 
     @property
     def algebra_shape(self) -> tuple[int, ...]:
-        return (self.k,)
+        return (*self.blocks, self.k)
 
     def identity(self, *tasks: int, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Tensor:
-        return torch.ones(*tasks, self.k, dtype=dtype, device=device)
+        return torch.ones(*tasks, *self.blocks, self.k, dtype=dtype, device=device)
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
         return g * h
 
     def inverse(self, g: Tensor) -> Tensor:
+        return 1 / g
+
+    def dual(self, g: Tensor) -> Tensor:
         return 1 / g
 
     def exp(self, algebra: Tensor) -> Tensor:
@@ -209,13 +229,19 @@ class Permutation(Group):
         raise TypeError("permutations have no Lie algebra: sample elements with Permutation.sample")
 
     def identity(self, *tasks: int, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Tensor:
-        return torch.arange(self.k, device=device).expand(*tasks, self.k)
+        return torch.arange(self.k, device=device).expand(*tasks, *self.blocks, self.k)
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
         return h.gather(-1, g)
 
     def inverse(self, g: Tensor) -> Tensor:
         return g.argsort(-1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return g
+
+    def squared(self, g: Tensor) -> Tensor:
+        return g
 
     def exp(self, algebra: Tensor) -> Tensor:
         raise TypeError("permutations have no exponential map: sample elements with Permutation.sample")
@@ -229,7 +255,7 @@ class Permutation(Group):
         device: str | torch.device = "cpu",
     ) -> Tensor:
         """Uniformly random permutations; ``size`` and ``dtype`` have no meaning here."""
-        return torch.rand(*tasks, self.k, generator=generator, dtype=torch.float64).argsort(-1).to(device)
+        return torch.rand(*tasks, *self.blocks, self.k, generator=generator, dtype=torch.float64).argsort(-1).to(device)
 
     def apply(self, g: Tensor, v: Tensor) -> Tensor:
         return v.gather(-2, g.unsqueeze(-1).expand(v.shape))

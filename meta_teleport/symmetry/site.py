@@ -92,13 +92,32 @@ class Site:
         """
         moved = dict(params)
         for view in self.producers:
-            units = self.group.apply(g, view.units(moved[view.name]))
-            moved[view.name] = view.restore(units, params[view.name])
+            v = self.group.apply(g, view.matrix(moved[view.name]))
+            moved[view.name] = view.restore(v, moved[view.name])
         for view in self.consumers:
-            u = view.units(moved[view.name]).mT
+            u = view.matrix(moved[view.name]).mT
             u = self.group.apply_inverse(u, g) if inverse is None else self.group.apply_right(u, inverse)
-            moved[view.name] = view.restore(u.mT, params[view.name])
+            moved[view.name] = view.restore(u.mT, moved[view.name])
         return moved
+
+    def transport(self, gradients: Params, g: Tensor) -> Params:
+        """Where the gradients at w (or running means of them) are after w has moved to g.w: the image under the dual
+        element,
+
+            dL/dV -> g^-T dL/dV,   dL/dU -> dL/dU g^T,
+
+        because L(g.w) = L(w) for all w. Exact sites only; parameters that the site does not touch are passed through.
+        """
+        return self.act(gradients, self.group.dual(g))
+
+    def transport_squares(self, squares: Params, g: Tensor) -> Params:
+        """The same for running means of squared gradients: every entry of the two matrices above squared.
+
+        Exact for positive scalings and permutations. For matrix groups each new gradient is a combination of old ones,
+        and its expected square is this one if they are uncorrelated.
+        """
+        group = self.group
+        return self.act(squares, group.squared(group.dual(g)), inverse=group.squared(group.inverse(group.dual(g))))
 
     def limit(self, params: Params) -> int | None:
         """The widest batch on which the loss is unchanged; None if it is for every input."""

@@ -1,7 +1,8 @@
 """The symmetry of one model: its sites, bottom to top."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,18 +20,31 @@ ACTIONS = ("general_linear", "pseudo_inverse", "linear", "scaling", "permutation
 GROUPS: dict[str, type[Group]] = {"gl": GL, "orthogonal": Orthogonal, "first_order": FirstOrder}
 
 
+class Refusal(NamedTuple):
+    """Parameters that no site moves (or not by the group one might expect), and why."""
+
+    parameters: tuple[str, ...]
+    reason: str
+
+
 @dataclass(frozen=True)
 class Symmetry:
     """All sites of one model and, where it is a chain of layers, the layers that lie between them.
 
-    ``layers[i]`` produces the units of ``sites[i]``; the last layer is not listed. ``keeps_loss`` says that a
-    teleport is meant to leave the loss alone, so that one that does not is undone; it is False where drift has been
-    accepted: wide batches, first-order elements.
+    ``refusals`` say which parameters no site moves, and why. ``layers[i]`` produces the units of ``sites[i]``; the last
+    layer is not listed. ``keeps_loss`` says that a teleport is meant to leave the loss alone, so that one that does not
+    is undone; it is False where drift has been accepted: wide batches, first-order elements.
     """
 
     sites: tuple[Site, ...]
     layers: tuple[Layer, ...] = ()
     keeps_loss: bool = True
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def continuous(self) -> "Symmetry":
+        """The same without permutations: the sites whose group has a Lie algebra, which a search can follow."""
+        return replace(self, sites=tuple(site for site in self.sites if not isinstance(site.group, Permutation)))
 
     def prepare(self, inputs: Tensor) -> LayerInput:
         """The network's inputs ``(*tasks, n, d)`` as the first layer sees them.
@@ -141,17 +155,20 @@ def mlp_symmetry(model: MLP, action: str = "general_linear", group: str = "gl", 
         raise UserError(f"action 'scaling' needs a positively homogeneous activation, and '{sigma.name}' is not")
     biases = [layer.bias is not None for layer in model.layers]
     layers = [Layer(f"layers.{i}.weight", f"layers.{i}.bias" if b else None, sigma) for i, b in enumerate(biases)]
+    w = model.widths
     sites = tuple(
-        _site(action, GROUPS[group], displacement, k, below, above)
-        for k, below, above in zip(model.widths[1:-1], layers[:-1], layers[1:], strict=True)
+        _site(action, GROUPS[group], displacement, widths, below, above)
+        for widths, below, above in zip(zip(w, w[1:], w[2:], strict=False), layers[:-1], layers[1:], strict=True)
     )
     return Symmetry(sites, tuple(layers[:-1]), keeps_loss=group != "first_order")
 
 
-def _site(action: str, group: type[Group], displacement: bool, k: int, below: Layer, above: Layer) -> Site:
-    name = below.weight.removesuffix(".weight")
-    produced = (View(below.weight, -2, 2),) + ((View(below.bias, -1, 1),) if below.bias else ())
-    consumed = (View(above.weight, -1, 2),)
+def _site(
+    action: str, group: type[Group], displacement: bool, widths: tuple[int, int, int], below: Layer, above: Layer
+) -> Site:
+    name, (d, k, m) = below.weight.removesuffix(".weight"), widths
+    produced = (View.along(below.weight, (k, d), 0),) + ((View.along(below.bias, (k,), 0),) if below.bias else ())
+    consumed = (View.along(above.weight, (m, k), 1),)
     if action == "general_linear":
         return GeneralLinearSite(name, group(k), (), consumed, below, displacement)
     if action == "pseudo_inverse":

@@ -1,32 +1,81 @@
-"""A parameter seen as a matrix of units: ``(*tasks, k, rest)``."""
+"""A parameter, or a part of it, seen as a matrix of units: ``(*tasks, *blocks, k, rest)``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Self
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class View:
-    """The parameter ``name`` with the axis of its units in front and everything else flattened behind.
+    """The parameter ``name``, its axes cut into factors ``shape``, of which one counts the units a group acts on.
 
-    ``axis`` counts from the end (-1 is the last), so leading task dimensions need no mention; ``ndim`` is the number
-    of the parameter's own dimensions. A weight ``(k, d)`` that produces k units is ``View(name, -2, 2)``, a weight
-    ``(m, k)`` that consumes them ``View(name, -1, 2)``, a bias ``(k,)`` is ``View(name, -1, 1)``.
+    ``ndim`` is the number of the parameter's own axes; leading task dimensions need no mention. ``units`` is the
+    position in ``shape`` of the factor that counts units, ``blocks`` those of factors that count independent copies of
+    the group (heads). ``part``, where given, is the slice (axis, start, length) of the parameter that the view shows,
+    with ``shape`` the factors of that slice. Examples:
+
+        weight (k, d) that produces k units           View.along("w", (k, d), 0)
+        weight (m, k) that consumes them              View.along("w", (m, k), 1)
+        linear weight (m, c * p) behind a flatten     View("w", 2, (m, c, p), units=1)
+        keys of 4 heads in a packed (3 e, e) weight   View("w", 2, (4, k, e), units=1, blocks=(0,), part=(0, e, e))
     """
 
     name: str
-    axis: int
     ndim: int
+    shape: tuple[int, ...]
+    units: int
+    blocks: tuple[int, ...] = ()
+    part: tuple[int, int, int] | None = None
 
-    def units(self, parameter: Tensor) -> Tensor:
-        """The parameter as ``(*tasks, k, rest)``."""
-        if self.ndim == 1:
-            return parameter.unsqueeze(-1)
-        return parameter.movedim(self.axis, -self.ndim).flatten(1 - self.ndim)
+    @classmethod
+    def along(cls, name: str, shape: Sequence[int], axis: int) -> Self:
+        """The whole parameter of that ``shape``, with its units along one ``axis``."""
+        return cls(name, len(shape), tuple(shape), axis % len(shape))
 
-    def restore(self, units: Tensor, like: Tensor) -> Tensor:
-        """The inverse of :meth:`units`, in the shape of ``like``."""
-        if self.ndim == 1:
-            return units.squeeze(-1)
-        moved = like.movedim(self.axis, -self.ndim).shape
-        return units.reshape(moved).movedim(-self.ndim, self.axis)
+    @property
+    def size(self) -> int:
+        """How many numbers of the parameter the view shows."""
+        return prod(self.shape)
+
+    @property
+    def front(self) -> tuple[int, ...]:
+        """Blocks and units: ``(*blocks, k)``."""
+        return tuple(self.shape[i] for i in (*self.blocks, self.units))
+
+    def matrix(self, parameter: Tensor) -> Tensor:
+        """The parameter as ``(*tasks, *blocks, k, rest)``."""
+        tasks = parameter.ndim - self.ndim
+        lead = parameter.shape[:tasks]
+        factors = self._slice(parameter).reshape(*lead, *self.shape).permute(self._order(tasks))
+        rest = self.size // prod(self.front)
+        return factors.reshape(*lead, *self.front, rest)
+
+    def restore(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """The inverse of :meth:`matrix`: the parameter ``like`` with the numbers of the view replaced."""
+        tasks = like.ndim - self.ndim
+        order = self._order(tasks)
+        moved = [*like.shape[:tasks], *(self.shape[i - tasks] for i in order[tasks:])]
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        numbers = matrix.reshape(moved).permute(inverse).reshape(self._slice(like).shape)
+        if self.part is None:
+            return numbers
+        axis, start, length = self.part
+        axis += tasks
+        after = like.narrow(axis, start + length, like.shape[axis] - start - length)
+        return torch.cat([like.narrow(axis, 0, start), numbers, after], dim=axis)
+
+    def _slice(self, parameter: Tensor) -> Tensor:
+        if self.part is None:
+            return parameter
+        axis, start, length = self.part
+        return parameter.narrow(axis + parameter.ndim - self.ndim, start, length)
+
+    def _order(self, tasks: int) -> list[int]:
+        """The axes of the factors in the order tasks, blocks, units, rest."""
+        front = (*self.blocks, self.units)
+        rest = (i for i in range(len(self.shape)) if i not in front)
+        return [*range(tasks), *(tasks + i for i in (*front, *rest))]

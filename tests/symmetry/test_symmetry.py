@@ -161,10 +161,29 @@ def test_one_task_without_an_inverse_leaves_the_others_alone(
     assert bool(torch.isnan(result[1]).all())
 
 
-def test_views_restore_what_they_show(generator: torch.Generator) -> None:
-    for view, shape in ((View("w", -2, 2), (4, 5)), (View("w", -1, 2), (4, 5)), (View("b", -1, 1), (4,)),
-                        (View("c", -4, 4), (6, 5, 3, 3)), (View("c", -3, 4), (6, 5, 3, 3))):  # fmt: skip
-        parameter = torch.randn(2, *shape, generator=generator)
-        units = view.units(parameter)
-        assert units.shape[:2] == (2, shape[view.axis])
-        assert torch.equal(view.restore(units, parameter), parameter)
+VIEWS = (
+    (View.along("w", (4, 5), 0), (4, 5)),
+    (View.along("w", (4, 5), 1), (4, 5)),
+    (View.along("b", (4,), 0), (4,)),
+    (View.along("c", (6, 5, 3, 3), 1), (6, 5, 3, 3)),
+    (View("w", 2, (3, 4, 6), units=1), (3, 24)),
+    (View("w", 2, (4, 3, 5), units=1, blocks=(0,), part=(0, 12, 12)), (36, 5)),
+    (View("w", 2, (5, 2, 3, 4), units=3, blocks=(1,), part=(1, 2, 24)), (5, 30)),
+)
+
+
+@pytest.mark.parametrize(("view", "shape"), VIEWS)
+def test_views_restore_what_they_show(view: View, shape: tuple[int, ...], generator: torch.Generator) -> None:
+    for tasks in ((), (2,)):
+        parameter = torch.randn(*tasks, *shape, generator=generator)
+        matrix = view.matrix(parameter)
+        assert matrix.shape[: len(tasks) + len(view.blocks) + 1] == (*tasks, *view.front)
+        assert torch.equal(view.restore(matrix, parameter), parameter)
+        shown = view.restore(torch.zeros_like(matrix), torch.ones_like(parameter)) == 0
+        assert int(shown.sum()) == matrix.numel()
+
+
+def test_a_view_of_heads_in_a_packed_weight(generator: torch.Generator) -> None:
+    weight = torch.randn(36, 5, generator=generator)
+    keys = View("w", 2, (4, 3, 5), units=1, blocks=(0,), part=(0, 12, 12)).matrix(weight)
+    assert torch.equal(keys[1, 2], weight[12 + 3 + 2])
