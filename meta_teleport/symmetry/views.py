@@ -11,30 +11,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class View:
-    """The parameter ``name``, its axes cut into factors ``shape``, of which one counts the units a group acts on.
+    """The parameter ``name``, its axes cut into factors ``shape``, some of which count the units a group acts on.
 
-    ``ndim`` is the number of the parameter's own axes; leading task dimensions need no mention. ``units`` is the
-    position in ``shape`` of the factor that counts units, ``blocks`` those of factors that count independent copies of
-    the group (heads). ``part``, where given, is the slice (axis, start, length) of the parameter that the view shows,
-    with ``shape`` the factors of that slice. Examples:
+    ``ndim`` is the number of the parameter's own axes; leading task dimensions need no mention. ``units`` are the
+    positions in ``shape`` of the factors that count units (one, or two for grouped convolutions), ``blocks`` those of
+    factors that count independent copies of the group (heads). ``part``, where given, is the slice (axis, start,
+    length) of the parameter that the view shows, with ``shape`` the factors of that slice. Examples:
 
         weight (k, d) that produces k units           View.along("w", (k, d), 0)
         weight (m, k) that consumes them              View.along("w", (m, k), 1)
-        linear weight (m, c * p) behind a flatten     View("w", 2, (m, c, p), units=1)
-        keys of 4 heads in a packed (3 e, e) weight   View("w", 2, (4, k, e), units=1, blocks=(0,), part=(0, e, e))
+        linear weight (m, c * p) behind a flatten     View("w", 2, (m, c, p), units=(1,))
+        keys of 4 heads in a packed (3 e, e) weight   View("w", 2, (4, k, e), units=(1,), blocks=(0,), part=(0, e, e))
     """
 
     name: str
     ndim: int
     shape: tuple[int, ...]
-    units: int
+    units: tuple[int, ...]
     blocks: tuple[int, ...] = ()
     part: tuple[int, int, int] | None = None
 
     @classmethod
     def along(cls, name: str, shape: Sequence[int], axis: int) -> Self:
         """The whole parameter of that ``shape``, with its units along one ``axis``."""
-        return cls(name, len(shape), tuple(shape), axis % len(shape))
+        return cls(name, len(shape), tuple(shape), (axis % len(shape),))
 
     @property
     def size(self) -> int:
@@ -44,7 +44,7 @@ class View:
     @property
     def front(self) -> tuple[int, ...]:
         """Blocks and units: ``(*blocks, k)``."""
-        return tuple(self.shape[i] for i in (*self.blocks, self.units))
+        return (*(self.shape[i] for i in self.blocks), prod(self.shape[i] for i in self.units))
 
     def matrix(self, parameter: Tensor) -> Tensor:
         """The parameter as ``(*tasks, *blocks, k, rest)``."""
@@ -76,6 +76,6 @@ class View:
 
     def _order(self, tasks: int) -> list[int]:
         """The axes of the factors in the order tasks, blocks, units, rest."""
-        front = (*self.blocks, self.units)
+        front = (*self.blocks, *self.units)
         rest = (i for i in range(len(self.shape)) if i not in front)
         return [*range(tasks), *(tasks + i for i in (*front, *rest))]

@@ -166,9 +166,10 @@ VIEWS = (
     (View.along("w", (4, 5), 1), (4, 5)),
     (View.along("b", (4,), 0), (4,)),
     (View.along("c", (6, 5, 3, 3), 1), (6, 5, 3, 3)),
-    (View("w", 2, (3, 4, 6), units=1), (3, 24)),
-    (View("w", 2, (4, 3, 5), units=1, blocks=(0,), part=(0, 12, 12)), (36, 5)),
-    (View("w", 2, (5, 2, 3, 4), units=3, blocks=(1,), part=(1, 2, 24)), (5, 30)),
+    (View("w", 2, (3, 4, 6), units=(1,)), (3, 24)),
+    (View("w", 2, (4, 3, 5), units=(1,), blocks=(0,), part=(0, 12, 12)), (36, 5)),
+    (View("w", 4, (2, 3, 4, 3, 3), units=(0, 2)), (6, 4, 3, 3)),
+    (View("w", 2, (5, 2, 3, 4), units=(3,), blocks=(1,), part=(1, 2, 24)), (5, 30)),
 )
 
 
@@ -185,5 +186,5 @@ def test_views_restore_what_they_show(view: View, shape: tuple[int, ...], genera
 
 def test_a_view_of_heads_in_a_packed_weight(generator: torch.Generator) -> None:
     weight = torch.randn(36, 5, generator=generator)
-    keys = View("w", 2, (4, 3, 5), units=1, blocks=(0,), part=(0, 12, 12)).matrix(weight)
+    keys = View("w", 2, (4, 3, 5), units=(1,), blocks=(0,), part=(0, 12, 12)).matrix(weight)
     assert torch.equal(keys[1, 2], weight[12 + 3 + 2])
