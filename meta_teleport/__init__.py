@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from meta_teleport.meta.training import train as train
     from meta_teleport.record import Run as Run
     from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
+    from meta_teleport.tasks.factorization import Factorization as Factorization
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
     from meta_teleport.tasks.functions import Functions as Functions
     from meta_teleport.tasks.regression import Regression as Regression
@@ -50,6 +51,7 @@ _HOMES = {
     "Run": "record",
     "Symmetry": "symmetry.symmetry",
     "TaskFamily": "tasks.family",
+    "Factorization": "tasks.factorization",
     "Functions": "tasks.functions",
     "Regression": "tasks.regression",
 }

@@ -85,3 +85,12 @@ def split_generator(generator: torch.Generator, split: Split) -> torch.Generator
     among them (even: train, odd: held out), so they never share one."""
     draw = int(torch.randint(2**62, (), generator=generator))
     return torch.Generator().manual_seed(len(SPLITS) * draw % 2**63 + SPLITS.index(split))
+
+
+def mini_batch(rows: Tensor, step: Tensor, batch: int | None) -> Tensor:
+    """Each task's mini-batch at its own ``step`` ``(tasks,)``: ``batch`` consecutive rows of its data ``(tasks, points,
+    ...)``, which are in random order, from the first again after the last; all rows if ``batch`` is None."""
+    if batch is None:
+        return rows
+    index = ((step * batch).unsqueeze(1) + torch.arange(batch, device=rows.device)) % rows.shape[1]
+    return rows[torch.arange(len(rows), device=rows.device).unsqueeze(1), index]

@@ -16,7 +16,7 @@ from meta_teleport.models import MLP
 from meta_teleport.params import Params, functional
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
-from meta_teleport.tasks.family import Split, TaskFamily, Tasks, split_generator
+from meta_teleport.tasks.family import Split, TaskFamily, Tasks, mini_batch, split_generator
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,7 @@ class RegressionTasks(Tasks):
         return 0.5 * residual.square().sum((-2, -1))
 
     def _rows(self, name: str, step: Tensor) -> Tensor:
-        """The mini-batch of each task's step: consecutive rows of its data, which are in random order."""
-        rows = self.data[name]
-        if self.batch is None:
-            return rows
-        first = (step * self.batch).unsqueeze(1)
-        index = (first + torch.arange(self.batch, device=rows.device)) % rows.shape[1]
-        return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+        return mini_batch(self.data[name], step, self.batch)
 
 
 class Regression(TaskFamily):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import SPLITS, TaskFamily, Tasks, split_generator
 from meta_teleport.tasks.functions import FUNCTIONS, Functions
 from meta_teleport.tasks.regression import Regression
@@ -13,6 +14,7 @@ FAMILIES: dict[str, TaskFamily] = {
     "deep": Regression(width=4, depth=3, data="gaussian", bias=True, labels="teacher", noise=0.1),
     "batches": Regression(width=6, points=12, batch=5, activation="asinh"),
     "relu": Regression(width=5, points=30, activation="relu", action="scaling"),
+    "factors": Factorization(rank=2, inputs=5, outputs=4, points=12, batch=5, noise=0.1),
     **{name: Functions(name) for name in FUNCTIONS},
 }
 NAMES = list(FAMILIES)
@@ -31,7 +33,7 @@ def steps(tasks: Tasks, number: int = 0) -> Tensor:
 
 
 def test_there_are_families() -> None:
-    assert len(NAMES) == 8
+    assert len(NAMES) == 9
 
 
 @pytest.mark.parametrize("name", NAMES)
