@@ -62,33 +62,35 @@ class Symmetry:
         self._count(algebra)
         return tuple(site.group.exp(t) for site, t in zip(self.sites, algebra, strict=True))
 
-    def act(self, params: Params, elements: Sequence[Tensor], inputs: Tensor | LayerInput | None = None) -> Params:
+    def act(
+        self,
+        params: Params,
+        elements: Sequence[Tensor],
+        inputs: Tensor | LayerInput | None = None,
+        inverses: Sequence[Tensor] | None = None,
+    ) -> Params:
         """The parameters moved by one element per site, bottom to top.
 
         Each data-dependent site sees the input of its layer recomputed from the weights that the sites below it
         have moved. ``inputs`` are the network's, ``(*tasks, n, d)``, or :meth:`prepare` of them; sites that are
-        exact for every input need none.
+        exact for every input need none. ``inverses`` of the elements, where they are known, save solving for them.
         """
         self._count(elements)
-        return self._walk(params, [(g, None) for g in elements], inputs)
+        last = max((i for i, site in enumerate(self.sites) if site.needs_inputs), default=-1)
+        at = self.prepare(inputs) if isinstance(inputs, Tensor) else inputs
+        known = (None,) * len(elements) if inverses is None else inverses
+        for i, (site, g, inverse) in enumerate(zip(self.sites, elements, known, strict=True)):
+            params = site.act(params, g, at, inverse)
+            if at is not None and i < last:
+                at = LayerInput(self.layers[i].forward(params, at.columns))
+        return params
 
     def flow(self, params: Params, algebra: Sequence[Tensor], inputs: Tensor | LayerInput | None = None) -> Params:
         """``act`` with ``exp(T)`` for algebra coordinates T, one tensor per site. As the inverse is exp(-T), there is
         nothing to solve."""
         self._count(algebra)
         pairs = [site.group.exp_pair(t) for site, t in zip(self.sites, algebra, strict=True)]
-        return self._walk(params, pairs, inputs)
-
-    def _walk(
-        self, params: Params, pairs: Sequence[tuple[Tensor, Tensor | None]], inputs: Tensor | LayerInput | None
-    ) -> Params:
-        last = max((i for i, site in enumerate(self.sites) if site.needs_inputs), default=-1)
-        at = self.prepare(inputs) if isinstance(inputs, Tensor) else inputs
-        for i, (site, (g, inverse)) in enumerate(zip(self.sites, pairs, strict=True)):
-            params = site.act(params, g, at, inverse)
-            if at is not None and i < last:
-                at = LayerInput(self.layers[i].forward(params, at.columns))
-        return params
+        return self.act(params, [g for g, _ in pairs], inputs, [inverse for _, inverse in pairs])
 
     def hidden(self, params: Params, inputs: Tensor | LayerInput) -> tuple[Tensor, ...]:
         """The activations that each site's group acts on, as columns ``(*tasks, k, n)``, one tensor per site."""
