@@ -1,0 +1,179 @@
+"""Optimizer state along the group action.
+
+A teleport writes the same function in other weights: w' = g.w and L(g.w) = L(w) for every w. What an optimizer
+remembers was measured at the old weights, and each memory moves by the law of what it is made of:
+
+    made of                                producer V      consumer U
+    weights, or differences of them   s    g s             s g^-1            the action is linear
+    gradients                         m    g^-T m          m g^T             the dual action
+    squared gradients                 v    (g^-T)^2 v      v (g^T)^2         entries squared
+
+The second line is the chain rule: differentiating L(g.w) = L(w) by V gives g^T (dL/dV)(g.w) = (dL/dV)(w). Sums of
+gradients with fixed weights (momenta) move alike, so after a teleport a momentum is what it would be had all its
+gradients been taken at the moved weights. The step w' - lr m' that follows is, mapped back by g^-1,
+
+    V - lr (g^T g)^-1 m_V,     U - lr m_U (g^T g):
+
+the momentum step preconditioned by the metric g^T g. Inner products of a step with a gradient do not change, which
+keeps the curvature pairs of L-BFGS valid: s'.y' = s.y.
+
+The third line is exact for diagonal groups. Under GL a new gradient is a combination of old ones,
+G'_il = sum_j (g^-T)_ij G_jl, and the mean of its square is the line above where the G_jl of one column l are
+uncorrelated; what correlates is left out.
+
+No law, and therefore left as they are: step counts; RMSprop's momentum buffer, which sums G / sqrt(v): that does not
+change under diagonal groups, and has no law under GL. Weight decay that is added to the gradient (SGD, Adam) puts
+multiples of the weights, which move otherwise, into the moments: transport is exact without it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, SGD, Adagrad, Adam, NAdam, Optimizer, RAdam, RMSprop
+
+from meta_teleport.errors import UserError
+from meta_teleport.params import Params, flatten, unflatten
+from meta_teleport.symmetry.site import Site
+from meta_teleport.symmetry.symmetry import Symmetry
+
+Law = Callable[[Site, Params, Tensor], Params]
+Writes = list[tuple[Tensor, Tensor]]
+
+
+def as_weights(site: Site, vectors: Params, g: Tensor) -> Params:
+    """The law of weights, and of differences of weights."""
+    return site.act(vectors, g)
+
+
+def as_gradients(site: Site, vectors: Params, g: Tensor) -> Params:
+    """The law of gradients, and of sums of gradients."""
+    return site.transport(vectors, g)
+
+
+def as_squares(site: Site, vectors: Params, g: Tensor) -> Params:
+    """The law of sums of squared gradients."""
+    return site.transport_squares(vectors, g)
+
+
+_ADAM: dict[str, Law] = {"exp_avg": as_gradients, "exp_avg_sq": as_squares, "max_exp_avg_sq": as_squares}
+
+LAWS: dict[type[Optimizer], dict[str, Law]] = {
+    SGD: {"momentum_buffer": as_gradients},
+    Adagrad: {"sum": as_squares},
+    RMSprop: {"square_avg": as_squares, "grad_avg": as_gradients},
+    Adam: _ADAM,
+    NAdam: _ADAM,
+    RAdam: _ADAM,
+    LBFGS: {"d": as_weights, "prev_flat_grad": as_gradients, "old_stps": as_weights, "old_dirs": as_gradients},
+}
+"""Per optimizer class (subclasses included) the law of every entry of its state; add a line for a class of your own."""
+if hasattr(torch.optim, "Muon"):
+    LAWS[torch.optim.Muon] = {"momentum_buffer": as_gradients}
+
+
+def laws_of(optimizer: Optimizer) -> dict[str, Law]:
+    """The laws of the optimizer's state. Raises ``UserError`` for a class that has none."""
+    for kind, laws in LAWS.items():
+        if isinstance(optimizer, kind):
+            return laws
+    name, known = type(optimizer).__name__, ", ".join(kind.__name__ for kind in LAWS)
+    raise UserError(f"how the state of {name} moves is not known: use state='reset' or 'keep', or one of {known}")
+
+
+def require_linear(symmetry: Symmetry) -> None:
+    """Raises ``UserError`` if an action depends on data or is not linear: gradients have no law there."""
+    for site in symmetry.sites:
+        if site.needs_inputs or type(site).act is not Site.act:
+            raise UserError(
+                f"site '{site.name}' acts by {type(site).__name__}, which is not the same linear map for every input: "
+                "gradients and optimizer state can only follow exact sites, leave this one out"
+            )
+
+
+def move(law: Law, symmetry: Symmetry, vectors: Params, elements: tuple[Tensor, ...]) -> Params:
+    """``vectors``, tensors ``(tasks, *shape)`` named like the parameters, moved by one element per site.
+
+    Parameters that have no vector are left out.
+    """
+    for site, g in zip(symmetry.sites, elements, strict=True):
+        producers = tuple(view for view in site.producers if view.name in vectors)
+        consumers = tuple(view for view in site.consumers if view.name in vectors)
+        if producers or consumers:
+            vectors = law(replace(site, producers=producers, consumers=consumers), vectors, g)
+    return vectors
+
+
+def moved_gradients(names: Mapping[Tensor, str], symmetry: Symmetry, elements: tuple[Tensor, ...]) -> Writes:
+    """What to write into the ``.grad`` of the named parameters when they move: pairs of a tensor and its new value."""
+    gradients = {name: p.grad for p, name in names.items() if p.grad is not None}
+    return _moved(as_gradients, symmetry, gradients, elements)
+
+
+def moved_state(
+    optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Symmetry, elements: tuple[Tensor, ...]
+) -> Writes:
+    """What to write into the optimizer's state when the named parameters move: pairs of a tensor and its new value.
+
+    Raises ``UserError`` for an optimizer whose state has no law.
+    """
+    laws = laws_of(optimizer)
+    if isinstance(optimizer, LBFGS):
+        return _moved_history(optimizer, laws, names, symmetry, elements)
+    writes: Writes = []
+    for key, law in laws.items():
+        entries = {names[p]: state[key] for p, state in optimizer.state.items() if state.get(key) is not None}
+        writes += _moved(law, symmetry, entries, elements)
+    return writes
+
+
+def reset_state(optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Symmetry) -> None:
+    """Makes the state of every parameter that a site moves what it was before the first step.
+
+    Step counts too: Adam corrects the bias of means that began empty by them. The history of L-BFGS is one for all
+    parameters and goes whole.
+    """
+    touched = {name for site in symmetry.sites for name in site.parameters}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p not in optimizer.state or not (names[p] in touched or isinstance(optimizer, LBFGS)):
+                continue
+            if isinstance(optimizer, Adagrad):
+                optimizer.state[p]["step"].zero_()
+                optimizer.state[p]["sum"].fill_(optimizer.defaults["initial_accumulator_value"])
+            else:
+                del optimizer.state[p]
+
+
+def _moved(law: Law, symmetry: Symmetry, tensors: dict[str, Tensor], elements: tuple[Tensor, ...]) -> Writes:
+    touched = {name for site in symmetry.sites for name in site.parameters}
+    vectors = {n: t.detach().unsqueeze(0).to(elements[0]) for n, t in tensors.items() if n in touched}
+    return [(tensors[name], value.squeeze(0)) for name, value in move(law, symmetry, vectors, elements).items()]
+
+
+def _moved_history(
+    optimizer: LBFGS,
+    laws: dict[str, Law],
+    names: Mapping[Tensor, str],
+    symmetry: Symmetry,
+    elements: tuple[Tensor, ...],
+) -> Writes:
+    """L-BFGS keeps flat vectors over all parameters, and lists of them, in the state of the first one."""
+    parameters = optimizer.param_groups[0]["params"]
+    state: dict[str, Any] = optimizer.state.get(parameters[0], {})
+    like = {names[p]: p.detach().unsqueeze(0) for p in parameters}
+    writes: Writes = []
+    moved: dict[str, Tensor] = {}
+    for key, law in laws.items():
+        entry = state.get(key)
+        vectors = entry if isinstance(entry, list) else [] if entry is None else [entry]
+        if vectors:
+            stacked = unflatten(torch.stack(vectors).to(elements[0]), like)
+            moved[key] = flatten(move(law, symmetry, stacked, elements))
+            writes += zip(vectors, moved[key], strict=True)
+    if "old_dirs" in moved:  # the scale of the first Hessian approximation, s.y / y.y for the newest pair
+        s, y = moved["old_stps"][-1], moved["old_dirs"][-1]
+        writes.append((state["H_diag"], s.dot(y) / y.dot(y)))
+    return writes
