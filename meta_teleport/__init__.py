@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
     from meta_teleport.tasks.functions import Functions as Functions
     from meta_teleport.tasks.regression import Regression as Regression
+    from meta_teleport.teleportation.search import Teleport as Teleport
+    from meta_teleport.teleportation.search import teleport as teleport
 
 _HOMES = {
     "UserError": "errors",
@@ -54,6 +56,8 @@ _HOMES = {
     "Factorization": "tasks.factorization",
     "Functions": "tasks.functions",
     "Regression": "tasks.regression",
+    "Teleport": "teleportation.search",
+    "teleport": "teleportation.search",
 }
 __all__ = list(_HOMES)
 

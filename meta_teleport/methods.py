@@ -18,7 +18,8 @@ from meta_teleport.learned.rule import Rule
 from meta_teleport.params import Params, per_task
 from meta_teleport.symmetry.groups import Group, Orthogonal
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.search import Teleport, ascend, random_algebra
+from meta_teleport.teleportation.ascent import Ascent, ascend
+from meta_teleport.teleportation.search import random_algebra
 
 Kind = Literal["learned", "control", "teleport-baseline", "baseline"]
 Move = Callable[[Tasks, Params, Tensor], Params]
@@ -79,7 +80,7 @@ def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator)
     return Method(name, "teleport-baseline", rule, dict(settings), Jumps(at, move))
 
 
-def ascent(size: float | Tensor, report: Callable[[Teleport], None] | None = None) -> Move:
+def ascent(size: float | Tensor, report: Callable[[Ascent], None] | None = None) -> Move:
     """The move that raises the gradient norm along the orbit: ten steps of ascent, the first of norm ``size``.
 
     ``report`` is shown what each search found.

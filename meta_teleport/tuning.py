@@ -21,7 +21,7 @@ from meta_teleport.measurement import measure
 from meta_teleport.methods import ASCENT_STEPS, OPTIMIZERS, Jumps, Method, Settings, ascent, baseline
 from meta_teleport.statistics import log10
 from meta_teleport.tasks.family import TaskFamily, Tasks
-from meta_teleport.teleportation.search import Teleport
+from meta_teleport.teleportation.ascent import Ascent
 
 Report = Callable[[str, int, int], None]
 Axes = dict[str, list[float]]
@@ -108,7 +108,7 @@ def _path_lengths(name: str, settings: Settings, tasks: Tasks) -> list[float]:
     """How far the tuned ascent goes at each of its steps: the median over tasks of the length of its path."""
     lengths: list[float] = []
 
-    def note(found: Teleport) -> None:
+    def note(found: Ascent) -> None:
         lengths.append(float(found.length.median()))
 
     method = baseline(name, settings, torch.Generator())

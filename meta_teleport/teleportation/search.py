@@ -1,60 +1,122 @@
-"""Searching an orbit: ascent of an objective in the Lie algebra, and random elements."""
+"""Teleporting a model of one's own: the search for a better place on its orbit."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from meta_teleport.params import Params, aliases, detach, per_task, where
-from meta_teleport.symmetry.site import LayerInput
+from meta_teleport.errors import UserError
+from meta_teleport.params import Params, per_task
+from meta_teleport.symmetry.groups import Group, Orthogonal
+from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.objectives import Loss, Objective, gradient_norm
+from meta_teleport.teleportation.ascent import Direction, ascend
+from meta_teleport.teleportation.binding import ModelLoss, bind
+from meta_teleport.teleportation.drift import LIMIT, loss_drift
+from meta_teleport.teleportation.objectives import Loss, Objective, named
 
 
-class Teleport(NamedTuple):
-    """The moved parameters, the objective ``(tasks,)`` where the search started and where it ended, and the length of
-    the way ``(tasks,)``: the sum of the Frobenius norms of the algebra coordinates of all steps that were kept."""
+@dataclass(frozen=True)
+class Teleport:
+    """What a teleport found.
 
-    params: Params
-    before: Tensor
-    after: Tensor
-    length: Tensor
-
-
-def ascend(
-    symmetry: Symmetry,
-    params: Params,
-    inputs: LayerInput,
-    loss: Loss,
-    *,
-    objective: Objective = gradient_norm,
-    steps: int = 10,
-    size: float | Tensor = 0.1,
-) -> Teleport:
-    """Moves along the orbit to raise ``objective``; it never ends below where it began.
-
-    Each of the ``steps`` acts with ``exp(s D)``, D the gradient of the objective with respect to the algebra
-    coordinates at the present point, divided by its Frobenius norm over all sites. The step s starts at ``size`` (a
-    number, or ``(tasks,)``); a step that did not raise a task's objective is undone and s halved. One step costs
-    one evaluation of the objective and its gradient.
+    ``params``: the moved parameters by name, in the model's shapes; ``elements``: one per site of
+    ``symmetry.continuous``, ``(*blocks, k, k)`` or ``(*blocks, k)``, which move the model's parameters to ``params``;
+    ``before`` and ``after``: the objective (nan for random elements and gauges); ``drift``: |L(g.w) - L(w)| /
+    max(|L(w)|, 1), nan where no loss was given; ``seconds``: wall-clock time. A teleport that was not ``accepted``, for
+    the ``reason`` given, holds the parameters as they were and identities.
     """
-    best = detach(params)
-    first, direction = _slope(symmetry, best, inputs, loss, objective)
-    value, length = first, torch.zeros_like(first)
-    scale = torch.as_tensor(size, dtype=first.dtype, device=first.device).expand_as(first)
-    for _ in range(steps):
+
+    params: dict[str, Tensor]
+    elements: tuple[Tensor, ...]
+    before: float
+    after: float
+    drift: float
+    seconds: float
+    accepted: bool = True
+    reason: str = ""
+
+    def write(self, model: nn.Module) -> None:
+        """Copies the parameters into the model, in place."""
         with torch.no_grad():
-            point = symmetry.flow(best, [per_task(scale, d) * d for d in direction], inputs)
-        reached, slope = _slope(symmetry, point, inputs, loss, objective)
-        better = (reached > value) & torch.isfinite(reached)
-        best, value = where(better, point, best), torch.where(better, reached, value)
-        direction = [torch.where(per_task(better, new), new, old) for new, old in zip(slope, direction, strict=True)]
-        length = torch.where(better, length + scale, length)
-        scale = torch.where(better, scale, scale / 2)
-    return Teleport(best, first, value, length)
+            for name, parameter in model.named_parameters():
+                if name in self.params:
+                    parameter.copy_(self.params[name])
 
 
-def random_algebra(like: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+def teleport(
+    model: nn.Module,
+    symmetry: Symmetry,
+    objective: str | Objective = "gradient_norm",
+    *,
+    loss: ModelLoss | None = None,
+    batch: Any = None,
+    direction: Direction = "raise",
+    steps: int = 10,
+    size: float = 0.1,
+    generator: torch.Generator | None = None,
+    tolerance: float = LIMIT,
+) -> Teleport:
+    """Searches the orbit of the model's parameters for a better place; the model itself is left as it is."""
+    started = perf_counter()
+    require_movable(model)
+    if direction not in get_args(Direction):
+        raise UserError(f"unknown direction '{direction}': choose one of {', '.join(get_args(Direction))}")
+    params = {n: p.detach().clone().unsqueeze(0) for n, p in model.named_parameters() if p.requires_grad}
+    movable = symmetry.continuous
+    bound = None if loss is None else bind(model, loss, batch)
+    before = after = drift = float("nan")
+    if objective == "random":
+        moved, elements = _random(movable, params, size, cast(torch.Generator, generator))
+    else:
+        search = named(objective, movable, None, generator) if isinstance(objective, str) else objective
+        found = ascend(
+            movable, params, None, cast(Loss, bound), objective=search, direction=direction, steps=steps, size=size
+        )
+        moved, elements, before, after = found.params, found.elements, float(found.before), float(found.after)
+    if bound is not None:
+        with torch.no_grad():
+            drift = float(loss_drift(bound(params), bound(moved)))
+    result = Teleport(_single(moved), tuple(g[0] for g in elements), before, after, drift, perf_counter() - started)
+    if drift > tolerance:
+        identities = tuple(
+            site.group.identity(dtype=g.dtype, device=g.device) for site, g in zip(movable.sites, elements)
+        )
+        reason = f"the loss moved by {drift:.1e}, above the tolerance of {tolerance:.1e}"
+        return replace(result, params=_single(params), elements=identities, accepted=False, reason=reason)
+    return result
+
+
+def _single(params: Params) -> dict[str, Tensor]:
+    return {name: p[0] for name, p in params.items()}
+
+
+def _random(
+    symmetry: Symmetry, params: Params, size: float, generator: torch.Generator
+) -> tuple[Params, tuple[Tensor, ...]]:
+    like = next(iter(params.values()))
+    elements = symmetry.exp([size * t for t in random_direction(symmetry, like, generator)])
+    return symmetry.act(params, elements), elements
+
+
+def random_direction(symmetry: Symmetry, like: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Algebra coordinates of Frobenius norm 1 over all sites, one direction for each task of ``like`` (tasks, ...)."""
+    groups = [site.group for site in symmetry.sites]
+    ones = tuple(like.new_ones(len(like), *group.algebra_shape) for group in groups)
+    drawn = [tangent(g, t) for g, t in zip(groups, random_algebra(ones, generator), strict=True)]
+    norm = torch.stack([t.square().flatten(1).sum(1) for t in drawn]).sum(0).sqrt()
+    return tuple(t / per_task(norm, t) for t in drawn)
+
+
+def tangent(group: Group, algebra: Tensor) -> Tensor:
+    """The part of the algebra coordinates that moves anything: their skew part for rotations, all of them else."""
+    return (algebra - algebra.mT) / 2 if isinstance(group, Orthogonal) else algebra
+
+
+def random_algebra(like: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
     """Algebra coordinates of the same shapes and, task by task and site by site, the same norms, in directions
     drawn uniformly; the control for elements that were chosen."""
     return tuple(_same_norm(t, torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)) for t in like)
@@ -62,21 +124,3 @@ def random_algebra(like: tuple[Tensor, ...], generator: torch.Generator) -> tupl
 
 def _same_norm(t: Tensor, drawn: Tensor) -> Tensor:
     return drawn * per_task(t.flatten(1).norm(dim=1) / drawn.flatten(1).norm(dim=1), drawn)
-
-
-def _slope(
-    symmetry: Symmetry, params: Params, inputs: LayerInput, loss: Loss, objective: Objective
-) -> tuple[Tensor, list[Tensor]]:
-    """The objective and its unit gradient with respect to the algebra coordinates at the identity.
-
-    The parameters are leaves, because an objective may differentiate by those that no site moves, too.
-    """
-    tasks, like = next(iter(params.values())).shape[0], next(iter(params.values()))
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
-    with torch.enable_grad():
-        algebra = [like.new_zeros(tasks, *site.group.algebra_shape, requires_grad=True) for site in symmetry.sites]
-        value = objective(loss, aliases(symmetry.flow(leaves, algebra, inputs)))
-        gradients = torch.autograd.grad(value.sum(), algebra)
-    norm = torch.stack([g.square().flatten(1).sum(1) for g in gradients]).sum(0).sqrt()
-    norm = norm.clamp(min=torch.finfo(norm.dtype).tiny)
-    return value.detach(), [g / per_task(norm, g) for g in gradients]

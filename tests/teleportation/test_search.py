@@ -10,9 +10,10 @@ from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import GL, PositiveScaling
 from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
+from meta_teleport.teleportation.ascent import ascend
 from meta_teleport.teleportation.gauges import whitened
 from meta_teleport.teleportation.objectives import Loss, gradient_norm
-from meta_teleport.teleportation.search import ascend, random_algebra
+from meta_teleport.teleportation.search import random_algebra
 
 CASES = [
     Case("general_linear", "leaky_relu", False, (6, 5, 4), 4),
