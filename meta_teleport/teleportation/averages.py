@@ -1,0 +1,44 @@
+"""Averages of many functions of the parameters, in the memory of one."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from meta_teleport.params import Params, per_task
+
+
+def average(terms: Iterable[Callable[[Params], Tensor]], params: Params) -> Tensor:
+    """The mean of ``terms``, each of shape ``(tasks,)``; differentiable once with respect to ``params``.
+
+    Each term's gradient is taken as soon as the term is known, if one can be wanted, so that no more than one graph
+    is in memory. Task i of a term must depend on task i of the parameters only.
+    """
+    like = next(iter(params.values()))
+    wanted = torch.is_grad_enabled() and any(p.requires_grad for p in params.values())
+    leaves = {name: p.detach().requires_grad_(wanted) for name, p in params.items()}
+    count, total = 0, like.new_zeros(like.shape[0])
+    gradients = [torch.zeros_like(p) for p in leaves.values()] if wanted else []
+    for term in terms:
+        value = term(leaves)
+        if wanted:
+            new = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+            gradients = [g + n for g, n in zip(gradients, new, strict=True)]
+        total, count = total + value.detach(), count + 1
+    return _WithGradient.apply(total / count, [g / count for g in gradients], *params.values())
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value ``(tasks,)`` whose gradient with respect to the tensors that follow is known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(per_task(weight, g) * g for g in ctx.saved_tensors))
