@@ -94,7 +94,7 @@ def require_linear(symmetry: Symmetry) -> None:
 
 
 def move(law: Law, symmetry: Symmetry, vectors: Params, elements: tuple[Tensor, ...]) -> Params:
-    """``vectors``, tensors ``(tasks, *shape)`` named like the parameters, moved by one element per site.
+    """``vectors``, tensors ``(*tasks, *shape)`` named like the parameters, moved by one element per site.
 
     Parameters that have no vector are left out.
     """
@@ -149,8 +149,8 @@ def reset_state(optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Sym
 
 def _moved(law: Law, symmetry: Symmetry, tensors: dict[str, Tensor], elements: tuple[Tensor, ...]) -> Writes:
     touched = {name for site in symmetry.sites for name in site.parameters}
-    vectors = {n: t.detach().unsqueeze(0).to(elements[0]) for n, t in tensors.items() if n in touched}
-    return [(tensors[name], value.squeeze(0)) for name, value in move(law, symmetry, vectors, elements).items()]
+    vectors = {name: t.detach().to(elements[0]) for name, t in tensors.items() if name in touched}
+    return [(tensors[name], value) for name, value in move(law, symmetry, vectors, elements).items()]
 
 
 def _moved_history(

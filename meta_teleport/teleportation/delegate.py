@@ -1,0 +1,48 @@
+"""An optimizer that is another one, but for what a subclass changes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+def _attribute(name: str) -> Any:
+    return property(lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value))
+
+
+def _method(name: str) -> Any:
+    def method(self: "Delegate", *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.base, name)(*args, **kwargs)
+
+    method.__name__, method.__doc__ = name, "That of the base optimizer."
+    return method
+
+
+class Delegate(Optimizer):
+    """A ``torch.optim.Optimizer`` whose groups, state, defaults, hooks and steps are those of ``base``.
+
+    Nothing is copied: what changes here changes there, also after ``load_state_dict``, which gives an optimizer new
+    dictionaries. Hooks run once, in the base optimizer, which they are given. ``Optimizer.__init__`` is not called: it
+    makes groups and state.
+    """
+
+    param_groups = _attribute("param_groups")
+    state = _attribute("state")
+    defaults = _attribute("defaults")
+    zero_grad = _method("zero_grad")
+    add_param_group = _method("add_param_group")
+    state_dict = _method("state_dict")
+    load_state_dict = _method("load_state_dict")
+    register_step_pre_hook = _method("register_step_pre_hook")
+    register_step_post_hook = _method("register_step_post_hook")
+    register_state_dict_pre_hook = _method("register_state_dict_pre_hook")
+    register_state_dict_post_hook = _method("register_state_dict_post_hook")
+    register_load_state_dict_pre_hook = _method("register_load_state_dict_pre_hook")
+    register_load_state_dict_post_hook = _method("register_load_state_dict_post_hook")
+
+    def __init__(self, base: Optimizer) -> None:
+        self.base = base
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the base optimizer, whose result it returns."""
+        return self.base.step() if closure is None else self.base.step(closure)

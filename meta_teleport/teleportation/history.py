@@ -1,0 +1,140 @@
+"""The record of the teleports of one training run, and the known signs that a teleport did not help.
+
+Signs are not errors: the loss at the teleport is unchanged all the same. They are
+
+    ill-conditioned element        cond(g) above 1 / sqrt(eps): half of the digits of the moved weights are rounding
+    no faster descent afterwards   the loss does not fall faster over the next few losses than over those before
+    worse validation loss          the first validation loss after the teleport is above the last one before
+
+The last two need losses: those that ``step(closure)`` returns, or those that are reported.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meta_teleport.symmetry.groups import Group, PositiveScaling
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.search import Teleport
+
+ILL_CONDITIONED = "ill-conditioned element"
+NO_FASTER = "no faster descent afterwards"
+WORSE_VALIDATION = "worse validation loss"
+WINDOW = 5
+"""How many losses before and after a teleport its descents are measured over."""
+
+
+@dataclass
+class TeleportRecord:
+    """One teleport.
+
+    ``step``: how many steps of the base optimizer came before; ``sizes``: per site, ||g - e||_F, which is the Frobenius
+    norm of the algebra coordinates to first order (0 where nothing moved); ``before`` and ``after``: the objective, nan
+    where there is none; ``drift``: |L(g.w) - L(w)| / max(|L(w)|, 1), nan where no loss is known; ``seconds``: of
+    wall-clock time, search and state included; ``accepted``, or the ``reason`` why not; ``signs``: see the module.
+    """
+
+    step: int
+    sizes: dict[str, float]
+    before: float
+    after: float
+    drift: float
+    seconds: float
+    accepted: bool
+    reason: str = ""
+    signs: tuple[str, ...] = ()
+
+
+class History:
+    """All records, and the losses around the last accepted teleport, from which its signs are read."""
+
+    def __init__(self) -> None:
+        self.records: list[TeleportRecord] = []
+        self.seconds = 0.0
+        self._losses: list[Tensor | float] = []
+        self._before: list[Tensor | float] | None = None
+        self._validation: float | None = None
+        self._validated = True
+
+    def add(self, record: TeleportRecord) -> None:
+        """A teleport has been tried; if it was accepted, its losses are watched from now on."""
+        if record.accepted:
+            self._judge()
+            self._before, self._losses, self._validated = self._losses[-WINDOW:], [], False
+        self.records.append(record)
+        self.seconds += record.seconds
+
+    def report(self, loss: Tensor | float) -> None:
+        """The training loss at the present weights has become known. It is not read before it is needed."""
+        self._losses.append(loss)
+        if self._before is None:
+            del self._losses[:-WINDOW]
+        elif len(self._losses) > WINDOW:
+            self._judge()
+
+    def validate(self, loss: float) -> None:
+        """The validation loss at the present weights has become known."""
+        if not self._validated and self._validation is not None and loss > self._validation:
+            self._sign(WORSE_VALIDATION)
+        self._validation, self._validated = loss, True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Records and losses as plain numbers and strings."""
+        return {
+            "records": [asdict(record) for record in self.records],
+            "losses": [float(loss) for loss in self._losses],
+            "before": None if self._before is None else [float(loss) for loss in self._before],
+            "validation": self._validation,
+            "validated": self._validated,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+        self.records = [TeleportRecord(**record) for record in state["records"]]
+        self.seconds = sum(record.seconds for record in self.records)
+        self._losses, self._before = [*state["losses"]], state["before"]
+        self._validation, self._validated = state["validation"], state["validated"]
+
+    def _judge(self) -> None:
+        """Compares the descents before and after the last accepted teleport. The first loss after it belongs to both:
+        the teleport itself leaves the loss alone."""
+        if self._before and len(self._losses) > 1:
+            before, after = [*self._before, self._losses[0]], self._losses
+            if not _descent(after) > _descent(before):
+                self._sign(NO_FASTER)
+        self._before = None
+
+    def _sign(self, sign: str) -> None:
+        last = next(record for record in reversed(self.records) if record.accepted)
+        last.signs += (sign,)
+
+
+def describe(found: Teleport, symmetry: Symmetry, step: int, seconds: float) -> TeleportRecord:
+    """The record of a teleport after ``step`` steps that took so many ``seconds`` in all."""
+    pairs = list(zip(symmetry.sites, found.elements, strict=True))
+    return TeleportRecord(
+        step=step,
+        sizes={site.name: float((g - site.group.identity().to(g)).norm()) for site, g in pairs},
+        before=found.before,
+        after=found.after,
+        drift=found.drift,
+        seconds=seconds,
+        accepted=found.accepted,
+        reason=found.reason,
+        signs=(ILL_CONDITIONED,) if any(not _conditioned(site.group, g) for site, g in pairs) else (),
+    )
+
+
+def _conditioned(group: Group, g: Tensor) -> bool:
+    """Whether the condition number (in the 1-norm) of every block of g is at most 1 / sqrt(eps)."""
+    diagonal = isinstance(group, PositiveScaling)
+    condition = g.abs().amax(-1) / g.abs().amin(-1) if diagonal else torch.linalg.cond(g, p=1)
+    return bool((condition <= torch.finfo(g.dtype).eps ** -0.5).all())
+
+
+def _descent(losses: Sequence[Tensor | float]) -> float:
+    """The mean fall per loss."""
+    return (float(losses[0]) - float(losses[-1])) / (len(losses) - 1)

@@ -1,0 +1,230 @@
+"""Any torch optimizer, with teleports between its steps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from meta_teleport.errors import UserError
+from meta_teleport.symmetry.requirements import require_movable
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.ascent import Direction
+from meta_teleport.teleportation.binding import ModelLoss
+from meta_teleport.teleportation.delegate import Delegate
+from meta_teleport.teleportation.drift import LIMIT
+from meta_teleport.teleportation.history import History, TeleportRecord, describe
+from meta_teleport.teleportation.objectives import Objective
+from meta_teleport.teleportation.schedules import Progress, Schedule, as_schedule
+from meta_teleport.teleportation.search import Teleport, teleport
+from meta_teleport.teleportation.transport import (
+    Writes,
+    laws_of,
+    moved_gradients,
+    moved_state,
+    require_linear,
+    reset_state,
+)
+
+STATES = ("keep", "reset", "transport")
+GAUGES = ("balanced", "whitened", "principal_axes")
+
+
+class TeleportedOptimizer(Delegate):
+    """``base_optimizer`` and, when ``schedule`` says so, a teleport of the model between two of its steps.
+
+    ``step`` is a step of the base optimizer, a question to the schedule, and a teleport if one is due:
+
+        w <- base step(w, grad L(w)),     then, if due:     g = search(w),  w <- g.w
+
+    so the next gradient is computed at the moved weights, and clipping and gradient scaling see that one. A teleport
+    due at step 0 comes before the first base step. Gradients that are in ``.grad`` at a teleport move with the weights,
+    by the dual action; that is exact, so they need not be computed again.
+
+    ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
+    ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
+    steps), a list of steps, or a schedule of ``meta_teleport.teleportation.schedules``; with an empty list the wrapper
+    is bitwise the base optimizer. ``loss(model, batch)`` and ``batches()``, which gives the batch to teleport on:
+    the gauges (balanced, whitened, principal_axes) need neither, and measure their drift if they are given.
+
+    ``state`` says what becomes of the base optimizer's state at a teleport: *transport* moves it along (see the module
+    ``transport``), *reset* makes the state of the moved parameters new, step counts included, *keep* leaves it.
+
+    The base optimizer may own fewer parameters than the model has, as Muon does, beside a second optimizer. A parameter
+    that a site moves is moved whoever owns it; what another optimizer remembers of it stays as it is.
+
+    ``teleports`` lists one :class:`TeleportRecord` per teleport tried, in order. Hooks run around the base optimizer's
+    step, before the teleport. Where a teleport is not accepted or fails by an exception, parameters, gradients and
+    state are bitwise what they were before it.
+
+    Raises ``UserError`` for models that cannot be moved, optimizers of other parameters, sites without a linear action,
+    objectives without their loss, schedules that are none, and *transport* of a state that has no law.
+    Source: Zhao et al. 2024, Figures 5 and 13 (teleports at given epochs, state kept).
+    """
+
+    def __init__(
+        self,
+        base_optimizer: Optimizer,
+        model: nn.Module,
+        symmetry: Symmetry,
+        objective: str | Objective = "gradient_norm",
+        schedule: Schedule | int | list[int] | tuple[int, ...] = (),
+        *,
+        loss: ModelLoss | None = None,
+        batches: Callable[[], Any] | None = None,
+        state: str = "transport",
+        direction: Direction = "raise",
+        steps: int = 10,
+        size: float = 0.1,
+        tolerance: float = LIMIT,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        require_movable(model)
+        _check(base_optimizer, symmetry.continuous, objective, loss, batches, state)
+        super().__init__(base_optimizer)
+        self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
+        self._search = partial(
+            teleport, model, self.symmetry, objective, loss=loss, direction=direction, steps=steps, size=size
+        )
+        self._search.keywords.update(tolerance=tolerance, generator=generator)
+        self._batches, self._state_rule, self._generator = batches, state, generator
+        self._history, self._taken, self._started = History(), 0, perf_counter()
+        self._loss: Tensor | float | None = None
+        _check_sites(self.symmetry, self._names(self.param_groups))
+
+    @property
+    def teleports(self) -> list[TeleportRecord]:
+        """One record per teleport that was tried, in order."""
+        return self._history.records
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the base optimizer, and a teleport if one is due after it (or before the first step)."""
+        if self._taken == 0:
+            self._teleport_if_due()
+        value = super().step(closure)
+        self._taken += 1
+        if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
+            self.report(loss=value)
+        self._teleport_if_due()
+        return value
+
+    step.hooked = True  # type: ignore[attr-defined]  # hooks run in the base optimizer's step, and once
+
+    def report(self, *, loss: Tensor | float | None = None, validation: Tensor | float | None = None) -> None:
+        """Tells the training or validation loss at the present weights, which plateaus and the signs in the records
+        go by. The loss that ``step(closure)`` returns is known already. A training loss that is a tensor is not read
+        before it is needed."""
+        if loss is not None:
+            self._loss = loss.detach() if isinstance(loss, Tensor) else float(loss)
+            self._history.report(self._loss)
+        if validation is not None:
+            self._history.validate(float(validation))
+
+    def teleport(self) -> TeleportRecord:
+        """Teleports now, due or not, and records it."""
+        started, names = perf_counter(), self._names(self.param_groups)
+        batch = None if self._batches is None else self._batches()
+        with torch.enable_grad():
+            found = self._search(batch=batch)
+        writes = self._moved(found, names) if found.accepted else []
+        if not all(bool(torch.isfinite(value).all()) for _, value in writes):
+            found = replace(found, accepted=False, reason="a gradient or the optimizer's state did not stay finite")
+        if found.accepted:
+            found.write(self.model)
+            with torch.no_grad():
+                for tensor, value in writes:
+                    tensor.copy_(value)
+            if self._state_rule == "reset":
+                reset_state(self.base, names, self.symmetry)
+        record = describe(found, self.symmetry, self._taken, perf_counter() - started)
+        self._history.add(record)
+        return record
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The base optimizer's. Raises ``UserError`` for tensors that are not parameters of the model."""
+        parameters = param_group["params"]
+        param_group["params"] = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        self._names([param_group])
+        self.base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's and, as ``teleportation``, the records and the state of schedule and generator: an
+        optimizer that takes them over goes on bitwise as this one would."""
+        ours = {
+            "taken": self._taken,
+            "elapsed": perf_counter() - self._started,
+            "loss": None if self._loss is None else float(self._loss),
+            "schedule": self.schedule.state_dict(),
+            "history": self._history.state_dict(),
+            "generator": None if self._generator is None else self._generator.get_state(),
+        }
+        return {**self.base.state_dict(), "teleportation": ours}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave; or the base optimizer's state alone, if that is all there is."""
+        state_dict = dict(state_dict)
+        ours = state_dict.pop("teleportation", None)
+        self.base.load_state_dict(state_dict)
+        if ours is None:
+            return
+        self._taken, self._loss, self._started = ours["taken"], ours["loss"], perf_counter() - ours["elapsed"]
+        self.schedule.load_state_dict(ours["schedule"])
+        self._history.load_state_dict(ours["history"])
+        if self._generator is not None and ours["generator"] is not None:
+            self._generator.set_state(ours["generator"])
+
+    def _teleport_if_due(self) -> None:
+        loss, self._loss = self._loss, None
+        tried, elapsed = len(self.teleports), perf_counter() - self._started
+        if self.schedule.due(Progress(self._taken, loss, tried, self._history.seconds, elapsed)):
+            self.teleport()
+
+    def _moved(self, found: Teleport, names: dict[Tensor, str]) -> Writes:
+        writes = moved_gradients(names, self.symmetry, found.elements)
+        if self._state_rule == "transport":
+            writes += moved_state(self.base, names, self.symmetry, found.elements)
+        return writes
+
+    def _names(self, groups: list[dict[str, Any]]) -> dict[Tensor, str]:
+        """The names of the model's parameters; those of the groups must be among them."""
+        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        for p in (p for group in groups for p in group["params"]):
+            if (p[1] if isinstance(p, tuple) else p) not in names:
+                raise UserError(
+                    "the optimizer holds a tensor that is not a parameter of the model: make it from "
+                    "model.parameters(), of the same model object"
+                )
+        return names
+
+
+def _check(
+    base: Optimizer, symmetry: Symmetry, objective: str | Objective, loss: Any, batches: Any, state: str
+) -> None:
+    if not isinstance(base, Optimizer):
+        raise UserError(f"the base optimizer is {base!r}: give an instance of torch.optim.Optimizer")
+    if state not in STATES:
+        raise UserError(f"unknown state '{state}': choose one of {', '.join(STATES)}")
+    if objective not in GAUGES and (loss is None or batches is None):
+        raise UserError(
+            f"objective {objective!r} needs a loss on a batch: give loss=... (called with the model and a batch) and "
+            f"batches=... (called without arguments, gives a batch), or choose a gauge: {', '.join(GAUGES)}"
+        )
+    if not symmetry.sites:
+        raise UserError("the symmetry has no site that can move: its refusals give the reasons")
+    require_linear(symmetry)
+    if state == "transport":
+        laws_of(base)
+
+
+def _check_sites(symmetry: Symmetry, names: dict[Tensor, str]) -> None:
+    for site in symmetry.sites:
+        for name in site.parameters:
+            if name not in names.values():
+                raise UserError(
+                    f"site '{site.name}' moves '{name}', which is not a parameter of the model: find the symmetry of "
+                    "this very model"
+                )
