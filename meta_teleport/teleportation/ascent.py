@@ -1,16 +1,12 @@
 """Ascent of an objective along the orbit, in the Lie algebra.
 
-Each step acts with ``exp(s D)``, D the gradient of the objective with respect to the algebra coordinates T at the
-present point, divided by its Frobenius norm over all sites. At T = 0 that gradient is linear in the gradient by the
-parameters (the moment map): for an exact site with producers V and consumers U,
+Each step acts with ``exp(s D)``, D the gradient of the objective with respect to the algebra coordinates at the present
+point, divided by its Frobenius norm over all sites. Where the moment map gives it, no exponential is differentiated.
 
-    d f(exp(T) . w) / dT = sum over V of (df/dV) V^T - sum over U of U^T (df/dU),
-
-its diagonal for positive scalings, its skew part for rotations. So no exponential is differentiated.
-
-The gradient norm needs even less where all sites are exact. As L(g . w) = L(w) for every w, the gradient at g . w is the
-image of the gradient at w under the dual element g^-T. The whole search therefore moves the gradient, not the
-parameters, and evaluates the loss at its two ends only, however many steps lie between.
+The gradient norm needs even less where all sites are exact. As L(g . w) = L(w) for every w, the gradient at g . w is
+the image of the gradient G at w under the dual element g^-T, and the slope of its squared norm is -2 times the moment
+of G with itself. The whole search moves the gradient instead of the parameters, and evaluates the loss at its two ends
+only, however many steps lie between.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,22 +16,24 @@ import torch
 from torch import Tensor
 
 from meta_teleport.params import Params, aliases, detach, dot, per_task, where
-from meta_teleport.symmetry.groups import FirstOrder, Group, Orthogonal, PositiveScaling
-from meta_teleport.symmetry.site import LayerInput, Site
+from meta_teleport.symmetry.groups import Group, PositiveScaling
+from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.moments import has_moment_map, is_exact, moment_map
 from meta_teleport.teleportation.objectives import Loss, Objective, gradient_norm
 
 Direction = Literal["raise", "lower"]
 Slope = Callable[[], Sequence[Tensor]]
 Evaluation = Callable[[Params], tuple[Tensor, Slope]]
+Move = Callable[[Params, Sequence[Tensor], Sequence[Tensor]], Params]
 
 
 class Ascent(NamedTuple):
     """Where an ascent ended.
 
-    The moved parameters, the objective ``(tasks,)`` at the start and at the end, the length of the way ``(tasks,)`` (the
-    sum of the Frobenius norms of the algebra coordinates of all steps that were kept) and, per site, the product of the
-    elements of these steps.
+    The moved parameters, the objective ``(tasks,)`` at the start and at the end, the length of the way ``(tasks,)``:
+    the sum of the Frobenius norms of the algebra coordinates of all steps that were kept; and, per site, the product
+    of the elements of these steps, and its inverse.
     """
 
     params: Params
@@ -43,6 +41,7 @@ class Ascent(NamedTuple):
     after: Tensor
     length: Tensor
     elements: tuple[Tensor, ...]
+    inverses: tuple[Tensor, ...]
 
 
 def ascend(
@@ -59,68 +58,40 @@ def ascend(
     """Moves along the orbit to raise (or lower) ``objective``; it never ends on the wrong side of where it began.
 
     The length s of a step starts at ``size`` (a number, or ``(tasks,)``); a step that did not improve a task's
-    objective is undone and s halved. ``steps`` steps cost ``steps + 1`` evaluations of the objective and at most
-    ``steps`` of its gradient by the parameters; for the gradient norm along exact sites, two gradients of the loss in
-    all. ``inputs`` are needed by data-dependent sites only.
+    objective is undone and s halved. That costs ``steps + 1`` evaluations of the objective and at most ``steps`` of its
+    gradient by the parameters; for the gradient norm along exact sites, two gradients of the loss in all.
+    ``inputs`` are needed by data-dependent sites only.
     """
     start, sign = detach(params), 1.0 if direction == "raise" else -1.0
-    if objective is gradient_norm and all(_is_exact(site) for site in symmetry.sites):
+    if objective is gradient_norm and all(is_exact(site) for site in symmetry.sites):
         return _ascend_by_transport(symmetry, start, loss, sign, steps, size)
-    return _climb(symmetry, start, _differentiated(symmetry, inputs, loss, objective), sign, steps, size, inputs)
 
+    def move(point: Params, elements: Sequence[Tensor], inverses: Sequence[Tensor]) -> Params:
+        return symmetry.act(point, elements, inputs, inverses)
 
-def moment_map(symmetry: Symmetry, params: Params, gradients: Params) -> list[Tensor]:
-    """The gradient of ``f(exp(T) . w)`` at T = 0, one tensor ``(*tasks, *algebra_shape)`` per site, from the gradient of
-    f at w; see the formula of the module. For sites whose action is the one formula of ``Site``."""
-    return [_site_moment(site, params, gradients) for site in symmetry.sites]
-
-
-def _site_moment(site: Site, params: Params, gradients: Params) -> Tensor:
-    def products(views: Sequence, transposed: bool) -> list[Tensor]:
-        pairs = [(view.matrix(gradients[view.name]), view.matrix(params[view.name])) for view in views]
-        return [_moment(site.group, b, a) if transposed else _moment(site.group, a, b) for a, b in pairs]
-
-    produced, consumed = products(site.producers, False), products(site.consumers, True)
-    total = sum(produced[1:], produced[0]) if produced else -consumed.pop()
-    return total - sum(consumed) if consumed else total
-
-
-def _moment(group: Group, a: Tensor, b: Tensor) -> Tensor:
-    """``a b^T`` for matrices ``(*tasks, k, rest)``, in the algebra coordinates of the group."""
-    if isinstance(group, PositiveScaling):
-        return (a * b).sum(-1)
-    moment = a @ b.mT
-    return (moment - moment.mT) / 2 if isinstance(group, Orthogonal) else moment
-
-
-def _is_plain(site: Site) -> bool:
-    return type(site) is Site
-
-
-def _is_exact(site: Site) -> bool:
-    return _is_plain(site) and not isinstance(site.group, FirstOrder)
+    return _climb(symmetry, start, move, _differentiated(symmetry, inputs, loss, objective), sign, steps, size)
 
 
 def _differentiated(symmetry: Symmetry, inputs: LayerInput | None, loss: Loss, objective: Objective) -> Evaluation:
     """The objective as value and slope. The parameters are leaves, because an objective may differentiate by those that
     no site moves, too."""
-    plain = all(_is_plain(site) for site in symmetry.sites)
-    moving = sorted({name for site in symmetry.sites for name in site.parameters})
+    linear = all(has_moment_map(site) for site in symmetry.sites)
+    moving = _moving(symmetry)
 
     def evaluate(point: Params) -> tuple[Tensor, Slope]:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
         like = next(iter(point.values()))
         with torch.enable_grad():
-            if plain:
-                algebra, seen = [leaves[name] for name in moving], leaves
+            if linear:
+                variables, seen = [leaves[name] for name in moving], leaves
             else:
-                algebra = [like.new_zeros(len(like), *s.group.algebra_shape).requires_grad_() for s in symmetry.sites]
-                seen = aliases(symmetry.flow(leaves, algebra, inputs))
+                variables = [like.new_zeros(len(like), *s.group.algebra_shape).requires_grad_() for s in symmetry.sites]
+                seen = aliases(symmetry.flow(leaves, variables, inputs))
             value = objective(loss, seen)
 
         def slope() -> Sequence[Tensor]:
-            gradients = torch.autograd.grad(value.sum(), algebra, materialize_grads=True)
-            return moment_map(symmetry, point, dict(zip(moving, gradients, strict=True))) if plain else gradients
+            gradients = torch.autograd.grad(value.sum(), variables, allow_unused=True, materialize_grads=True)
+            return moment_map(symmetry, point, dict(zip(moving, gradients, strict=True))) if linear else gradients
 
         return value.detach(), slope
 
@@ -132,67 +103,80 @@ def _ascend_by_transport(
 ) -> Ascent:
     """Ascent of the gradient norm along exact sites.
 
-    Flowing the gradient along S = -T^T transports it along T. What is reached is measured, not predicted: where
-    rounding (or a loss that the sites do not leave alone) spoils the rise, the task stays where it was.
+    What is reached is measured, not predicted: where rounding (or a loss that the sites do not leave alone) spoils the
+    improvement, the task stays where it was.
     """
+    groups = [site.group for site in symmetry.sites]
     gradients = _gradient(loss, params)
-    moving = {name for site in symmetry.sites for name in site.parameters}
     before = dot(gradients, gradients)
-    start = {name: g for name, g in gradients.items() if name in moving}
+
+    def move(point: Params, elements: Sequence[Tensor], inverses: Sequence[Tensor]) -> Params:
+        duals = [_transposed(group, inverse) for group, inverse in zip(groups, inverses, strict=True)]
+        return symmetry.act(
+            point, duals, None, [_transposed(group, g) for group, g in zip(groups, elements, strict=True)]
+        )
 
     def evaluate(point: Params) -> tuple[Tensor, Slope]:
-        return dot(point, point), lambda: moment_map(symmetry, point, {name: 2 * g for name, g in point.items()})
+        return dot(point, point), lambda: [-2 * moment for moment in moment_map(symmetry, point, point)]
 
-    found = _climb(symmetry, start, evaluate, sign, steps, size)
-    elements = tuple(site.group.dual(g) for site, g in zip(symmetry.sites, found.elements, strict=True))
-    point = symmetry.act(params, elements)
+    start = {name: gradients[name] for name in _moving(symmetry)}
+    found = _climb(symmetry, start, move, evaluate, sign, steps, size)
+    point = symmetry.act(params, found.elements, None, found.inverses)
     reached = _gradient(loss, point)
     after = dot(reached, reached)
     kept = sign * after >= sign * before
-    identities = _identities(symmetry, params)
+    stay = _identities(symmetry, params)
     return Ascent(
         where(kept, point, params),
         before,
         torch.where(kept, after, before),
         torch.where(kept, found.length, 0.0),
-        _choose(kept, elements, identities),
+        _choose(kept, found.elements, stay),
+        _choose(kept, found.inverses, stay),
     )
 
 
 def _climb(
-    symmetry: Symmetry,
-    best: Params,
-    evaluate: Evaluation,
-    sign: float,
-    steps: int,
-    size: float | Tensor,
-    inputs: LayerInput | None = None,
+    symmetry: Symmetry, best: Params, move: Move, evaluate: Evaluation, sign: float, steps: int, size: float | Tensor
 ) -> Ascent:
+    groups = [site.group for site in symmetry.sites]
     first, slope = evaluate(best)
     direction = _unit(slope(), sign)
-    value, length, elements = first, torch.zeros_like(first), _identities(symmetry, best)
+    value, length = first, torch.zeros_like(first)
+    elements = inverses = _identities(symmetry, best)
     scale = torch.as_tensor(size, dtype=first.dtype, device=first.device).expand_as(first)
     for step in range(steps):
         with torch.no_grad():
-            pairs = [s.group.exp_pair(per_task(scale, d) * d) for s, d in zip(symmetry.sites, direction, strict=True)]
-            point = symmetry.act(best, [g for g, _ in pairs], inputs, [inverse for _, inverse in pairs])
+            pairs = [group.exp_pair(per_task(scale, d) * d) for group, d in zip(groups, direction, strict=True)]
+            point = move(best, [g for g, _ in pairs], [inverse for _, inverse in pairs])
         reached, slope = evaluate(point)
         better = (sign * reached > sign * value) & torch.isfinite(reached)
         if bool(better.any()):
             best, value = where(better, point, best), torch.where(better, reached, value)
-            composed = [s.group.compose(g, h) for s, (g, _), h in zip(symmetry.sites, pairs, elements, strict=True)]
-            elements = _choose(better, composed, elements)
+            composed = [group.compose(g, h) for group, (g, _), h in zip(groups, pairs, elements, strict=True)]
+            undoing = [group.compose(h, g) for group, (_, g), h in zip(groups, pairs, inverses, strict=True)]
+            elements, inverses = _choose(better, composed, elements), _choose(better, undoing, inverses)
             if step + 1 < steps:
                 direction = _choose(better, _unit(slope(), sign), direction)
         length = torch.where(better, length + scale, length)
         scale = torch.where(better, scale, scale / 2)
-    return Ascent(best, first, value, length, tuple(elements))
+    return Ascent(best, first, value, length, elements, inverses)
+
+
+def _moving(symmetry: Symmetry) -> list[str]:
+    """The names of the parameters that the sites move, each once."""
+    return list(dict.fromkeys(name for site in symmetry.sites for name in site.parameters))
+
+
+def _transposed(group: Group, g: Tensor) -> Tensor:
+    return g if isinstance(group, PositiveScaling) else g.mT
 
 
 def _gradient(loss: Loss, params: Params) -> Params:
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     with torch.enable_grad():
-        gradients = torch.autograd.grad(loss(leaves).sum(), list(leaves.values()), materialize_grads=True)
+        total = loss(leaves).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True))
 
 

@@ -1,0 +1,53 @@
+"""The moment map: how fast a function changes along the orbit, from how fast it changes with the parameters.
+
+For a site with producers V and consumers U, moved by g = exp(T),
+
+    d f(g . w) / dT at T = 0  =  sum over V of (df/dV) V^T  -  sum over U of U^T (df/dU),
+
+its diagonal for positive scalings, its skew part for rotations. The sites of a model add up, each at the present point.
+"""
+
+import torch
+from torch import Tensor
+
+from meta_teleport.params import Params
+from meta_teleport.symmetry.groups import FirstOrder, Group, Orthogonal, PositiveScaling
+from meta_teleport.symmetry.site import Site
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.views import View
+
+
+def has_moment_map(site: Site) -> bool:
+    """Does the site act by the one formula ``g V, U g^-1``, to first order at least?"""
+    return type(site).act is Site.act
+
+
+def is_exact(site: Site) -> bool:
+    """Does every element of the site leave the loss unchanged for every input?"""
+    return has_moment_map(site) and not isinstance(site.group, FirstOrder)
+
+
+def moment_map(symmetry: Symmetry, params: Params, gradients: Params) -> list[Tensor]:
+    """The gradient of ``f(exp(T) . w)`` with respect to T at T = 0, from the ``gradients`` of f at w.
+
+    One tensor ``(*tasks, *algebra_shape)`` per site, all of which must have a moment map; ``params`` and ``gradients``
+    hold what the sites move.
+    """
+
+    def pair(view: View) -> tuple[Tensor, Tensor]:
+        return view.matrix(gradients[view.name]), view.matrix(params[view.name])
+
+    def moment(site: Site) -> Tensor:
+        produced = [_product(site.group, gradient, v) for gradient, v in map(pair, site.producers)]
+        consumed = [-_product(site.group, u, gradient) for gradient, u in map(pair, site.consumers)]
+        return torch.stack(produced + consumed).sum(0)
+
+    return [moment(site) for site in symmetry.sites]
+
+
+def _product(group: Group, a: Tensor, b: Tensor) -> Tensor:
+    """``a b^T`` of matrices ``(*tasks, *blocks, k, rest)``, in the algebra coordinates of the group."""
+    if isinstance(group, PositiveScaling):
+        return (a * b).sum(-1)
+    product = a @ b.mT
+    return (product - product.mT) / 2 if isinstance(group, Orthogonal) else product
