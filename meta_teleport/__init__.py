@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
     from meta_teleport.tasks.functions import Functions as Functions
     from meta_teleport.tasks.regression import Regression as Regression
+    from meta_teleport.teleportation.optimizer import TeleportedOptimizer as TeleportedOptimizer
+    from meta_teleport.teleportation.schedules import Budget as Budget
+    from meta_teleport.teleportation.schedules import Epochs as Epochs
+    from meta_teleport.teleportation.schedules import Every as Every
+    from meta_teleport.teleportation.schedules import Plateau as Plateau
+    from meta_teleport.teleportation.schedules import Steps as Steps
     from meta_teleport.teleportation.search import Teleport as Teleport
     from meta_teleport.teleportation.search import teleport as teleport
 
@@ -58,6 +64,12 @@ _HOMES = {
     "Regression": "tasks.regression",
     "Teleport": "teleportation.search",
     "teleport": "teleportation.search",
+    "TeleportedOptimizer": "teleportation.optimizer",
+    "Budget": "teleportation.schedules",
+    "Epochs": "teleportation.schedules",
+    "Every": "teleportation.schedules",
+    "Plateau": "teleportation.schedules",
+    "Steps": "teleportation.schedules",
 }
 __all__ = list(_HOMES)
 
