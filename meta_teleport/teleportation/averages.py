@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from meta_teleport.errors import UserError
 from meta_teleport.params import Params, per_task
 
 
@@ -15,6 +15,8 @@ def average(terms: Iterable[Callable[[Params], Tensor]], params: Params) -> Tens
 
     Each term's gradient is taken as soon as the term is known, if one can be wanted, so that no more than one graph
     is in memory. Task i of a term must depend on task i of the parameters only.
+
+    Raises ``UserError`` where its gradient is to be differentiated again.
     """
     like = next(iter(params.values()))
     wanted = torch.is_grad_enabled() and any(p.requires_grad for p in params.values())
@@ -39,6 +41,10 @@ class _WithGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise UserError(
+                "an average over random directions can be differentiated once: leave create_graph out, or sum its "
+                "terms in an objective of your own"
+            )
         return (None, None, *(per_task(weight, g) * g for g in ctx.saved_tensors))
