@@ -173,3 +173,21 @@ def permutation_equivariance(
 ) -> None:
     """Permuting the hidden units of a network permutes the update that a rule proposes."""
     params_close(propose(permute(params)), permute(propose(params)), 1e-10)
+
+
+def memory_moves(here: Params, there: Params, transport: Callable[[Params], Params], tolerance: float = 1e-12) -> None:
+    """What was measured at g.w (gradients, sums of them or of their squares, by parameter) is the image of what was
+    measured at w."""
+    moved = transport(here)
+    assert moved.keys() == there.keys() and there
+    for name, expected in there.items():
+        assert_close(moved[name].unsqueeze(0), expected.unsqueeze(0), tolerance)
+
+
+def same_bits(actual: Any, expected: Any) -> None:
+    """Two trees of tensors and plain values are bitwise the same."""
+    one, other = tree_leaves(actual), tree_leaves(expected)
+    assert len(one) == len(other) and one
+    for a, b in zip(one, other, strict=True):
+        equal = torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+        assert equal, f"{a} is not {b}"
