@@ -52,6 +52,9 @@ class Sharpness:
     code's variant: entries uniform in [0, 1), divided by their norm, which sees one orthant only. One call costs
     ``len(scales) * directions`` evaluations of the loss (and as many of its gradient), the memory of one.
 
+    The loss at w is part of it: where elements do not keep the loss (batches wider than a site can carry), a search
+    may find the drift rather than the sharpness, so compare both.
+
     Source: Zhao et al. 2024, section 4.1. Its searches use ``SEARCH_SCALES`` and 100 directions, its correlations the
     scales 0.001, 0.011, ..., 0.191 (MNIST; a tenth of these elsewhere) and 200 directions.
 
