@@ -93,7 +93,7 @@ class History:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave."""
-        self.records = [TeleportRecord(**record) for record in state["records"]]
+        self.records = [TeleportRecord(**{**r, "signs": tuple(r["signs"])}) for r in state["records"]]
         self.seconds = sum(record.seconds for record in self.records)
         self._losses, self._before = [*state["losses"]], state["before"]
         self._validation, self._validated = state["validation"], state["validated"]
