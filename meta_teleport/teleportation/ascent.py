@@ -88,9 +88,10 @@ def _differentiated(symmetry: Symmetry, inputs: LayerInput | None, loss: Loss, o
                 variables = [like.new_zeros(len(like), *s.group.algebra_shape).requires_grad_() for s in symmetry.sites]
                 seen = aliases(symmetry.flow(leaves, variables, inputs))
             value = objective(loss, seen)
+            total = value.sum()
 
         def slope() -> Sequence[Tensor]:
-            gradients = torch.autograd.grad(value.sum(), variables, allow_unused=True, materialize_grads=True)
+            gradients = torch.autograd.grad(total, variables, allow_unused=True, materialize_grads=True)
             return moment_map(symmetry, point, dict(zip(moving, gradients, strict=True))) if linear else gradients
 
         return value.detach(), slope
