@@ -1,0 +1,179 @@
+"""What sums, products and norms mean for units, and parameters that meet units one by one.
+
+A parameter that is added is a bias of the units it is added to. One that is multiplied is a layer with a
+diagonal weight: it reads units and makes new ones.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meta_teleport.detection.units import KINDS, distinct, varies
+from meta_teleport.detection.walk import Step, Value, as_units, handles, labels_or_fixed
+
+MOST = 1 << 20
+
+
+@handles("glu")
+def gated(step: Step, value: Value, axis: int = -1) -> Value:
+    """``a * sigmoid(b)`` for the two halves of a tensor."""
+    if value.labels is None:
+        return step.fixed()
+    a, b = value.labels.chunk(2, dim=axis)
+    return gate(step, Value(step.shape, b), Value(step.shape, a))
+
+
+@handles("add sub rsub")
+def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
+    """Sums join units at the same place. A parameter that is added is a bias of the units it is added to."""
+    a, b = _value(a), _value(b)
+    if b.parameter and not b.moves and a.moves:
+        return bias(step, a, b)
+    if a.parameter and b.moves:
+        return bias(step, b, a)
+    if not (a.moves or b.moves):
+        step.refuse(a, b)
+        return step.fixed()
+    if a.moves and b.moves:
+        return _sum(step, a, b)
+    mover, other = (a, b) if a.moves else (b, a)
+    if other.constant is not None and not bool(other.constant.any()):
+        return step.labelled(labels_or_fixed(mover))
+    uniform = other.shape.numel() == 1
+    step.bar(mover, kinds=["mix", "scale"] if uniform else KINDS, reason="are added to what does not move in")
+    return step.labelled(labels_or_fixed(mover)) if uniform else step.fixed()
+
+
+def _sum(step: Step, a: Value, b: Value) -> Value:
+    pairs = distinct(labels_or_fixed(a), labels_or_fixed(b))
+    if any(i != j for i, j in pairs) and {i for i, _ in pairs} == {j for _, j in pairs}:
+        step.bar(a, b, reason="are rotated among one another (rotary embedding) by")
+        return step.fixed()
+    x, y = torch.broadcast_tensors(labels_or_fixed(a), labels_or_fixed(b))
+    step.units.join(x, y, step.place)
+    return step.labelled(x if all(i >= 0 for i, _ in pairs) else torch.maximum(x, y))
+
+
+def bias(step: Step, value: Value, parameter: Value) -> Value:
+    """``h + b``: the entries of b make the units that they are added to."""
+    labels = _seen_by(step, value, parameter)
+    step.units.use(parameter.parameter, parameter.coordinates, labels, None, step.place)
+    return step.labelled(labels_or_fixed(value))
+
+
+def _seen_by(step: Step, value: Value, parameter: Value) -> Tensor:
+    """The units that each entry of a parameter meets in a pointwise operation, joined where it meets several."""
+    labels = labels_or_fixed(value).expand(step.shape)
+    lead = len(step.shape) - len(parameter.shape)
+    for axis in range(len(step.shape)):
+        if axis < lead or parameter.shape[axis - lead] == 1:
+            first = labels.narrow(axis, 0, 1)
+            if varies(labels)[axis]:
+                step.units.join(labels, first, f"{step.place} by '{parameter.parameter}'")
+            labels = first
+    return labels.reshape(labels.shape[lead:])
+
+
+@handles("mul div true_divide")
+def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
+    """Products of units with numbers, with what does not move, with parameters, and with other units."""
+    a, b = _value(a), _value(b)
+    if step.operation != "mul" and b.moves:
+        step.bar(b, reason="divide in")
+        step.bar(a, reason="are divided by units in")
+        return step.fixed()
+    if a.moves and b.moves:
+        return gate(step, *((b, a) if _held(step, b) and not _held(step, a) else (a, b)))
+    for scale, value in ((b, a), (a, b)):
+        if scale.parameter:
+            return rescale(step, value, scale) if step.operation == "mul" else _refused(step, value, scale)
+    if not (a.moves or b.moves):
+        return step.fixed()
+    mover, other = (a, b) if a.moves else (b, a)
+    if _differs_between_units(mover, other):
+        step.bar(mover, kinds=["mix", "permute"], reason="are multiplied by numbers of their own in")
+    return step.labelled(labels_or_fixed(mover))
+
+
+def gate(step: Step, held: Value, free: Value) -> Value:
+    """``a * b`` of units: the held factor keeps its scale, the product follows the free one; they permute together."""
+    step.bar(held, kinds=["mix", "scale"], reason="are held still as the gate of")
+    step.bar(free, kinds=["mix"], reason="are gated by")
+    x, y = torch.broadcast_tensors(labels_or_fixed(held), labels_or_fixed(free))
+    step.units.couple(x, y)
+    return step.labelled(y)
+
+
+def _held(step: Step, value: Value) -> bool:
+    labels = labels_or_fixed(value)
+    return int(labels.reshape(-1)[0]) in step.units.barred["scale"] if labels.numel() else False
+
+
+def _differs_between_units(mover: Value, other: Value) -> bool:
+    """Whether a factor varies along an axis along which the units do."""
+    lead = len(mover.shape) - len(other.shape)
+    along = varies(labels_or_fixed(mover))
+    return lead < 0 or any(along[lead + i] and n > 1 for i, n in enumerate(other.shape))
+
+
+def rescale(step: Step, value: Value, scale: Value) -> Value:
+    """``gamma * h``: new units from old ones, one by one."""
+    if scale.shape.numel() == 1:
+        step.refuse(scale)
+        return step.labelled(labels_or_fixed(value)) if value.moves else step.fixed()
+    if value.shape.numel() == 1 and not (value.moves or value.parameter):
+        return scale
+    if len(scale.shape) > len(step.shape) or value.parameter or scale.shape.numel() > MOST:
+        return _refused(step, value, scale)
+    right = _seen_by(step, value, scale) if value.moves else None
+    fresh = as_units(step, scale, right)
+    if right is not None:
+        step.units.couple(right, labels_or_fixed(fresh))
+    step.bar(value, kinds=["mix"], reason="are scaled one by one in")
+    step.bar(fresh, kinds=["mix"] if value.moves else ["mix", "permute"], reason="are scaled one by one in")
+    return step.labelled(labels_or_fixed(fresh))
+
+
+def _refused(step: Step, value: Value, parameter: Value) -> Value:
+    step.refuse(parameter, value)
+    step.bar(value, reason=f"meet '{parameter.parameter}' in")
+    return step.fixed()
+
+
+@handles("layer_norm rms_norm fused_rms_norm")
+def layer_norm(step: Step, value: Value, shape: Any, weight: Any = None, shift: Any = None, *args: Any) -> Value:
+    """Normalizes over units, so they stand still; its scale and shift make new units."""
+    return _affine(step, value, weight, shift if isinstance(shift, Value) else None, lead=len(value.shape) - len(shape))
+
+
+@handles("batch_norm instance_norm cudnn_batch_norm native_batch_norm")
+def batch_norm(step: Step, value: Value, weight: Any = None, shift: Any = None, *args: Any) -> Value:
+    """Normalizes channel by channel, with statistics that do not move."""
+    return _affine(step, value, weight, shift, lead=1)
+
+
+@handles("group_norm")
+def group_norm(step: Step, value: Value, groups: int, weight: Any = None, shift: Any = None, *args: Any) -> Value:
+    """Normalizes over groups of channels."""
+    return _affine(step, value, weight, shift, lead=1)
+
+
+def _affine(step: Step, value: Value, weight: Any, shift: Any, lead: int) -> Value:
+    """The scale and shift of a norm, along the axes from ``lead`` on."""
+    step.refuse(value)
+    step.bar(value, reason="are normalized by")
+    if not (isinstance(weight, Value) and weight.parameter):
+        step.refuse(*(other for other in (weight, shift) if isinstance(other, Value)))
+        return step.fixed()
+    fresh = as_units(step, weight)
+    labels = labels_or_fixed(fresh)
+    step.units.bar_labels(labels, ["mix", "permute"], f"are scaled one by one in {step.place}")
+    if isinstance(shift, Value) and shift.parameter:
+        step.units.use(shift.parameter, shift.coordinates, labels, None, step.place)
+    behind = len(step.shape) - lead - labels.ndim
+    return step.labelled(labels.reshape(*labels.shape, *[1] * behind))
+
+
+def _value(number: Any) -> Value:
+    return number if isinstance(number, Value) else Value(torch.Size(), constant=torch.tensor(number))

@@ -1,0 +1,89 @@
+"""The numeric check of a symmetry: moved by random elements, the model must return what it returned."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from meta_teleport.detection.leaves import run
+from meta_teleport.detection.trace import Outputs
+from meta_teleport.params import Params
+from meta_teleport.symmetry.groups import Permutation, PositiveScaling
+from meta_teleport.symmetry.site import Site
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def random_element(site: Site, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A random element of a site's group: scalings by factors around e^(1/2), matrices exp(T) with T of norm 1."""
+    group = site.group
+    if isinstance(group, Permutation):
+        return group.sample(generator=generator)
+    if isinstance(group, PositiveScaling):
+        return group.exp(0.5 * torch.randn(group.algebra_shape, generator=generator, dtype=torch.float64)).to(dtype)
+    noise = torch.randn(group.algebra_shape, generator=generator, dtype=torch.float64)
+    return group.exp(noise / noise.norm(dim=(-2, -1), keepdim=True)).to(dtype)
+
+
+class Check:
+    """A model in float64 (float32 where its code insists on it), its example inputs, and what it returns on them."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.modes = (False, True) if _depends_on_mode(model) else (model.training,)
+        try:
+            self._prepare(copy.deepcopy(model).double(), *_cast((args, kwargs), torch.float64))
+        except (RuntimeError, TypeError):
+            self._prepare(copy.deepcopy(model), args, kwargs)
+
+    def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.model, self.args, self.kwargs = Outputs(model), args, kwargs
+        self.params: Params = {name: p.detach() for name, p in model.named_parameters()}
+        self.dtype = next(iter(self.params.values())).dtype
+        self.before = {training: self._outputs(self.params, training) for training in self.modes}
+
+    def drift(self, moved: Mapping[str, Tensor]) -> float:
+        """The largest ``||f(g.w) - f(w)|| / ||f(w)||`` over the outputs and the modes."""
+        return max(
+            float((after - before).norm() / before.norm().clamp(min=torch.finfo(self.dtype).tiny))
+            for training in self.modes
+            for before, after in zip(self.before[training], self._outputs(moved, training), strict=True)
+        )
+
+    def false_sites(self, sites: Sequence[Site], generator: torch.Generator) -> dict[int, float]:
+        """Which sites move the outputs, by index, and by how much. All are tried at once, and halved while they do."""
+        elements = [random_element(site, generator, self.dtype) for site in sites]
+
+        def search(indices: list[int]) -> dict[int, float]:
+            moved = self.params
+            for i in indices:
+                moved = sites[i].act(moved, elements[i].to(next(iter(moved.values())).device))
+            drift = self.drift(moved)
+            if drift <= TOLERANCE[self.dtype]:
+                return {}
+            if len(indices) == 1:
+                return {indices[0]: drift}
+            middle = len(indices) // 2
+            return search(indices[:middle]) | search(indices[middle:])
+
+        return search(list(range(len(sites)))) if sites else {}
+
+    def _outputs(self, params: Mapping[str, Tensor], training: bool) -> list[Tensor]:
+        self.model.train(training)
+        inner = {f"model.{name}": tensor for name, tensor in params.items()}
+        outputs = run(self.model, (self.args, self.kwargs), {}, inner)
+        return [t for t in outputs if t.is_floating_point()]
+
+
+def _depends_on_mode(model: nn.Module) -> bool:
+    """Whether training differs from evaluation: dropout, or statistics of batches."""
+    return any(
+        getattr(m, "p", 0) or getattr(m, "track_running_stats", False) or "drop" in type(m).__name__.lower()
+        for m in model.modules()
+    )
+
+
+def _cast(inputs: Any, dtype: torch.dtype) -> Any:
+    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)

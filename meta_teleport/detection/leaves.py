@@ -1,0 +1,67 @@
+"""Modules that a trace does not look into: each of their calls is one opaque operation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+SEED = 0
+_OUTPUTS: dict[int, list[Tensor]] = {}
+
+
+@torch.library.custom_op("meta_teleport::leaf", mutates_args=())
+def _leaf(inputs: list[Tensor], key: int) -> list[Tensor]:
+    raise NotImplementedError("a leaf exists only while a model is traced")
+
+
+@_leaf.register_fake
+def _(inputs: list[Tensor], key: int) -> list[Tensor]:
+    return [inputs[0].new_empty(t.shape, dtype=t.dtype) for t in _OUTPUTS[key]]
+
+
+@contextmanager
+def closed(
+    model: nn.Module, leaves: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[None]:
+    """Inside, every call of one of ``leaves`` is one operation. What they return is learned from one real run of
+    ``model`` on the arguments, which leaves its buffers as they are."""
+    returned: dict[int, tuple[list[Tensor], TreeSpec]] = {}
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        returned[id(module)] = tree_flatten(output)
+
+    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    try:
+        run(model, args, kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with ExitStack() as stack:
+        for leaf in leaves:
+            outputs, spec = returned[id(leaf)]
+            stack.enter_context(patch.dict(_OUTPUTS, {id(leaf): outputs}))
+            stack.enter_context(patch.object(leaf, "forward", _opaque(id(leaf), spec)))
+        yield
+
+
+def run(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], params: Mapping[str, Tensor] | None = None
+) -> Any:
+    """The outputs of the model, at other ``params`` if given, without gradients and always with the same random
+    numbers; its buffers and all generators stay as they are."""
+    state = {**dict(model.named_parameters()), **{name: buffer.clone() for name, buffer in model.named_buffers()}}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(SEED)
+        return torch.func.functional_call(model, {**state, **(params or {})}, args, kwargs)
+
+
+def _opaque(key: int, spec: TreeSpec) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        return tree_unflatten(_leaf(inputs, key), spec)
+
+    return forward

@@ -1,0 +1,187 @@
+"""What products mean for units: layers with weights, embeddings, and the two products of attention."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meta_teleport.detection.arithmetic import bias as add_bias
+from meta_teleport.detection.units import FIXED, KINDS, squeeze_repeats, varies
+from meta_teleport.detection.walk import Step, Value, handles, labels_or_fixed, unknown
+
+
+@handles("linear")
+def linear(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    """``x W^T + b`` with W ``(m, d)``."""
+    if not weight.parameter:
+        return _two_movers(step, x, weight, bias)
+    return _layer(step, x, weight, axis=-1, reads=1, bias=bias)
+
+
+@handles("addmm baddbmm")
+def addmm(step: Step, start: Value, x: Value, y: Value, **kwargs: Any) -> Value:
+    """``b + x W``."""
+    if step.operation == "baddbmm" or kwargs or not (y.parameter and start.parameter):
+        result: Value = unknown(step, (start, x, y), kwargs)
+        return result
+    return _layer(step, x, y, axis=-1, reads=0, bias=start)
+
+
+@handles("matmul mm bmm mv")
+def matmul(step: Step, x: Value, y: Value) -> Value:
+    """A layer if one factor is a parameter, attention if both move."""
+    if y.parameter and len(y.shape) == 2:
+        return _layer(step, x, y, axis=-1, reads=0)
+    if x.parameter and len(x.shape) == 2 and len(y.shape) >= 2:
+        return _layer(step, y, x, axis=-2, reads=1)
+    if x.parameter or y.parameter or min(len(x.shape), len(y.shape)) < 2:
+        return _two_movers(step, x, y)
+    if x.moves and y.moves:
+        return contract(step, x, y)
+    if y.moves:
+        return weigh(step, y)
+    if x.moves:
+        turned = weigh(step, Value(x.shape[:-2] + x.shape[-2:][::-1], labels_or_fixed(x).mT), transposed=True)
+        return turned
+    return step.fixed()
+
+
+def _two_movers(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    for value in (x, weight, bias):
+        if value is not None:
+            step.bar(value)
+            step.refuse(value)
+    return step.fixed()
+
+
+def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Value | None = None) -> Value:
+    """New units from the units along ``axis`` of x, by a matrix whose axis ``reads`` runs along them."""
+    step.refuse(x)
+    right = _units_along(step, x, axis)
+    made = step.units.fresh(weight.shape[1 - reads], step.node)
+    step.units.use(
+        weight.parameter,
+        weight.coordinates,
+        made.unsqueeze(reads),
+        None if right is None else right.unsqueeze(1 - reads),
+        step.place,
+    )
+    result = step.labelled(made if axis == -1 else made.unsqueeze(-1))
+    return _with_bias(step, result, made, bias)
+
+
+def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> Value:
+    if bias is None:
+        return result
+    if bias.parameter and bias.shape == made.shape:
+        step.units.use(bias.parameter, bias.coordinates, made, None, step.place)
+        return result
+    return add_bias(step, result, bias) if bias.parameter else _barred_sum(step, result)
+
+
+def _barred_sum(step: Step, result: Value) -> Value:
+    step.bar(result, reason="are added to what does not move in")
+    return step.fixed()
+
+
+def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
+    """The unit that each row of a weight reads: one per place along ``axis``, joined over all other places."""
+    if x.labels is None:
+        return None
+    labels = squeeze_repeats(x.labels.movedim(axis, -1))[0]
+    labels = labels.expand(*labels.shape[:-1], x.shape[axis]).reshape(-1, x.shape[axis])
+    units = labels.amax(0)
+    if bool((labels != units).any()):
+        step.units.join(labels, units, step.place)
+    step.units.touch(set(units.tolist()), step.node)
+    return units
+
+
+@handles("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d")
+def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *args: Any) -> Value:
+    """A convolution ``(o, i / groups, ...)``: every output channel reads the input channels of its group."""
+    if not weight.parameter or "transpose" in step.operation or step.operation == "convolution":
+        return _two_movers(step, x, weight, bias)
+    step.refuse(x)
+    space = len(weight.shape) - 2
+    made, read = weight.shape[:2]
+    groups = (x.shape[-space - 1]) // read
+    right = _units_along(step, x, -space - 1)
+    units = step.units.fresh(made, step.node)
+    if groups > 1:
+        step.units.bar_labels(units, ["mix", "permute"], f"belong to groups in {step.place}")
+        if right is not None:
+            step.units.bar_labels(right, ["mix", "permute"], f"belong to groups in {step.place}")
+    if right is not None:
+        right = right.reshape(groups, 1, read).expand(groups, made // groups, read).reshape(made, read, *[1] * space)
+    step.units.use(weight.parameter, weight.coordinates, units.reshape(-1, *[1] * (space + 1)), right, step.place)
+    result = step.labelled(units.reshape(-1, *[1] * space))
+    if bias is not None and bias.parameter:
+        step.units.use(bias.parameter, bias.coordinates, units, None, step.place)
+    return result
+
+
+@handles("embedding")
+def embed(step: Step, weight: Value, index: Value, *args: Any) -> Value:
+    """Rows of a table: every column is a unit."""
+    if not weight.parameter:
+        return _two_movers(step, weight, index)
+    units = step.units.fresh(weight.shape[1], step.node)
+    step.units.use(weight.parameter, weight.coordinates, units.unsqueeze(0), None, step.place)
+    return step.labelled(units)
+
+
+@handles("scaled_dot_product_attention")
+def attend(step: Step, q: Value, k: Value, v: Value, *args: Any, enable_gqa: bool = False, **kwargs: Any) -> Value:
+    """``softmax(q k^T / sqrt(d)) v`` over the last two axes, head by head."""
+    if any(value.parameter for value in (q, k, v)):
+        return _two_movers(step, q, k, v)
+    if enable_gqa:
+        k, v = (_repeat(value, q.shape[-3] // value.shape[-3]) for value in (k, v))
+    contract(step, q, Value(k.shape[:-2] + k.shape[-2:][::-1], None if k.labels is None else k.labels.mT))
+    return weigh(step, v) if v.moves else step.fixed()
+
+
+def _repeat(value: Value, times: int) -> Value:
+    shape = (*value.shape[:-3], value.shape[-3] * times, *value.shape[-2:])
+    labels = None if value.labels is None else value.labels.repeat_interleave(times, -3)
+    return Value(torch.Size(shape), labels)
+
+
+def contract(step: Step, x: Value, y: Value) -> Value:
+    """``x y`` of units along the contracted axis: queries and keys, which move by inverse elements."""
+    if not (x.moves and y.moves):
+        step.bar(x, y, reason="are multiplied with what does not move in")
+        return step.fixed()
+    a, b = labels_or_fixed(x), labels_or_fixed(y).mT
+    if varies(a)[-2] or varies(b)[-2]:
+        step.bar(x, y, reason="are multiplied place by place in")
+        return step.fixed()
+    a, b = torch.broadcast_tensors(a.select(-2, 0), b.select(-2, 0))
+    step.units.join(a, b, step.place, sign=-1)
+    _group(step, b, "key")
+    _group(step, a, "key")
+    return Value(step.shape)
+
+
+def weigh(step: Step, y: Value, transposed: bool = False) -> Value:
+    """Weights that do not move, times units along the last axis: the values of attention, place by place."""
+    labels = labels_or_fixed(y)
+    if varies(labels)[-2]:
+        step.bar(y, reason="are added to one another by")
+        return step.fixed()
+    row = labels.narrow(-2, 0, 1)
+    _group(step, row.squeeze(-2), "value")
+    return step.labelled(row.mT if transposed else row)
+
+
+def _group(step: Step, labels: Tensor, role: str) -> None:
+    """Notes which units are treated alike: those along the last axis, for every place in the others."""
+    rows = squeeze_repeats(labels)[0].expand(*[-1] * (labels.ndim - 1), labels.shape[-1]).reshape(-1, labels.shape[-1])
+    for row in rows.unique(dim=0).tolist():
+        if FIXED in row:
+            step.units.bar(row, KINDS, f"meet what does not move in {step.place}")
+            continue
+        roots = {step.units.scaled.root(unit)[0] for unit in row if unit >= 0}
+        if roots:
+            step.units.touch(row, (step.node, role, min(roots)))

@@ -1,0 +1,145 @@
+"""A model as a graph of tensor operations, by ``torch.export``.
+
+Exporting opens every module, whoever wrote it, into a torch.fx graph of some dozens of kinds of operations on tensors
+of known shapes: what a symmetry is read from. Nothing is executed on real numbers and the model is left as it is.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from meta_teleport.detection.leaves import closed, run
+from meta_teleport.errors import UserError
+from meta_teleport.symmetry.requirements import require_movable
+
+MESSAGE = 300
+Examples = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The graph of a model, which parameter each of its placeholders is, and the constants it was given."""
+
+    graph: Graph
+    parameters: dict[str, str]
+    constants: dict[str, Tensor]
+
+
+class Outputs(nn.Module):
+    """A model whose outputs are the list of the tensors in what the model returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        return list(_tensors(self.model(*args, **kwargs)))
+
+
+def arguments(example_inputs: Examples) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments: a tensor, a sequence of arguments, or a mapping by name."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str):
+        return tuple(example_inputs), {}
+    raise UserError(
+        f"example inputs are a {type(example_inputs).__name__}: give a tensor, a tuple of arguments, or a dict of "
+        "keyword arguments"
+    )
+
+
+def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()) -> Trace:
+    """The graph of ``model`` on ``example_inputs``, in the mode (train or eval) the model is in.
+
+    The modules named in ``leaves`` are not looked into.
+
+    Raises ``UserError`` if the model cannot move (:func:`require_movable`), if the inputs do not run, or if the model
+    cannot be traced; the last names the call and how to go on.
+    """
+    require_movable(model)
+    args, kwargs = arguments(example_inputs)
+    names = dict(model.named_modules())
+    for leaf in leaves:
+        if leaf not in names or not leaf:
+            raise UserError(f"no module '{leaf}' to leave closed: choose from model.named_modules()")
+    try:
+        with closed(model, [names[leaf] for leaf in leaves], args, kwargs) if leaves else nullcontext(), _exporting():
+            program = torch.export.export(Outputs(model), (args, kwargs), strict=False)
+    except Exception as error:
+        _explain(model, args, kwargs, error)
+    signature = program.graph_signature
+    first = {id(p): name for name, p in model.named_parameters()}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {
+        place: first[id(every[name.removeprefix("model.")])] for place, name in signature.inputs_to_parameters.items()
+    }
+    state = {**program.state_dict, **program.constants}
+    constants = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    return Trace(program.graph, parameters, {k: state[v] for k, v in constants.items() if isinstance(state[v], Tensor)})
+
+
+def place(node: Node) -> str:
+    """Where in the model an operation stands: the innermost module with its class, and the operation."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    target = getattr(node.target, "_overloadpacket", node.target)
+    operation = str(getattr(target, "__name__", target)).strip("_")
+    if len(stack) < 2:
+        return operation
+    path, cls = stack[-1]
+    return f"{operation} in '{path.removeprefix('model').lstrip('.') or 'model'}' ({str(cls).rpartition('.')[2]})"
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in an output, in order. What is neither a container nor a tensor (caches) is no output."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from _tensors(value)
+
+
+@contextmanager
+def _exporting() -> Iterator[None]:
+    """Composite operations stay visible: no fused attention path, gradients on, and the exporter is quiet."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    disabled = logging.root.manager.disable
+    torch.backends.mha.set_fastpath_enabled(False)
+    logging.disable(logging.CRITICAL)
+    try:
+        quiet = io.StringIO()
+        with torch.enable_grad(), warnings.catch_warnings(), redirect_stdout(quiet), redirect_stderr(quiet):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> NoReturn:
+    """Raises ``UserError``: do the inputs not run, or is it the tracing?"""
+    try:
+        run(model, args, kwargs)
+    except Exception as failure:
+        raise UserError(f"the model does not run on the example inputs: {_shortened(failure)}") from None
+    _, _, call = str(error).partition("The following call raised this error:")
+    raise UserError(
+        f"the model cannot be traced: {_shortened(call or error)}; leave the module that makes this call closed "
+        "(leaves=['its.name']), or name the sites by hand (Symmetry.manual)"
+    ) from error
+
+
+def _shortened(message: object) -> str:
+    return " ".join(str(message).partition("The error above")[0].split())[:MESSAGE]

@@ -1,0 +1,198 @@
+"""Units: the numbers of a network that a symmetry could move, and what the network says about them.
+
+Every output of a layer with parameters is a *unit*. While the graph of a model is walked, each operation leaves marks:
+
+* two units are **joined** if they must be scaled by the same number (a residual addition), or by inverse numbers (a
+  query and the key it is multiplied with), and permuted together;
+* a unit is **barred** from a kind of motion (mixing, scaling, permuting), with the reason;
+* a unit is **touched** by an operation. Units that the same operations touch can be mixed with one another;
+* a parameter is **used**: its entries make some units (left) from others (right).
+
+What is left afterwards is the symmetry.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["mix", "scale", "permute"]
+KINDS: tuple[Kind, ...] = ("mix", "scale", "permute")
+FIXED, ZERO = -1, -2
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a parameter by one operation.
+
+    ``coordinates``, one tensor per axis of the parameter, say which of its entries the operation saw, in the shape in
+    which it saw them. ``left`` are the units that an entry makes, ``right`` those that it reads, both broadcastable to
+    that shape; None where there are none.
+    """
+
+    parameter: str
+    coordinates: tuple[Tensor, ...]
+    left: Tensor | None
+    right: Tensor | None
+    place: str
+
+
+@dataclass
+class Forest:
+    """Disjoint sets of units by union-find, each member with a sign relative to the root: the smallest member."""
+
+    parent: list[int] = field(default_factory=list)
+    sign: list[int] = field(default_factory=list)
+
+    def grow(self, count: int) -> None:
+        """``count`` more units, each on its own."""
+        self.parent.extend(range(len(self.parent), len(self.parent) + count))
+        self.sign.extend([1] * count)
+
+    def root(self, unit: int) -> tuple[int, int]:
+        """The root of a unit's set and the unit's sign."""
+        path, sign = [], 1
+        while self.parent[unit] != unit:
+            path.append(unit)
+            unit = self.parent[unit]
+        for step in reversed(path):
+            sign *= self.sign[step]
+            self.parent[step], self.sign[step] = unit, sign
+        return unit, sign
+
+    def join(self, a: int, b: int, sign: int) -> bool:
+        """Joins two sets. False if they were one already, with the other sign."""
+        (root_a, sign_a), (root_b, sign_b) = self.root(a), self.root(b)
+        if root_a == root_b:
+            return sign_a * sign_b == sign
+        low, high = min(root_a, root_b), max(root_a, root_b)
+        self.parent[high], self.sign[high] = low, sign_a * sign_b * sign
+        return True
+
+
+class Units:
+    """All units of one model, and the marks on them."""
+
+    def __init__(self) -> None:
+        self.scaled, self.permuted = Forest(), Forest()
+        self.barred: dict[Kind, dict[int, str]] = {kind: {} for kind in KINDS}
+        self.touched: list[set[object]] = []
+        self.uses: list[Use] = []
+
+    def fresh(self, count: int, touch: object) -> Tensor:
+        """``count`` new units, touched by the operation that makes them."""
+        first = len(self.touched)
+        self.scaled.grow(count)
+        self.permuted.grow(count)
+        self.touched.extend({touch} for _ in range(count))
+        return torch.arange(first, first + count)
+
+    def join(self, a: Tensor, b: Tensor, place: str, sign: int = 1) -> None:
+        """Joins the units at corresponding places of two label tensors. Where one is fixed, the other is barred."""
+        for i, j in distinct(a, b):
+            if i >= 0 and j >= 0:
+                if not self.scaled.join(i, j, sign):
+                    self.bar([i], ("mix", "scale"), f"meet their own inverse in {place}")
+                self.permuted.join(i, j, 1)
+            elif FIXED in (i, j) and (unit := max(i, j)) >= 0:
+                self.bar([unit], KINDS, f"meet what does not move in {place}")
+
+    def couple(self, a: Tensor, b: Tensor) -> None:
+        """Joins for permutations only: the units of a gate and those that it gates."""
+        for i, j in distinct(a, b):
+            if i >= 0 and j >= 0:
+                self.permuted.join(i, j, 1)
+
+    def bar(self, units: Iterable[int], kinds: Iterable[Kind], reason: str) -> None:
+        """Bars units from some kinds of motion. The first reason stays."""
+        units = [unit for unit in units if unit >= 0]
+        for kind in kinds:
+            for unit in units:
+                self.barred[kind].setdefault(unit, reason)
+
+    def bar_labels(self, labels: Tensor, kinds: Iterable[Kind], reason: str) -> None:
+        """:meth:`bar` for all units in a label tensor."""
+        self.bar((unit for (unit,) in distinct(labels)), kinds, reason)
+
+    def touch(self, units: Iterable[int], touch: object) -> None:
+        """Notes an operation that sees these units together."""
+        for unit in units:
+            if unit >= 0:
+                self.touched[unit].add(touch)
+
+    def use(
+        self,
+        parameter: str,
+        coordinates: tuple[Tensor, ...],
+        left: Tensor | None,
+        right: Tensor | None,
+        place: str,
+    ) -> None:
+        """Notes a use of a parameter. A second use of the same entries must say the same of them."""
+        new = Use(parameter, coordinates, left, right, place)
+        for old in self.uses:
+            if old.parameter == parameter and not _disjoint(old, new):
+                self._share(old, new)
+        self.uses.append(new)
+
+    def _share(self, old: Use, new: Use) -> None:
+        same = all(
+            a.shape == b.shape and not _differ(a, b) for a, b in zip(old.coordinates, new.coordinates, strict=True)
+        )
+        place = f"'{old.parameter}', which {old.place} and {new.place} share"
+        for a, b in ((old.left, new.left), (old.right, new.right)):
+            if same and a is not None and b is not None and a.shape == b.shape:
+                self.join(a, b, place)
+                continue
+            for labels in (a, b):
+                if labels is not None:
+                    self.bar_labels(labels, KINDS, f"depend on {place}")
+
+
+def distinct(*labels: Tensor) -> list[tuple[int, ...]]:
+    """The distinct tuples of corresponding entries of label tensors that broadcast against each other.
+
+    Labels are mostly expanded, not stored; axes along which all of them repeat are looked at once.
+    """
+    squeezed = squeeze_repeats(*torch.broadcast_tensors(*labels))
+    if len(squeezed) == 1:
+        return [(value,) for value in squeezed[0].reshape(-1).unique().tolist()]
+    a, b = (tensor.reshape(-1) + 2 for tensor in squeezed)
+    base = int(b.max()) + 1 if b.numel() else 1
+    return [(pair // base - 2, pair % base - 2) for pair in (a * base + b).unique().tolist()]
+
+
+def squeeze_repeats(*labels: Tensor) -> list[Tensor]:
+    """Label tensors of one shape without the axes along which all of them repeat (kept with size 1)."""
+    result = list(labels)
+    for axis in range(labels[0].ndim):
+        if all(tensor.stride(axis) == 0 for tensor in labels):
+            result = [tensor.narrow(axis, 0, min(1, tensor.shape[axis])) for tensor in result]
+    return result
+
+
+def varies(labels: Tensor) -> list[bool]:
+    """Along which axes a label tensor is not constant."""
+    return [
+        labels.shape[axis] > 1 and labels.stride(axis) != 0 and _differ(labels, labels.narrow(axis, 0, 1))
+        for axis in range(labels.ndim)
+    ]
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    x, y = squeeze_repeats(*torch.broadcast_tensors(a, b))
+    return bool((x != y).any())
+
+
+def _disjoint(a: Use, b: Use) -> bool:
+    """Whether two uses see different entries: their ranges along some axis do not overlap."""
+    return any(
+        int(x.max()) < int(y.min()) or int(y.max()) < int(x.min())
+        for x, y in zip(map(_range, a.coordinates), map(_range, b.coordinates), strict=True)
+    )
+
+
+def _range(coordinate: Tensor) -> Tensor:
+    return squeeze_repeats(coordinate)[0]
