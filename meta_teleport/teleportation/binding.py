@@ -32,15 +32,16 @@ def bind(model: nn.Module, loss: ModelLoss, batch: Any) -> Loss:
     """``loss(model, batch)`` as a pure function of parameters ``(tasks, *shape)``, giving losses ``(tasks,)``.
 
     Parameters that are not passed are the model's own. Nothing of the model changes: its buffers (running means,
-    counters) are given as copies, its mode (train or eval) stays as it is. Every evaluation sees the same random numbers
-    (dropout), those that the next call of the model would have drawn, and leaves the generators as they were. Attention
-    runs by plain matrix products, which can be differentiated twice.
+    counters) are given as copies, its mode (train or eval) stays as it is. Every evaluation runs under the autocast of
+    the caller of ``bind``, sees the same random numbers (dropout), those that the next call of the model would have
+    drawn, and leaves the generators as they were. Attention runs by plain matrix products, which can be differentiated
+    twice.
 
     The function raises ``UserError`` where the loss is not one number, or does not depend on the parameters.
     """
-    bound = _Bound(model, loss)
-    bound.training = model.training
-    states = _Randomness(model)
+    if torch.is_inference_mode_enabled():
+        raise UserError("a loss is differentiated here: leave torch.inference_mode() first (torch.no_grad() may stay)")
+    bound, randomness, precision = _Bound(model, loss), _Randomness(model), _Precision(model)
 
     def evaluate(params: Params) -> Tensor:
         count = len(next(iter(params.values())))
@@ -49,7 +50,7 @@ def bind(model: nn.Module, loss: ModelLoss, batch: Any) -> Loss:
     def single(params: Params) -> Tensor:
         tensors = {f"model.{name}": p for name, p in params.items()}
         tensors |= {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
-        with states.replayed(), sdpa_kernel(SDPBackend.MATH):
+        with randomness.replayed(), precision.restored(), sdpa_kernel(SDPBackend.MATH):
             value = functional_call(bound, tensors, (batch,))
         return _checked(value, params)
 
@@ -84,3 +85,15 @@ class _Randomness:
             for index, state in self.cuda.items():
                 torch.cuda.set_rng_state(state, index)
             yield
+
+
+class _Precision:
+    """The autocast that the caller is under, to be used again."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kind = next(model.parameters()).device.type
+        self.enabled = torch.is_autocast_enabled(self.kind)
+        self.dtype = torch.get_autocast_dtype(self.kind)
+
+    def restored(self) -> torch.autocast:
+        return torch.autocast(self.kind, dtype=self.dtype, enabled=self.enabled)

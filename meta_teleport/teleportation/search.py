@@ -1,33 +1,44 @@
 """Teleporting a model of one's own: the search for a better place on its orbit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import nan
 from time import perf_counter
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params, per_task
-from meta_teleport.symmetry.groups import Group, Orthogonal
-from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.ascent import Direction, ascend
+from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss, bind
+from meta_teleport.teleportation.conditions import (
+    drift_fault,
+    element_faults,
+    params_fault,
+    require_finite,
+    trainable_parameters,
+    trainable_sites,
+)
 from meta_teleport.teleportation.drift import LIMIT, loss_drift
-from meta_teleport.teleportation.objectives import Loss, Objective, named
+from meta_teleport.teleportation.gauges import Gauge
+from meta_teleport.teleportation.objectives import Objective
+from meta_teleport.teleportation.strategies import Found, as_strategy, identities
 
 
 @dataclass(frozen=True)
 class Teleport:
     """What a teleport found.
 
-    ``params``: the moved parameters by name, in the model's shapes; ``elements``: one per site of
-    ``symmetry.continuous``, ``(*blocks, k, k)`` or ``(*blocks, k)``, which move the model's parameters to ``params``;
-    ``before`` and ``after``: the objective (nan for random elements and gauges); ``drift``: |L(g.w) - L(w)| /
-    max(|L(w)|, 1), nan where no loss was given; ``seconds``: wall-clock time. A teleport that was not ``accepted``, for
-    the ``reason`` given, holds the parameters as they were and identities.
+    ``params``: the trainable parameters where it ended, by name, in the model's shapes. ``elements``: one per site of
+    ``symmetry.continuous``, ``(*blocks, k, k)`` or ``(*blocks, k)``; acting with them gives ``params``. ``before`` and
+    ``after``: the objective at the start and where the search ended; nan for gauges and random elements. ``drift``:
+    ``|L(g.w) - L(w)| / max(|L(w)|, 1)``, nan if no loss was given. ``seconds``: wall-clock time.
+
+    A teleport that was not ``accepted`` says why in ``reason`` and leads nowhere: ``params`` are the model's and
+    ``elements`` identities; ``after`` and ``drift`` are what it would have come to.
     """
 
     params: dict[str, Tensor]
@@ -36,8 +47,8 @@ class Teleport:
     after: float
     drift: float
     seconds: float
-    accepted: bool = True
-    reason: str = ""
+    accepted: bool
+    reason: str
 
     def write(self, model: nn.Module) -> None:
         """Copies the parameters into the model, in place."""
@@ -50,7 +61,7 @@ class Teleport:
 def teleport(
     model: nn.Module,
     symmetry: Symmetry,
-    objective: str | Objective = "gradient_norm",
+    objective: str | Objective | Gauge = "gradient_norm",
     *,
     loss: ModelLoss | None = None,
     batch: Any = None,
@@ -60,60 +71,66 @@ def teleport(
     generator: torch.Generator | None = None,
     tolerance: float = LIMIT,
 ) -> Teleport:
-    """Searches the orbit of the model's parameters for a better place; the model itself is left as it is."""
+    """Looks for a better place on the orbit of the model's parameters; :meth:`Teleport.write` goes there.
+
+    ``objective`` is one of
+
+    - *gradient_norm* (the squared norm of ``grad L`` over all trainable parameters), *sharpness*, *curvature*, or a
+      function ``(loss, params) -> (1,)`` of a pure loss and of parameters ``(1, *shape)``: raised or lowered in
+      ``steps`` steps of which the first has Frobenius norm ``size`` (see :func:`ascent.ascend`). A search never ends on
+      the wrong side of where it began.
+    - *balanced*, *whitened* (the producers), *principal_axes*, or a :class:`gauges.Gauge`: closed forms, site by site
+      from bottom to top. Where sites share parameters the sweep is repeated, at most ``steps`` times, until nothing
+      moves. Needs no loss.
+    - *random*: ``exp(T)``, T uniform on the sphere of Frobenius norm ``size`` over all sites, drawn from ``generator``.
+
+    ``loss(model, batch)`` gives one number; ``batch`` is passed on as it is. The loss is evaluated in the mode the
+    model is in and under the caller's autocast, with the same random numbers every time; the drift is measured in full
+    precision. Only sites of ``symmetry.continuous`` whose parameters are all trainable move.
+
+    Cost: the gradient norm takes two gradients of the loss and two losses, however many steps. A function with second
+    derivatives takes about three forward and backward passes per step.
+
+    A teleport is not accepted if its drift is above ``tolerance``, if an element or a parameter is not finite, if an
+    element is singular to working precision (without a loss: if eps times its condition number is above
+    ``tolerance``), or if no step improved the objective.
+
+    Raises ``UserError`` for what cannot be done, a loss or an objective that is not finite at the start included. The
+    model is never changed.
+    """
     started = perf_counter()
-    require_movable(model)
-    if direction not in get_args(Direction):
-        raise UserError(f"unknown direction '{direction}': choose one of {', '.join(get_args(Direction))}")
-    params = {n: p.detach().clone().unsqueeze(0) for n, p in model.named_parameters() if p.requires_grad}
-    movable = symmetry.continuous
-    bound = None if loss is None else bind(model, loss, batch)
-    before = after = drift = float("nan")
-    if objective == "random":
-        moved, elements = _random(movable, params, size, cast(torch.Generator, generator))
-    else:
-        search = named(objective, movable, None, generator) if isinstance(objective, str) else objective
-        found = ascend(
-            movable, params, None, cast(Loss, bound), objective=search, direction=direction, steps=steps, size=size
-        )
-        moved, elements, before, after = found.params, found.elements, float(found.before), float(found.after)
-    if bound is not None:
-        with torch.no_grad():
-            drift = float(loss_drift(bound(params), bound(moved)))
-    result = Teleport(_single(moved), tuple(g[0] for g in elements), before, after, drift, perf_counter() - started)
-    if drift > tolerance:
-        identities = tuple(
-            site.group.identity(dtype=g.dtype, device=g.device) for site, g in zip(movable.sites, elements)
-        )
-        reason = f"the loss moved by {drift:.1e}, above the tolerance of {tolerance:.1e}"
-        return replace(result, params=_single(params), elements=identities, accepted=False, reason=reason)
-    return result
-
-
-def _single(params: Params) -> dict[str, Tensor]:
-    return {name: p[0] for name, p in params.items()}
-
-
-def _random(
-    symmetry: Symmetry, params: Params, size: float, generator: torch.Generator
-) -> tuple[Params, tuple[Tensor, ...]]:
+    strategy = as_strategy(objective, direction, steps, size, generator)
+    params, movable = trainable_parameters(model), trainable_sites(model, symmetry)
     like = next(iter(params.values()))
-    elements = symmetry.exp([size * t for t in random_direction(symmetry, like, generator)])
-    return symmetry.act(params, elements), elements
+    searched = _no_loss if loss is None else bind(model, loss, batch)
+    with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        measured = None if loss is None else bind(model, loss, batch)
+        if measured is not None:
+            require_finite("loss", measured(params))
+        found = strategy(movable, params, searched)
+        limit = (tolerance if loss is None else 1.0) / torch.finfo(like.dtype).eps
+        fault = found.fault or element_faults(movable, found.elements, limit) or params_fault(found.params)
+        drift = nan
+        if measured is not None and not fault:
+            drift = float(loss_drift(measured(params), measured(found.params)))
+            fault = drift_fault(drift, tolerance)
+    end = Found(params, identities(movable, params)) if fault else found
+    elements = dict(zip(movable.sites, end.elements, strict=True))
+    others = symmetry.continuous
+    return Teleport(
+        params={name: p[0] for name, p in end.params.items()},
+        elements=tuple(elements.get(s, e)[0] for s, e in zip(others.sites, identities(others, params), strict=True)),
+        before=found.before,
+        after=found.after,
+        drift=drift,
+        seconds=perf_counter() - started,
+        accepted=not fault,
+        reason=fault,
+    )
 
 
-def random_direction(symmetry: Symmetry, like: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Algebra coordinates of Frobenius norm 1 over all sites, one direction for each task of ``like`` (tasks, ...)."""
-    groups = [site.group for site in symmetry.sites]
-    ones = tuple(like.new_ones(len(like), *group.algebra_shape) for group in groups)
-    drawn = [tangent(g, t) for g, t in zip(groups, random_algebra(ones, generator), strict=True)]
-    norm = torch.stack([t.square().flatten(1).sum(1) for t in drawn]).sum(0).sqrt()
-    return tuple(t / per_task(norm, t) for t in drawn)
-
-
-def tangent(group: Group, algebra: Tensor) -> Tensor:
-    """The part of the algebra coordinates that moves anything: their skew part for rotations, all of them else."""
-    return (algebra - algebra.mT) / 2 if isinstance(group, Orthogonal) else algebra
+def _no_loss(params: Params) -> Tensor:
+    raise UserError("the objective evaluates the loss: pass loss=... (called with the model and a batch) and batch=...")
 
 
 def random_algebra(like: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -1,0 +1,104 @@
+"""What must hold before a teleport of a model, or it is refused; and after it, or it is not accepted."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+
+import torch
+from torch import Tensor, nn
+
+from meta_teleport.errors import UserError
+from meta_teleport.params import Params
+from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.symmetry.requirements import require_movable
+from meta_teleport.symmetry.site import Site
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.transport import require_linear
+
+
+def trainable_parameters(model: nn.Module) -> Params:
+    """Copies of the model's trainable parameters as ``(1, *shape)``.
+
+    Raises ``UserError`` for models that cannot move, and for parameters that are not finite, or not all of one device
+    and precision.
+    """
+    require_movable(model)
+    params = {n: p.detach().clone().unsqueeze(0) for n, p in model.named_parameters() if p.requires_grad}
+    places = {(str(p.device), str(p.dtype).removeprefix("torch.")) for p in params.values()}
+    if len(places) > 1:
+        shown = ", ".join(" ".join(place) for place in sorted(places))
+        raise UserError(f"the trainable parameters are {shown}: bring them to one device and one precision")
+    for name, parameter in params.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(f"parameter '{name}' is not finite: go back to a checkpoint from before it diverged")
+    return params
+
+
+def trainable_sites(model: nn.Module, symmetry: Symmetry) -> Symmetry:
+    """The continuous sites whose parameters are all trainable.
+
+    Raises ``UserError`` if there are none, if a site belongs to another model, or if its action depends on data.
+    """
+    continuous = symmetry.continuous
+    known = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for site in continuous.sites:
+        for name in site.parameters:
+            if name not in known:
+                raise UserError(
+                    f"site '{site.name}' moves '{name}', which is not a parameter of the model: find the symmetry of "
+                    "this very model"
+                )
+    require_linear(continuous)
+    if not continuous.sites:
+        raise UserError(
+            "the symmetry has no site with a Lie algebra, so there is nothing to search: its refusals give the reasons"
+        )
+    free = tuple(site for site in continuous.sites if all(known[name] for name in site.parameters))
+    if not free:
+        raise UserError("every site has a frozen parameter: set requires_grad on the parameters of one that may move")
+    return replace(continuous, sites=free)
+
+
+def require_finite(what: str, value: Tensor) -> Tensor:
+    """The value ``(1,)`` at the model's parameters. Raises ``UserError`` if no search can start from there."""
+    if not bool(torch.isfinite(value).all()):
+        raise UserError(
+            f"the {what} is {float(value)} at the model's parameters: teleport on another batch, or before it diverges"
+        )
+    return value
+
+
+def element_fault(site: Site, g: Tensor, limit: float = inf) -> str:
+    """Why an element cannot be used, in one line; empty if it can.
+
+    It is not finite, or singular, or its condition number (1-norm, float64) is above ``limit``: rounding moves the loss
+    by about eps times that. Positive scalings have no such limit, as they multiply every weight by one number.
+    """
+    if not bool(torch.isfinite(g).all()):
+        return f"the element at site '{site.name}' is not finite"
+    diagonal = isinstance(site.group, PositiveScaling)
+    condition = (1.0 if bool((g > 0).all()) else inf) if diagonal else float(torch.linalg.cond(g.double(), p=1).max())
+    if condition == inf:
+        return f"the element at site '{site.name}' is singular"
+    if condition <= limit:
+        return ""
+    return f"the element at site '{site.name}' is ill-conditioned: {condition:.1e}, and the limit is {limit:.1e}"
+
+
+def element_faults(symmetry: Symmetry, elements: Sequence[Tensor], limit: float) -> str:
+    """The first fault of one element per site; empty if there is none."""
+    faults = (element_fault(site, g, limit) for site, g in zip(symmetry.sites, elements, strict=True))
+    return next(filter(None, faults), "")
+
+
+def params_fault(params: Params) -> str:
+    """Why moved parameters cannot be used; empty if they can."""
+    for name, parameter in params.items():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"the moved parameter '{name}' is not finite"
+    return ""
+
+
+def drift_fault(drift: float, tolerance: float) -> str:
+    """Why a teleport with this drift cannot be accepted; empty if it can."""
+    return "" if drift <= tolerance else f"the loss moved by {drift:.1e}, and the tolerance is {tolerance:.1e}"

@@ -1,0 +1,132 @@
+"""The ways to choose where on the orbit to go: by search, by formula, by chance."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf, nan
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from meta_teleport.errors import UserError
+from meta_teleport.params import Params
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.ascent import Direction, ascend
+from meta_teleport.teleportation.conditions import element_fault, require_finite
+from meta_teleport.teleportation.curvature import random_element
+from meta_teleport.teleportation.gauges import GAUGES, Gauge
+from meta_teleport.teleportation.objectives import NAMES, Loss, Objective, gradient_norm, named
+
+CHOICES = (*NAMES, *GAUGES, "random")
+
+
+class Found(NamedTuple):
+    """What a strategy chose: moved parameters ``(1, *shape)`` and one element ``(1, ...)`` per site that gives them;
+    the objective before and after, where there is one; and why nothing was found, if so."""
+
+    params: Params
+    elements: Sequence[Tensor]
+    before: float = nan
+    after: float = nan
+    fault: str = ""
+
+
+Strategy = Callable[[Symmetry, Params, Loss], Found]
+
+
+def as_strategy(
+    objective: str | Objective | Gauge,
+    direction: Direction,
+    steps: int,
+    size: float,
+    generator: torch.Generator | None,
+) -> Strategy:
+    """The strategy for an objective, as ``teleport`` takes it. Raises ``UserError`` for settings that make none."""
+    if isinstance(objective, str) and objective not in CHOICES:
+        raise UserError(f"unknown objective '{objective}': choose one of {', '.join(CHOICES)}, or give a function")
+    if direction not in get_args(Direction):
+        raise UserError(f"unknown direction '{direction}': choose one of {', '.join(get_args(Direction))}")
+    if steps < 1 or not 0 < size < inf:
+        raise UserError(f"steps={steps} and size={size}: give at least one step, and a positive size")
+    if objective == "random":
+        if generator is None:
+            raise UserError("objective 'random' draws elements: pass generator=torch.Generator().manual_seed(0)")
+        return partial(draw, size=size, generator=generator)
+    if isinstance(objective, str):
+        objective = GAUGES.get(objective, objective)
+    if isinstance(objective, Gauge):
+        return partial(fix, gauge=objective, sweeps=steps)
+    return partial(follow, objective=objective, direction=direction, steps=steps, size=size, generator=generator)
+
+
+def follow(
+    symmetry: Symmetry,
+    params: Params,
+    loss: Loss,
+    *,
+    objective: str | Objective,
+    direction: Direction,
+    steps: int,
+    size: float,
+    generator: torch.Generator | None,
+) -> Found:
+    """The end of a search that raises or lowers the objective."""
+    function = named(objective, symmetry, None, generator) if isinstance(objective, str) else objective
+    checked = function if function is gradient_norm else _checked(function)
+    end = ascend(symmetry, params, None, loss, objective=checked, direction=direction, steps=steps, size=size)
+    require_finite("objective", end.before)
+    fault = "" if float(end.length) > 0 else f"no step of the search could {direction} the objective"
+    return Found(end.params, end.elements, float(end.before), float(end.after), fault)
+
+
+def fix(symmetry: Symmetry, params: Params, loss: Loss, *, gauge: Gauge, sweeps: int) -> Found:
+    """The gauge at every site, bottom to top.
+
+    Where sites share parameters one can undo what was reached at another: then all are swept again, ``sweeps`` times at
+    most, until nothing moves.
+    """
+    names = [view.name for site in symmetry.sites for view in site.producers + site.consumers]
+    shared = len(set(names)) < len(names)
+    total = identities(symmetry, params)
+    for _ in range(sweeps if shared else 1):
+        distance = 0.0
+        for i, (site, identity) in enumerate(zip(symmetry.sites, identities(symmetry, params), strict=True)):
+            g = gauge.element(site, params)
+            if element_fault(site, g):
+                why = "its weights have no full rank (one of the factors may still be zero)"
+                return Found(params, total, fault=f"gauge '{gauge.name}' has no element at site '{site.name}': {why}")
+            params, total[i] = site.act(params, g), site.group.compose(g, total[i])
+            distance = max(distance, float((g - identity).abs().max()))
+        if distance**2 < torch.finfo(total[0].dtype).eps:
+            break
+    return Found(params, total)
+
+
+def draw(symmetry: Symmetry, params: Params, loss: Loss, *, size: float, generator: torch.Generator) -> Found:
+    """A random element."""
+    algebra = [size * t for t in random_element(symmetry, None, next(iter(params.values())), generator)]
+    return Found(symmetry.flow(params, algebra), symmetry.exp(algebra))
+
+
+def identities(symmetry: Symmetry, params: Params) -> list[Tensor]:
+    """The neutral element of every site, for parameters ``(tasks, *shape)``."""
+    like = next(iter(params.values()))
+    return [s.group.identity(len(like), dtype=like.dtype, device=like.device) for s in symmetry.sites]
+
+
+def _checked(objective: Objective) -> Objective:
+    """An objective of the user's own, which must give one number that has a gradient."""
+
+    def evaluate(loss: Loss, params: Params) -> Tensor:
+        value = objective(loss, params)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"the objective gave {shown}, not one number: return a tensor of shape (1,)")
+        if not value.requires_grad:
+            raise UserError(
+                "the objective cannot be differentiated by the parameters: compute it from them by torch operations, "
+                "without .detach() or .item()"
+            )
+        return value.reshape(1)
+
+    return evaluate
