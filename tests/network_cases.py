@@ -52,7 +52,7 @@ def _relu() -> nn.Module:
 
 
 def _linear() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+    return nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,6 @@ def write(model: nn.Module, params: Params) -> None:
 
 
 RELU = Network("relu", _relu, _pair(PositiveScaling(5)), (8, 6))
-LINEAR = Network("linear", _linear, _pair(GL(5)), (8, 6))
+LINEAR = Network("linear", _linear, _pair(GL(4)), (8, 6))
 HEADS = Network("heads", Attention, _heads(), (3, 4, 6))
 NETWORKS = (RELU, LINEAR, HEADS)

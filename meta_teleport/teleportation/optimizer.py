@@ -119,10 +119,10 @@ class TeleportedOptimizer(Delegate):
         go by. The loss that ``step(closure)`` returns is known already. A training loss that is a tensor is not read
         before it is needed."""
         if loss is not None:
-            self._loss = loss.detach() if isinstance(loss, Tensor) else float(loss)
+            self._loss = loss.detach() if isinstance(loss, Tensor) else loss
             self._history.report(self._loss)
         if validation is not None:
-            self._history.validate(float(validation))
+            self._history.validate(float(validation.detach() if isinstance(validation, Tensor) else validation))
 
     def teleport(self) -> TeleportRecord:
         """Teleports now, due or not, and records it."""
