@@ -15,23 +15,19 @@ from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
+from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.delegate import Delegate
 from meta_teleport.teleportation.drift import LIMIT
+from meta_teleport.teleportation.gauges import GAUGES, Gauge
 from meta_teleport.teleportation.history import History, TeleportRecord, describe
 from meta_teleport.teleportation.objectives import Objective
 from meta_teleport.teleportation.schedules import Progress, Schedule, as_schedule
 from meta_teleport.teleportation.search import Teleport, teleport
-from meta_teleport.teleportation.transport import (
-    Writes,
-    laws_of,
-    moved_gradients,
-    moved_state,
-    require_linear,
-    reset_state,
-)
+from meta_teleport.teleportation.strategies import as_strategy
+from meta_teleport.teleportation.transport import Writes, laws_of, moved_gradients, moved_state, reset_state
 
 STATES = ("keep", "reset", "transport")
-GAUGES = ("balanced", "whitened", "principal_axes")
+NEED_NO_LOSS = (*GAUGES, "random")
 
 
 class TeleportedOptimizer(Delegate):
@@ -49,13 +45,16 @@ class TeleportedOptimizer(Delegate):
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
     steps), a list of steps, or a schedule of ``meta_teleport.teleportation.schedules``; with an empty list the wrapper
     is bitwise the base optimizer. ``loss(model, batch)`` and ``batches()``, which gives the batch to teleport on:
-    the gauges (balanced, whitened, principal_axes) need neither, and measure their drift if they are given.
+    gauges and random elements need neither, and measure their drift if they are given.
 
     ``state`` says what becomes of the base optimizer's state at a teleport: *transport* moves it along (see the module
     ``transport``), *reset* makes the state of the moved parameters new, step counts included, *keep* leaves it.
 
     The base optimizer may own fewer parameters than the model has, as Muon does, beside a second optimizer. A parameter
     that a site moves is moved whoever owns it; what another optimizer remembers of it stays as it is.
+
+    In distributed training every process must teleport alike: on the same batch, by generators of the same seed. Means
+    of weights over time (EMA, SWA) must begin anew after a teleport, as they would mix coordinates.
 
     ``teleports`` lists one :class:`TeleportRecord` per teleport tried, in order. Hooks run around the base optimizer's
     step, before the teleport. Where a teleport is not accepted or fails by an exception, parameters, gradients and
@@ -71,7 +70,7 @@ class TeleportedOptimizer(Delegate):
         base_optimizer: Optimizer,
         model: nn.Module,
         symmetry: Symmetry,
-        objective: str | Objective = "gradient_norm",
+        objective: str | Objective | Gauge = "gradient_norm",
         schedule: Schedule | int | list[int] | tuple[int, ...] = (),
         *,
         loss: ModelLoss | None = None,
@@ -83,8 +82,10 @@ class TeleportedOptimizer(Delegate):
         tolerance: float = LIMIT,
         generator: torch.Generator | None = None,
     ) -> None:
+        _check(base_optimizer, objective, loss, batches, state)
+        as_strategy(objective, direction, steps, size, generator)
         require_movable(model)
-        _check(base_optimizer, symmetry.continuous, objective, loss, batches, state)
+        trainable_sites(model, symmetry)
         super().__init__(base_optimizer)
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
         self._search = partial(
@@ -94,7 +95,7 @@ class TeleportedOptimizer(Delegate):
         self._batches, self._state_rule, self._generator = batches, state, generator
         self._history, self._taken, self._started = History(), 0, perf_counter()
         self._loss: Tensor | float | None = None
-        _check_sites(self.symmetry, self._names(self.param_groups))
+        self._names(self.param_groups)
 
     @property
     def teleports(self) -> list[TeleportRecord]:
@@ -139,7 +140,7 @@ class TeleportedOptimizer(Delegate):
                 for tensor, value in writes:
                     tensor.copy_(value)
             if self._state_rule == "reset":
-                reset_state(self.base, names, self.symmetry)
+                reset_state(self.base, names, trainable_sites(self.model, self.symmetry))
         record = describe(found, self.symmetry, self._taken, perf_counter() - started)
         self._history.add(record)
         return record
@@ -201,30 +202,16 @@ class TeleportedOptimizer(Delegate):
         return names
 
 
-def _check(
-    base: Optimizer, symmetry: Symmetry, objective: str | Objective, loss: Any, batches: Any, state: str
-) -> None:
+def _check(base: Optimizer, objective: str | Objective | Gauge, loss: Any, batches: Any, state: str) -> None:
     if not isinstance(base, Optimizer):
         raise UserError(f"the base optimizer is {base!r}: give an instance of torch.optim.Optimizer")
     if state not in STATES:
         raise UserError(f"unknown state '{state}': choose one of {', '.join(STATES)}")
-    if objective not in GAUGES and (loss is None or batches is None):
+    if state == "transport":
+        laws_of(base)
+    needs_loss = not isinstance(objective, Gauge) and not (isinstance(objective, str) and objective in NEED_NO_LOSS)
+    if needs_loss and (loss is None or batches is None):
         raise UserError(
             f"objective {objective!r} needs a loss on a batch: give loss=... (called with the model and a batch) and "
             f"batches=... (called without arguments, gives a batch), or choose a gauge: {', '.join(GAUGES)}"
         )
-    if not symmetry.sites:
-        raise UserError("the symmetry has no site that can move: its refusals give the reasons")
-    require_linear(symmetry)
-    if state == "transport":
-        laws_of(base)
-
-
-def _check_sites(symmetry: Symmetry, names: dict[Tensor, str]) -> None:
-    for site in symmetry.sites:
-        for name in site.parameters:
-            if name not in names.values():
-                raise UserError(
-                    f"site '{site.name}' moves '{name}', which is not a parameter of the model: find the symmetry of "
-                    "this very model"
-                )
