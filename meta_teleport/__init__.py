@@ -16,6 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meta_teleport.detection.check import verify as verify
+    from meta_teleport.detection.detect import find_symmetries as find_symmetries
     from meta_teleport.errors import UserError as UserError
     from meta_teleport.evaluation import Evaluation as Evaluation
     from meta_teleport.evaluation import evaluate as evaluate
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from meta_teleport.meta.training import train as train
     from meta_teleport.record import Run as Run
     from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
+    from meta_teleport.symmetry.views import View as View
     from meta_teleport.tasks.factorization import Factorization as Factorization
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
     from meta_teleport.tasks.functions import Functions as Functions
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from meta_teleport.teleportation.search import teleport as teleport
 
 _HOMES = {
+    "find_symmetries": "detection.detect",
+    "verify": "detection.check",
     "UserError": "errors",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
@@ -58,6 +63,7 @@ _HOMES = {
     "train": "meta.training",
     "Run": "record",
     "Symmetry": "symmetry.symmetry",
+    "View": "symmetry.views",
     "TaskFamily": "tasks.family",
     "Factorization": "tasks.factorization",
     "Functions": "tasks.functions",

@@ -12,12 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
+from torch import nn
 
-from meta_teleport.classes import class_path, import_module, resolve
+from meta_teleport.classes import call_factory, class_path, import_module, resolve
 from meta_teleport.errors import UserError
-from meta_teleport.parser import BASES, evaluate_parser, family_parser, info_parser, train_parser
+from meta_teleport.parser import (
+    BASES,
+    evaluate_parser,
+    family_parser,
+    info_parser,
+    symmetries_parser,
+    train_parser,
+)
 from meta_teleport.record import Run
 
 DEFAULTS = {"task": "Regression", "rule": "LSTMUpdateTele"}
@@ -81,6 +90,25 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[Namespace, Run, dict[str, Any]]
 def parse_info(argv: Sequence[str]) -> Namespace:
     """The arguments of ``info``. Raises ``UserError``."""
     return info_parser().parse(argv)
+
+
+def parse_symmetries(argv: Sequence[str]) -> tuple[Namespace, nn.Module, Any]:
+    """The arguments of ``symmetries``, the model that the factory makes, and its example inputs.
+
+    Raises ``UserError``.
+    """
+    args = symmetries_parser().parse(argv)
+    made = call_factory(args.factory)
+    model, example_inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{args.factory} returned a {type(model).__name__}: return a torch module, or (module, inputs)")
+    if args.shape is not None:
+        example_inputs = torch.randn(args.shape, generator=torch.Generator().manual_seed(0))
+    if example_inputs is None:
+        raise UserError(
+            f"{args.factory} gives no example inputs: return (model, inputs), or pass --shape [2,3,224,224]"
+        )
+    return args, model, example_inputs
 
 
 def _first_pass(parser: _First, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -66,6 +66,24 @@ def import_module(name: str) -> None:
         raise UserError(f"module '{name}' cannot be imported ({type(error).__name__}: {reason})") from None
 
 
+def call_factory(path: str) -> Any:
+    """What the callable ``package.module:name`` returns, called without arguments.
+
+    Raises ``UserError`` if it cannot be found or fails.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise UserError(f"'{path}' names no factory: write package.module:name")
+    import_module(module)
+    factory = getattr(sys.modules[module], name, None)
+    if not callable(factory):
+        raise UserError(f"module '{module}' has no callable '{name}': check the name after the colon")
+    try:
+        return factory()
+    except Exception as error:
+        raise UserError(f"{path} failed ({type(error).__name__}: {' '.join(str(error).split())})") from None
+
+
 def construct(spec: dict[str, Any], base: type, *args: Any, **extra: Any) -> Any:
     """An instance of the class that ``spec = {"class_path": ..., "init_args": {...}}`` names, a subclass of ``base``.
 

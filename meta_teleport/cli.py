@@ -1,4 +1,4 @@
-"""The program ``meta-teleport``: train, evaluate, info, doctor.
+"""The program ``meta-teleport``: train, evaluate, symmetries, info, doctor.
 
 What a user got wrong is one line on standard error and exit code 2; a run that was asked to stop ends with 130.
 """
@@ -20,10 +20,11 @@ HELP = f"""usage: {PROGRAM} COMMAND ...
 
 Learned teleportation: optimizers that move along the symmetries of a loss.
 
-  train     meta-train a rule on a family of tasks and keep it in a run folder
-  evaluate  compare a trained rule with controls and tuned baselines on held-out tasks
-  info      what a run is and where it stands
-  doctor    versions, compute devices, optional packages
+  train       meta-train a rule on a family of tasks and keep it in a run folder
+  evaluate    compare a trained rule with controls and tuned baselines on held-out tasks
+  info        what a run is and where it stands
+  symmetries  what a model of your own can be teleported by
+  doctor      versions, compute devices, optional packages
 
 {PROGRAM} COMMAND --help lists the flags of a command."""
 
@@ -51,6 +52,7 @@ def _dispatch(argv: list[str]) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "info": _info,
+        "symmetries": _symmetries,
         "doctor": _doctor,
     }
     if not argv or argv[0] in ("-h", "--help"):
@@ -212,6 +214,21 @@ def _info(argv: list[str]) -> int:
     goes_on = f"; go on by: {PROGRAM} train --out {run.folder} --resume" if saved is None or saved < steps else ""
     print(f"{run.folder}: {state}{goes_on}")
     show_pairs(_lines({key: content[key] for key in ("config", "provenance", "last_metrics", "evaluated")}))
+    return 0
+
+
+def _symmetries(argv: list[str]) -> int:
+    from meta_teleport.arguments import parse_symmetries
+    from meta_teleport.detection.inventory import inventory, tables
+    from meta_teleport.terminal import show
+
+    args, model, example_inputs = parse_symmetries(argv)
+    found = inventory(model.eval() if args.eval else model, example_inputs)
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for table in tables(found):
+        show(table)
     return 0
 
 

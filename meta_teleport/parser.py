@@ -97,6 +97,21 @@ def info_parser() -> Parser:
     return parser
 
 
+def symmetries_parser() -> Parser:
+    """What ``symmetries`` accepts."""
+    parser = _parser(
+        "symmetries",
+        "Find the symmetries of a model: where which group acts, on which parameters, what is refused and why.",
+    )
+    parser.add_argument(
+        "factory", type=str, help="package.module:name of a callable that returns a model, or (model, example_inputs)"
+    )
+    parser.add_argument("--shape", type=list[int] | None, help="shape of a random example input, as [2,3,224,224]")
+    parser.add_argument("--eval", action="store_true", help="put the model into evaluation mode first")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    return parser
+
+
 def _parser(command: str, description: str = "") -> Parser:
     return Parser(prog=f"{PROGRAM} {command}", description=description, exit_on_error=False, allow_abbrev=False)
 

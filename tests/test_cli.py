@@ -454,3 +454,53 @@ def test_an_interrupted_figure_leaves_the_last_evaluation(workplace, monkeypatch
     monkeypatch.setattr(plots, "plot_evaluation", interrupt)
     assert main(["evaluate", "a", *EVALUATE]) == 130
     assert {p.name: p.read_bytes() for p in (workplace / "a").iterdir() if p.is_file()} == before
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4)
+
+def bare():
+    return mlp()[0]
+
+def number():
+    return 3
+
+def broken():
+    raise ValueError("no such file")
+
+def half():
+    return mlp()[0].half(), torch.randn(2, 4)
+"""
+
+
+def test_symmetries_prints_what_was_found(workplace, capsys):
+    (workplace / "own_models.py").write_text(FACTORIES)
+    assert main(["symmetries", "own_models:mlp", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(s["group"], s["k"], s["producers"]) for s in found["sites"]] == [
+        ("PositiveScaling", 6, ["0.weight", "0.bias"]),
+        ("Permutation", 6, ["0.weight", "0.bias"]),
+    ]
+    assert found["drift"] < 1e-12 and found["reached"] == (4 * 6 + 6 + 6 * 3) / (4 * 6 + 6 + 6 * 3 + 3)
+    assert found["refusals"] == [
+        {"parameters": ["2.weight", "2.bias"], "reason": "makes units that are outputs of the model"}
+    ]
+    assert main(["symmetries", "own_models:bare", "--shape", "[2,4]", "--eval"]) == 0
+    shown = capsys.readouterr().out
+    assert "PositiveScaling(6)" in shown and "every input" in shown and "outputs of the model" in shown
+
+
+def test_symmetries_refuses_what_it_cannot_use(workplace, capsys):
+    (workplace / "own_models.py").write_text(FACTORIES)
+    assert "write package.module:name" in error(capsys, "symmetries", "own_models")
+    assert "cannot be imported" in error(capsys, "symmetries", "own_nothing:mlp")
+    assert "no callable 'mpl'" in error(capsys, "symmetries", "own_models:mpl")
+    assert "failed (ValueError: no such file)" in error(capsys, "symmetries", "own_models:broken")
+    assert "returned a int" in error(capsys, "symmetries", "own_models:number")
+    assert "pass --shape" in error(capsys, "symmetries", "own_models:bare")
+    assert "does not run on the example inputs" in error(capsys, "symmetries", "own_models:bare", "--shape", "[2,5]")
+    assert "keep the parameters in float32" in error(capsys, "symmetries", "own_models:half")

@@ -1,17 +1,18 @@
 """The symmetry of one model: its sites, bottom to top."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.params import Params
 from meta_teleport.symmetry.general_linear import GeneralLinearSite, invert_columns
 from meta_teleport.symmetry.groups import GL, FirstOrder, Group, Orthogonal, Permutation, PositiveScaling
+from meta_teleport.symmetry.manual import Axis, manual_sites
 from meta_teleport.symmetry.pseudo_inverse import PseudoInverseSite
 from meta_teleport.symmetry.site import Layer, LayerInput, Site
 from meta_teleport.symmetry.views import View
@@ -45,6 +46,28 @@ class Symmetry:
     def continuous(self) -> "Symmetry":
         """The same without permutations: the sites whose group has a Lie algebra, which a search can follow."""
         return replace(self, sites=tuple(site for site in self.sites if not isinstance(site.group, Permutation)))
+
+    @staticmethod
+    def manual(model: nn.Module, sites: Mapping[str, tuple[str, Sequence[Axis], Sequence[Axis]]]) -> "Symmetry":
+        """Sites named by hand: ``{name: (group, producers, consumers)}``, exact for every input if they are true.
+
+        ``group``: gl, orthogonal, scaling or permutation. A producer is the name of a parameter with the units along
+        its axis 0, a consumer one with the units along axis 1; ``(name, axis)`` says otherwise, and a :class:`View`
+        shows parts and heads. Whether the sites are true is for ``meta_teleport.verify`` to say.
+
+            Symmetry.manual(model, {"hidden": ("scaling", ["0.weight", "0.bias"], ["2.weight"])})
+
+        Raises ``UserError`` for groups and parameters that do not exist and for sizes that do not fit.
+        """
+        return Symmetry(manual_sites(model, sites))
+
+    def only(self, *names: str) -> "Symmetry":
+        """The same with the named sites alone. Raises ``UserError`` for a name that no site has."""
+        known = {site.name: site for site in self.sites}
+        for name in names:
+            if name not in known:
+                raise UserError(f"no site '{name}': choose from {', '.join(known) or 'none, as there are no sites'}")
+        return replace(self, sites=tuple(known[name] for name in names))
 
     def prepare(self, inputs: Tensor) -> LayerInput:
         """The network's inputs ``(*tasks, n, d)`` as the first layer sees them.
