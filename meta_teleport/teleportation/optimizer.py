@@ -88,10 +88,8 @@ class TeleportedOptimizer(Delegate):
         trainable_sites(model, symmetry)
         super().__init__(base_optimizer)
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
-        self._search = partial(
-            teleport, model, self.symmetry, objective, loss=loss, direction=direction, steps=steps, size=size
-        )
-        self._search.keywords.update(tolerance=tolerance, generator=generator)
+        settings: dict[str, Any] = {"direction": direction, "steps": steps, "size": size, "tolerance": tolerance}
+        self._search = partial(teleport, model, self.symmetry, objective, loss=loss, generator=generator, **settings)
         self._batches, self._state_rule, self._generator = batches, state, generator
         self._history, self._taken, self._started = History(), 0, perf_counter()
         self._loss: Tensor | float | None = None
