@@ -153,7 +153,8 @@ def _climb(
         reached, slope = evaluate(point)
         better = (sign * reached > sign * value) & torch.isfinite(reached)
         if bool(better.any()):
-            best, value = where(better, point, best), torch.where(better, reached, value)
+            best = point if bool(better.all()) else where(better, point, best)
+            value = torch.where(better, reached, value)
             composed = [group.compose(g, h) for group, (g, _), h in zip(groups, pairs, elements, strict=True)]
             undoing = [group.compose(h, g) for group, (_, g), h in zip(groups, pairs, inverses, strict=True)]
             elements, inverses = _choose(better, composed, elements), _choose(better, undoing, inverses)

@@ -105,14 +105,13 @@ def teleport(
     searched = _no_loss if loss is None else bind(model, loss, batch)
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         measured = None if loss is None else bind(model, loss, batch)
-        if measured is not None:
-            require_finite("loss", measured(params))
+        start = None if measured is None else require_finite("loss", measured(params))
         found = strategy(movable, params, searched)
         limit = (tolerance if loss is None else 1.0) / torch.finfo(like.dtype).eps
         fault = found.fault or element_faults(movable, found.elements, limit) or params_fault(found.params)
         drift = nan
-        if measured is not None and not fault:
-            drift = float(loss_drift(measured(params), measured(found.params)))
+        if measured is not None and start is not None and not fault:
+            drift = float(loss_drift(start, measured(found.params)))
             fault = drift_fault(drift, tolerance)
     end = Found(params, identities(movable, params)) if fault else found
     elements = dict(zip(movable.sites, end.elements, strict=True))
