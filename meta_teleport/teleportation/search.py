@@ -100,6 +100,8 @@ def teleport(
     """
     started = perf_counter()
     strategy = as_strategy(objective, direction, steps, size, generator)
+    if not tolerance >= 0:
+        raise UserError(f"tolerance={tolerance}: give a number that is not negative")
     params, movable = trainable_parameters(model), trainable_sites(model, symmetry)
     like = next(iter(params.values()))
     searched = _no_loss if loss is None else bind(model, loss, batch)

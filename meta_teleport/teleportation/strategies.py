@@ -92,9 +92,12 @@ def fix(symmetry: Symmetry, params: Params, loss: Loss, *, gauge: Gauge, sweeps:
         distance = 0.0
         for i, (site, identity) in enumerate(zip(symmetry.sites, identities(symmetry, params), strict=True)):
             g = gauge.element(site, params)
-            if element_fault(site, g):
+            fault = element_fault(site, g)
+            if bool(g.isnan().any()):
                 why = "its weights have no full rank (one of the factors may still be zero)"
-                return Found(params, total, fault=f"gauge '{gauge.name}' has no element at site '{site.name}': {why}")
+                fault = f"gauge '{gauge.name}' has no element at site '{site.name}': {why}"
+            if fault:
+                return Found(params, total, fault=fault)
             params, total[i] = site.act(params, g), site.group.compose(g, total[i])
             distance = max(distance, float((g - identity).abs().max()))
         if distance**2 < torch.finfo(total[0].dtype).eps:
