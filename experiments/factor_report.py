@@ -1,0 +1,108 @@
+"""Tables and figure of factors.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STYLES: dict[str, dict[str, Any]] = {
+    "Adam": {"color": "black", "linewidth": 2.2},
+    "Adam, moments reset": {"color": "black", "linestyle": ":"},
+    "principal axes, transported": {"color": "#d62728", "linewidth": 2.2},
+    "principal axes, reset": {"color": "#d62728", "linestyle": ":"},
+    "principal axes, kept": {"color": "#d62728", "linestyle": "--"},
+    "balanced, transported": {"color": "#ff7f0e"},
+    "whitened A, transported": {"color": "#bcbd22"},
+    "random elements, transported": {"color": "#7f7f7f", "linestyle": "--"},
+    "tuned gauge, transported": {"color": "#9467bd"},
+    "momentum": {"color": "#1f77b4", "linestyle": "--"},
+    "scaled gradient descent": {"color": "#1f77b4"},
+}
+PANELS = ("noiseless", "noisy")
+
+
+def panels(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What is drawn: title, name of the error, and the reports by method (the last scope of each regime)."""
+    for regime in PANELS if "factorization" in content else ():
+        scope, reports = list(content["factorization"]["results"][regime].items())[-1]
+        yield f"factorisation, {regime} ({scope})", "relative test error", reports
+    if "lora" in content:
+        scope, reports = list(content["lora"]["results"]["adapters"].items())[-1]
+        yield f"LoRA adapters ({scope})", "excess test loss (nats per token)", reports
+
+
+def plot(content: dict[str, Any], path: Path) -> None:
+    """Writes a PNG: above, the median error on tuning problems against the step size; below, that on fresh problems
+    against the step, with the settings that were chosen."""
+    shown = list(panels(content))
+    figure = Figure(figsize=(5.2 * len(shown), 8.6), layout="constrained", dpi=110)
+    axes = figure.subplots(2, len(shown), squeeze=False)
+    for (above, below), (title, error, reports) in zip(axes.T, shown, strict=True):
+        for name, report in reports.items():
+            _line(above, report["tuning"]["lr"], report["tuning"]["median"], name, marker=".")
+            _line(below, report["curve"]["step"], report["curve"]["median"], name)
+        _finish(above, title, "step size", error)
+        _finish(below, None, "step", error)
+        above.set_xscale("log")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    figure.savefig(path)
+
+
+def _line(axes: Axes, x: list[float], y: list[float], name: str, **extra: Any) -> None:
+    kept = [(a, b) for a, b in zip(x, y, strict=True) if b < 2]
+    axes.plot([a for a, _ in kept], [b for _, b in kept], label=name, **{"linewidth": 1.4, **STYLES[name], **extra})
+
+
+def _finish(axes: Axes, title: str | None, xlabel: str, ylabel: str) -> None:
+    axes.set(yscale="log", xlabel=xlabel, ylabel=f"{ylabel}, median")
+    axes.grid(alpha=0.3, which="both")
+    if title:
+        axes.set_title(title, fontsize=11)
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """One table per regime and scope."""
+    lines: list[str] = []
+    if "factorization" in content:
+        for regime, scopes in content["factorization"]["results"].items():
+            for scope, reports in scopes.items():
+                lines += [f"**Factorisation, {regime}, {scope}**", "", *_table(reports), ""]
+    if "lora" in content:
+        found = content["lora"]["results"]
+        for scope, reports in found["adapters"].items():
+            start = f"excess {found['before']:.3f} before, {found['pretrained']:.3f} on the language of pre-training"
+            lines += [f"**LoRA adapters, {scope}** ({start})", "", *_table(reports), ""]
+    return "\n".join(lines)
+
+
+def _table(reports: dict[str, Any]) -> list[str]:
+    lines = [
+        "| method | median error | ratio to Adam | lower error | settings | left out |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, report in reports.items():
+        settings = ", ".join(f"{key} {value:g}" for key, value in report["settings"].items())
+        edge = " (edge of the grid)" if report["at_edge"] else ""
+        diverged = f", {report['diverged']} diverged" if report["diverged"] else ""
+        left_out = f"{report['skipped']:.1%}" if report["skipped"] else ""
+        cells = (
+            name,
+            f"{_number(report['median'])} {_interval(report['ci95'])}",
+            f"{_number(report['ratio'])} {_interval(report['ratio_ci95'])}",
+            f"{report['wins']:.0%}{diverged}",
+            settings + edge,
+            left_out,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _interval(bounds: list[float]) -> str:
+    return f"[{', '.join(map(_number, bounds))}]"
+
+
+def _number(x: float) -> str:
+    return f"{x:.2e}" if x < 0.01 else f"{x:.3g}"
