@@ -89,7 +89,7 @@ def teleport(
     precision. Only sites of ``symmetry.continuous`` whose parameters are all trainable move.
 
     Cost: the gradient norm takes two gradients of the loss and two losses, however many steps. A function with second
-    derivatives takes about three forward and backward passes per step.
+    derivatives is evaluated and differentiated once per step.
 
     A teleport is not accepted if its drift is above ``tolerance``, if an element or a parameter is not finite, if an
     element is singular to working precision (without a loss: if eps times its condition number is above
@@ -111,10 +111,8 @@ def teleport(
         found = strategy(movable, params, searched)
         limit = (tolerance if loss is None else 1.0) / torch.finfo(like.dtype).eps
         fault = found.fault or element_faults(movable, found.elements, limit) or params_fault(found.params)
-        drift = nan
-        if measured is not None and start is not None and not fault:
-            drift = float(loss_drift(start, measured(found.params)))
-            fault = drift_fault(drift, tolerance)
+        drift = nan if measured is None or start is None else float(loss_drift(start, measured(found.params)))
+        fault = fault or ("" if measured is None else drift_fault(drift, tolerance))
     end = Found(params, identities(movable, params)) if fault else found
     elements = dict(zip(movable.sites, end.elements, strict=True))
     others = symmetry.continuous
