@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+import meta_teleport as mt
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SMALL = {
     "train": ["--training.meta_steps", "2", "--training.tasks", "4", "--training.horizon", "10"],
     "evaluate": ["--tasks", "4", "--steps", "12"],
     "info": [],
+    "symmetries": ["--json"],
 }
 
 
@@ -54,6 +57,10 @@ def test_commands_and_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tasks, moved, step = names["tasks"], names["moved"], names["step"]
     assert ((tasks.loss(moved.params, step) / tasks.loss(tasks.params, step) - 1).abs() < 1e-9).all()
     assert (moved.after > moved.before).all()
+    teleports = names["optimizer"].teleports
+    assert [record.step for record in teleports] == [100, 200, 300]
+    assert all(record.drift < 1e-4 for record in teleports) and any(record.accepted for record in teleports)
+    assert mt.verify(names["model"], names["symmetry"], names["x"]) < 1e-12
 
 
 @pytest.mark.slow
