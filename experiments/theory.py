@@ -1,0 +1,61 @@
+"""Known answers about teleportation, each as a table and a figure.
+
+    python experiments/theory.py                       all statements, about 8 minutes of one core
+    python experiments/theory.py --only newton         one of them
+    python experiments/theory.py --smoke               toy sizes, in seconds
+
+Writes ``theory.json`` and ``theory_<statement>.png`` to ``--out`` (by default ``experiments/results``). Float64
+throughout; every seed is fixed.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import theory_descent
+import theory_factorization
+import theory_newton
+import theory_one_teleport
+import theory_quadratics
+import theory_stationarity
+from matplotlib.figure import Figure
+from theory_figure import table
+
+from meta_teleport.record import provenance, write_json
+from meta_teleport.terminal import show
+
+STATEMENTS: dict[str, ModuleType] = {
+    "quadratics": theory_quadratics,
+    "descent": theory_descent,
+    "stationarity": theory_stationarity,
+    "newton": theory_newton,
+    "factorization": theory_factorization,
+    "one_teleport": theory_one_teleport,
+}
+SIZE, DPI = (9.0, 3.6), 110
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="toy sizes, no claim")
+    parser.add_argument("--only", choices=list(STATEMENTS), nargs="+", help="some of the statements")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"provenance": provenance(), "smoke": args.smoke}
+    for name in args.only or STATEMENTS:
+        began = time.perf_counter()
+        statement = STATEMENTS[name].run(args.smoke)
+        seconds = round(time.perf_counter() - began, 1)
+        show(table(statement))
+        results[name] = {"title": statement.title, "seconds": seconds, "rows": statement.rows}
+        figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+        STATEMENTS[name].draw(statement, figure)
+        figure.savefig(args.out / f"theory_{name}.png")
+        write_json(args.out / "theory.json", results)
+
+
+if __name__ == "__main__":
+    main()
