@@ -1,6 +1,6 @@
 """Teleporting a model of one's own: the search for a better place on its orbit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
 from time import perf_counter
@@ -24,7 +24,7 @@ from meta_teleport.teleportation.conditions import (
 )
 from meta_teleport.teleportation.drift import LIMIT, loss_drift
 from meta_teleport.teleportation.gauges import Gauge
-from meta_teleport.teleportation.objectives import Objective
+from meta_teleport.teleportation.objectives import Loss, Objective
 from meta_teleport.teleportation.strategies import Found, as_strategy, identities
 
 
@@ -106,13 +106,14 @@ def teleport(
     like = next(iter(params.values()))
     searched = _no_loss if loss is None else bind(model, loss, batch)
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-        measured = None if loss is None else bind(model, loss, batch)
-        start = None if measured is None else require_finite("loss", measured(params))
+        drift_at = None if loss is None else _drift_from(params, bind(model, loss, batch))
         found = strategy(movable, params, searched)
         limit = (tolerance if loss is None else 1.0) / torch.finfo(like.dtype).eps
         fault = found.fault or element_faults(movable, found.elements, limit) or params_fault(found.params)
-        drift = nan if measured is None or start is None else float(loss_drift(start, measured(found.params)))
-        fault = fault or ("" if measured is None else drift_fault(drift, tolerance))
+        drift = nan
+        if drift_at is not None and not fault:
+            drift = drift_at(found.params)
+            fault = drift_fault(drift, tolerance)
     end = Found(params, identities(movable, params)) if fault else found
     elements = dict(zip(movable.sites, end.elements, strict=True))
     others = symmetry.continuous
@@ -126,6 +127,12 @@ def teleport(
         accepted=not fault,
         reason=fault,
     )
+
+
+def _drift_from(params: Params, loss: Loss) -> Callable[[Params], float]:
+    """The drift of other parameters of the orbit. Raises ``UserError`` if the loss is not finite at ``params``."""
+    start = require_finite("loss", loss(params))
+    return lambda moved: float(loss_drift(start, loss(moved)))
 
 
 def _no_loss(params: Params) -> Tensor:

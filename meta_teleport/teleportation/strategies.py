@@ -49,8 +49,8 @@ def as_strategy(
     if steps < 1 or not 0 < size < inf:
         raise UserError(f"steps={steps} and size={size}: give at least one step, and a positive size")
     if objective == "random":
-        if generator is None:
-            raise UserError("objective 'random' draws elements: pass generator=torch.Generator().manual_seed(0)")
+        if generator is None or generator.device.type != "cpu":
+            raise UserError("objective 'random' draws on the CPU: pass generator=torch.Generator().manual_seed(0)")
         return partial(draw, size=size, generator=generator)
     if isinstance(objective, str):
         objective = GAUGES.get(objective, objective)
