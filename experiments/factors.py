@@ -38,7 +38,7 @@ DEFAULT_BETA2, BETA2 = 0.999, (0.95, 0.99, 0.999)
 ADAM_LRS = (0.005, 0.0075, 0.01, 0.015, 0.022, 0.033, 0.05, 0.075, 0.11, 0.17)
 MOMENTUM_LRS = (0.001, 0.0015, 0.0022, 0.0033, 0.005, 0.0075, 0.011, 0.015, 0.02)
 SCALED_LRS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
-EXPONENTS, SCALES = (0.25, 0.5, 0.625, 0.75, 0.875), (0.5, 1.0, 2.0, 4.0)
+EXPONENTS, SCALES = (0.5, 0.625, 0.75, 0.875), (1.0, 2.0, 4.0)
 SCOPES: dict[str, Allowed] = {
     "beta2 = 0.999": lambda method: method.arguments.get("beta2", DEFAULT_BETA2) == DEFAULT_BETA2,
     "beta2 tuned": lambda method: True,
@@ -101,7 +101,7 @@ def factorization_entries(smoke: bool) -> dict[str, Entry]:
     methods = {
         **teleports(),
         "whitened A, transported": adam(gauge=whitened_producers),
-        "tuned gauge, transported": uneven(grid[::7] if smoke else grid),
+        "tuned gauge, transported": uneven(grid[:2] if smoke else grid, (min(BETA2), DEFAULT_BETA2)),
     }
     return {
         **{name: Entry(variants, ADAM_LRS) for name, variants in methods.items()},
