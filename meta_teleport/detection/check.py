@@ -19,17 +19,6 @@ from meta_teleport.symmetry.symmetry import Symmetry
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-def random_element(site: Site, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A random element of a site's group: scalings by factors around e^(1/2), matrices exp(T) with T of norm 1."""
-    group = site.group
-    if isinstance(group, Permutation):
-        return group.sample(generator=generator)
-    if isinstance(group, PositiveScaling):
-        return group.exp(0.5 * torch.randn(group.algebra_shape, generator=generator, dtype=torch.float64)).to(dtype)
-    noise = torch.randn(group.algebra_shape, generator=generator, dtype=torch.float64)
-    return group.exp(noise / noise.norm(dim=(-2, -1), keepdim=True)).to(dtype)
-
-
 def verify(
     model: nn.Module,
     symmetry: Symmetry,
@@ -47,7 +36,7 @@ def verify(
     require_movable(model)
     generator = generator or torch.Generator().manual_seed(0)
     check = Check(model, *arguments(example_inputs))
-    draws = ([random_element(site, generator, check.dtype) for site in symmetry.sites] for _ in range(trials))
+    draws = ([check.random_element(site, generator) for site in symmetry.sites] for _ in range(trials))
     return max(check.drift(symmetry.act(check.params, elements)) for elements in draws)
 
 
@@ -61,31 +50,40 @@ class Check:
             self._prepare(copy.deepcopy(model).double(), *_cast((args, kwargs), torch.float64))
         except (RuntimeError, TypeError):
             self._prepare(copy.deepcopy(model), args, kwargs)
+        self.like = next(iter(self.params.values()))
 
     def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.args, self.kwargs = Outputs(model), args, kwargs
         self.params: Params = {name: _near(p.detach()) for name, p in model.named_parameters()}
-        self.dtype = next(iter(self.params.values())).dtype
         self.before = {training: self._outputs(self.params, training) for training in self.modes}
+
+    def random_element(self, site: Site, generator: torch.Generator) -> Tensor:
+        """A random element of a site's group: scalings by factors around e^(1/2), matrices exp(T), T of norm 1."""
+        group, device = site.group, self.like.device
+        if isinstance(group, Permutation):
+            return group.sample(generator=generator, device=device)
+        drawn = torch.randn(group.algebra_shape, generator=generator, dtype=torch.float64)
+        size = 0.5 if isinstance(group, PositiveScaling) else 1 / drawn.norm(dim=(-2, -1), keepdim=True)
+        return group.exp(size * drawn).to(self.like)
 
     def drift(self, moved: Mapping[str, Tensor]) -> float:
         """The largest ``||f(g.w) - f(w)|| / ||f(w)||`` over the outputs and the modes."""
         return max(
-            float((after - before).norm() / before.norm().clamp(min=torch.finfo(self.dtype).tiny))
+            float((after - before).norm() / before.norm().clamp(min=torch.finfo(self.like.dtype).tiny))
             for training in self.modes
             for before, after in zip(self.before[training], self._outputs(moved, training), strict=True)
         )
 
     def false_sites(self, sites: Sequence[Site], generator: torch.Generator) -> dict[int, float]:
         """Which sites move the outputs, by index, and by how much. All are tried at once, and halved while they do."""
-        elements = [random_element(site, generator, self.dtype) for site in sites]
+        elements = [self.random_element(site, generator) for site in sites]
 
         def search(indices: list[int]) -> dict[int, float]:
             moved = self.params
             for i in indices:
-                moved = sites[i].act(moved, elements[i].to(next(iter(moved.values())).device))
+                moved = sites[i].act(moved, elements[i])
             drift = self.drift(moved)
-            if drift <= TOLERANCE[self.dtype]:
+            if drift <= TOLERANCE[self.like.dtype]:
                 return {}
             if len(indices) == 1:
                 return {indices[0]: drift}
