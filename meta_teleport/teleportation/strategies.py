@@ -50,7 +50,9 @@ def as_strategy(
         raise UserError(f"steps={steps} and size={size}: give at least one step, and a positive size")
     if objective == "random":
         if generator is None or generator.device.type != "cpu":
-            raise UserError("objective 'random' draws on the CPU: pass generator=torch.Generator().manual_seed(0)")
+            raise UserError(
+                "objective 'random' draws elements: pass generator=torch.Generator().manual_seed(0), on the CPU"
+            )
         return partial(draw, size=size, generator=generator)
     if isinstance(objective, str):
         objective = GAUGES.get(objective, objective)

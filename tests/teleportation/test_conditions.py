@@ -91,7 +91,7 @@ REFUSED: list[tuple[str, Prepare, Symmetry, dict[str, Any], str]] = [
     ("steps", nothing, ONE, {"steps": 0, **WITH_LOSS}, "steps=0 and size=0.1: give at least one step"),
     ("size", nothing, ONE, {"size": torch.inf, **WITH_LOSS}, "steps=10 and size=inf: give at least one step"),
     ("tolerance", nothing, ONE, {"tolerance": -1.0, **WITH_LOSS}, "tolerance=-1.0: give a number that is not negative"),
-    ("generator", nothing, ONE, {"objective": "random"}, "objective 'random' draws on the CPU: pass generator="),
+    ("generator", nothing, ONE, {"objective": "random"}, "objective 'random' draws elements: pass generator="),
     ("no loss", nothing, ONE, {}, "the objective evaluates the loss: pass loss="),
     ("no loss for it", nothing, ONE, {"objective": "sharpness"}, "the objective evaluates the loss: pass loss="),
     ("nan", nothing, ONE, {"objective": nan_after(0), **WITH_LOSS}, "the objective is nan at the model's parameters"),
