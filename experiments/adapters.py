@@ -1,28 +1,28 @@
 """LoRA adapters of small transformers as a batch of tasks: each adapts its own pre-trained model to its own language.
 
-A language is a random second-order Markov chain, ``p(next | x_t, x_(t-1)) = softmax(U[x_t] + V[x_(t-1)])``. The model
-is pre-trained on one language and adapted to another, whose tables are ``sqrt(1 - shift^2)`` times the old ones plus
-``shift`` times fresh ones. Only the adapters ``B A`` beside every linear map of the blocks are trained (Hu et al.
-2022): A starts random, B at zero.
+The model is pre-trained on one language and adapted to another one near it. Only the adapters ``B A`` beside every
+linear map of the blocks are trained (Hu et al. 2022): A starts random, B at zero.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import torch
+from languages import LENGTH, VOCABULARY, Language
 from teleported_training import Method, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.learned.classical import Adam
 from meta_teleport.params import Params, functional
-from meta_teleport.symmetry.groups import GL
-from meta_teleport.symmetry.site import LayerInput, Site
+from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.symmetry.views import View
 from meta_teleport.tasks.family import Tasks, mini_batch
 
-VOCABULARY, LENGTH, SHARPNESS = 32, 24, 1.5
-ADAPTERS, FROZEN = ("A", "B"), "frozen."
+FROZEN = "frozen."
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,13 @@ class LanguageTasks(Tasks):
     ``truth``, the true logarithms of the probabilities of their tokens, and the parameters that are not trained, their
     names behind ``frozen.``."""
 
-    model: "Decoder"
+    model: Decoder
+    network_symmetry: Symmetry
     batch: int
 
     @property
     def symmetry(self) -> Symmetry:
-        names = [name.removesuffix(".A") for name in self.params if name.endswith(".A")]
-        return Symmetry(tuple(self._site(name) for name in names))
-
-    def _site(self, name: str) -> Site:
-        a, b = (self.params[f"{name}.{factor}"].shape[1:] for factor in ADAPTERS)
-        return Site(name, GL(a[0]), (View.along(f"{name}.A", a, 0),), (View.along(f"{name}.B", b, 1),))
+        return self.network_symmetry
 
     def inputs(self, step: Tensor) -> LayerInput:
         return LayerInput(mini_batch(self.data["sequences"], step, self.batch)[..., :-1].mT)
@@ -131,41 +127,6 @@ class LanguageTasks(Tasks):
         return chosen.squeeze(-1)
 
 
-class Language:
-    """One random chain per task: the tables U and V, ``(tasks, vocabulary, vocabulary)``."""
-
-    def __init__(self, present: Tensor, previous: Tensor) -> None:
-        self.present, self.previous = present, previous
-
-    @classmethod
-    def draw(cls, count: int, generator: torch.Generator) -> "Language":
-        """Tables of independent normal numbers."""
-        shape = (2, count, VOCABULARY, VOCABULARY)
-        return cls(*(SHARPNESS * torch.randn(shape, generator=generator)))
-
-    def shifted(self, shift: float, generator: torch.Generator) -> "Language":
-        """Languages as far from these as ``shift`` in [0, 1] says."""
-        old, fresh = (1 - shift**2) ** 0.5, Language.draw(len(self.present), generator)
-        return Language(old * self.present + shift * fresh.present, old * self.previous + shift * fresh.previous)
-
-    def write(self, points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Sequences ``(tasks, points, length + 1)`` and the log-probabilities ``(tasks, points, length)`` of all
-        tokens but the first, which is uniform; the second depends on the first alone."""
-        count = len(self.present)
-        row = torch.arange(count).unsqueeze(1)
-        tokens = [torch.randint(VOCABULARY, (count, points), generator=generator)]
-        truth = []
-        for _ in range(LENGTH):
-            logits = self.present[row, tokens[-1]]
-            if len(tokens) > 1:
-                logits = logits + self.previous[row, tokens[-2]]
-            logarithms = logits.log_softmax(-1)
-            following = torch.multinomial(logarithms.exp().flatten(0, 1), 1, generator=generator).view(count, points)
-            truth.append(logarithms.gather(-1, following.unsqueeze(-1)).squeeze(-1))
-            tokens.append(following)
-        return torch.stack(tokens, -1), torch.stack(truth, -1)
-
-
 def initial(model: Decoder, count: int, generator: torch.Generator) -> Params:
     """Fresh parameters: ``N(0, 1 / fan-in)``, embeddings ``N(0, 1)``, and B at zero."""
     params = {}
@@ -175,30 +136,46 @@ def initial(model: Decoder, count: int, generator: torch.Generator) -> Params:
     return {name: torch.zeros_like(p) if name.endswith(".B") else p for name, p in params.items()}
 
 
-def language_tasks(
-    model: Decoder, language: Language, params: Params, trained: list[str], sizes: Sizes, generator: torch.Generator
-) -> LanguageTasks:
-    """Tasks that train the parameters named ``trained`` on the language; the others are frozen."""
-    sequences, _ = language.write(sizes.points, generator)
-    test, truth = language.write(sizes.test, generator)
-    frozen = {FROZEN + name: p for name, p in params.items() if name not in trained}
-    data = {"sequences": sequences, "test": test, "truth": truth, **frozen}
-    return LanguageTasks({name: params[name] for name in trained}, data, model, sizes.batch)
+@cache
+def adapter_symmetry(sizes: Sizes) -> Symmetry:
+    """The sites that the library finds in a model, those between the two factors of an adapter alone."""
+    model = Decoder(sizes)
+    drawn = initial(model, 1, torch.Generator().manual_seed(0))
+    model.load_state_dict({name: p[0] for name, p in drawn.items()})
+    found = find_symmetries(model, torch.zeros(2, LENGTH, dtype=torch.long))
+    return replace(found, sites=tuple(site for site in found.sites if all(map(is_adapter, site.parameters))))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is a factor of an adapter."""
+    return name.endswith((".A", ".B"))
 
 
 def adaptation(sizes: Sizes, count: int, seed: int) -> tuple[LanguageTasks, Tensor]:
     """``count`` models, each pre-trained on its own language, as tasks that adapt them to the shifted ones; and the
     excess of the pre-trained models over their own languages ``(tasks,)``."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):  # only its structure is used
+    with torch.device("meta"):  # only its structure is used: every task brings parameters of its own
         model = Decoder(sizes)
+
+    def tasks(language: Language, params: Params, trained: Callable[[str], bool], **options: Any) -> LanguageTasks:
+        sequences, _ = language.write(sizes.points, generator)
+        test, truth = language.write(sizes.test, generator)
+        frozen = {FROZEN + name: p for name, p in params.items() if not trained(name)}
+        data = {"sequences": sequences, "test": test, "truth": truth, **frozen}
+        return LanguageTasks({name: p for name, p in params.items() if trained(name)}, data, model, **options)
+
     params, language = initial(model, count, generator), Language.draw(count, generator)
-    adapters = [name for name in params if name.endswith((".A", ".B"))]
-    base = [name for name in params if name not in adapters]
-    pretraining = replace(sizes, batch=sizes.pretraining_batch)
-    tasks = language_tasks(model, language, params, base, pretraining, generator)
+    pretraining = tasks(
+        language,
+        params,
+        lambda name: not is_adapter(name),
+        network_symmetry=Symmetry(()),
+        batch=sizes.pretraining_batch,
+    )
     lr = torch.full((count,), sizes.pretraining_lr)
-    trained = train(tasks, Method(Adam), lr, sizes.pretraining_steps, tasks.excess, measured=1)
+    pretrained = train(pretraining, Method(Adam), lr, sizes.pretraining_steps, pretraining.excess, measured=1)
     shifted = language.shifted(sizes.shift, generator)
-    params = {**params, **trained.params}
-    return language_tasks(model, shifted, params, adapters, sizes, generator), trained.errors[-1]
+    params = {**params, **pretrained.params}
+    adapting = tasks(shifted, params, is_adapter, network_symmetry=adapter_symmetry(sizes), batch=sizes.batch)
+    return adapting, pretrained.errors[-1]

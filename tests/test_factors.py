@@ -23,8 +23,9 @@ from meta_teleport.teleportation.gauges import Gauge, balanced, principal_axes, 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
-from adapters import Language, Sizes, adaptation  # noqa: E402
+from adapters import Sizes, adaptation  # noqa: E402
 from factor_sweeps import Benchmark, Entry, Sweep, median_interval, results, sweep  # noqa: E402
+from languages import Language  # noqa: E402
 from teleported_training import (  # noqa: E402
     Method,
     ScaledGradientDescent,
@@ -165,7 +166,9 @@ def test_sequences_follow_their_language(generator: torch.Generator) -> None:
 def test_adapters_start_as_the_pre_trained_model_and_move_along_their_orbits(generator: torch.Generator) -> None:
     tasks, excess = adaptation(SIZES, 2, seed=0)
     step = torch.zeros(2, dtype=torch.long)
-    assert len(tasks.symmetry.sites) == 12 and bool((excess < 2.5).all())
+    blocks = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("query", "key", "value", "out", "up", "down")]
+    assert [site.parameters for site in tasks.symmetry.sites] == [(f"{name}.A", f"{name}.B") for name in blocks]
+    assert bool((excess < 2.5).all())
     assert bool((tasks.excess(tasks.params) > 0.1).all())
     trained = train(tasks, Method(Adam, balanced), torch.full((2,), 0.02), 25, tasks.excess, measured=1)
     assert bool((trained.errors[-1] < trained.errors[0]).all()) and trained.skipped == 0
