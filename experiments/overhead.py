@@ -1,0 +1,201 @@
+"""What teleports cost, in forward-backward passes of the same model on the same batch.
+
+    python experiments/overhead.py            everything, about 5 minutes of one core that has nothing else to do
+    python experiments/overhead.py --smoke    toy networks, in seconds, no claim
+
+Four parts: finding the symmetry; one teleport; training with a teleport every k steps against the bare optimizer; a
+teleport against the width of the network. Every burst of what is measured lies between two bursts of what it is
+measured by, so that both saw the same machine: read the ratios, not the seconds. Writes ``overhead.json``, ``.md`` and
+``.png`` to ``--out``.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from overhead_networks import NETWORKS, TOY_NETWORKS, Build, Network, loss, mlp, small_vit, vit_b_16
+from overhead_report import markdown, plot
+from overhead_timing import Clock, Counted, Work
+from overhead_training import OPTIMIZERS, Training
+from torch import Tensor
+
+import meta_teleport as mt
+from meta_teleport.params import Params
+from meta_teleport.record import provenance, write_json
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.objectives import Curvature, Loss, Sharpness, gradient_norm
+
+GAUGES = ("balanced", "whitened", "principal_axes")
+DETECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: networks, a larger one for detection alone, the intervals between teleports in rising order,
+    the longest one that is measured on all networks, and the widths of MLPs with and without ReLU."""
+
+    networks: dict[str, Build]
+    large: dict[str, Build]
+    every: tuple[int, ...]
+    longest: int
+    widths: dict[str, tuple[int, ...]]
+    bursts: int
+    seconds: float
+
+
+PLAN = Plan(
+    NETWORKS,
+    {"vit_b_16": vit_b_16},
+    every=(5, 20, 100, 1000),
+    longest=100,
+    widths={"ReLU": (32, 64, 128, 256, 512, 1024, 2048), "linear": (32, 64, 128, 256, 512)},
+    bursts=8,
+    seconds=0.15,
+)
+SMOKE = Plan(
+    TOY_NETWORKS,
+    {"small ViT": small_vit},
+    every=(2, 4, 8),
+    longest=4,
+    widths={"ReLU": (4,), "linear": (4,)},
+    bursts=2,
+    seconds=0.0,
+)
+
+
+def forward_backward(network: Network) -> Work:
+    def run() -> None:
+        loss(network.model, network.batch).backward()
+        network.model.zero_grad()
+
+    return Work(lambda: run)
+
+
+def detection(network: Network, clock: Clock) -> dict[str, Any]:
+    """Seconds to find the symmetry, numeric check included, beside one forward-backward pass."""
+    symmetry, seconds = network.symmetry(), []
+    for _ in range(DETECTIONS):
+        began = perf_counter()
+        network.symmetry()
+        seconds.append(perf_counter() - began)
+    run = forward_backward(network)
+    passes = median(clock.burst(run, run.begin()) for _ in range(DETECTIONS))
+    times = {"seconds": median(seconds), "longest": max(seconds), "passes": median(seconds) / passes}
+    return {"parameters": network.parameters, "sites": len(symmetry.sites), **times}
+
+
+def differentiated(loss: Loss, params: Params) -> Tensor:
+    """The gradient norm as a function that the search knows nothing about: second derivatives at every step."""
+    return gradient_norm(loss, params)
+
+
+def searches(network: Network, symmetry: Symmetry) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The arguments of ``mt.teleport``, by name."""
+    search: dict[str, Any] = {"loss": loss, "batch": network.batch}
+    yield "gradient norm, 10 steps", search
+    yield "gradient norm, 1 step", {**search, "steps": 1}
+    yield "gradient norm by second derivatives, 1 step", {**search, "objective": differentiated, "steps": 1}
+    lower: dict[str, Any] = {**search, "direction": "lower", "steps": 1}
+    yield "sharpness, 1 of 10 directions, 1 step", {**lower, "objective": Sharpness(directions=1)}
+    yield "curvature, 1 of 10 directions, 1 step", {**lower, "objective": Curvature(symmetry, directions=1)}
+    for gauge in GAUGES:
+        yield gauge, {"objective": gauge}
+    yield "random", {"objective": "random", "generator": torch.Generator().manual_seed(0)}
+
+
+def teleports(network: Network, clock: Clock) -> Iterator[dict[str, Any]]:
+    """One row per kind of teleport: forward-backward passes, and how often it runs the loss forward and backward."""
+    symmetry = network.symmetry()
+    for name, arguments in searches(network, symmetry):
+        teleport = partial(mt.teleport, network.model, symmetry, **arguments)
+        counted = Counted(loss)
+        found = teleport(loss=counted) if "loss" in arguments else teleport()
+        counts = {"forward": counted.forward, "backward": counted.backward, "accepted": found.accepted}
+        work = Work(lambda run=teleport: run)  # type: ignore[misc]
+        yield {"teleport": name, **counts, **clock.compare(work, forward_backward(network))}
+
+
+def slowdowns(network: Network, optimizer: str, every: tuple[int, ...], clock: Clock) -> Iterator[dict[str, Any]]:
+    """One row per schedule (0: never): seconds per step over those of the bare optimizer."""
+    symmetry = network.symmetry()
+    bare = Training(network, symmetry, optimizer).work()
+    for k, state in [(0, "transport"), *((k, "transport") for k in every), (every[0], "keep"), (every[0], "reset")]:
+        training = Training(network, symmetry, optimizer, k, state)
+        row = clock.compare(training.work(), bare)
+        yield {"optimizer": optimizer, "every": k, "state": state, "accepted": training.accepted, **row}
+
+
+def extrapolated(rows: list[dict[str, Any]], every: int) -> dict[str, Any]:
+    """The row of an interval that takes too long to measure: what teleports add is in inverse proportion to it."""
+    ratios = {row["every"]: row["ratio"] for row in rows if row["state"] == "transport"}
+    longest = max(ratios)
+    ratio = ratios[0] + (ratios[longest] - ratios[0]) * longest / every
+    settings = {name: rows[0][name] for name in ("optimizer", "state")}
+    return {**settings, "every": every, "ratio": ratio, "extrapolated": True}
+
+
+def training(name: str, network: Network, plan: Plan, clock: Clock) -> Iterator[dict[str, Any]]:
+    """All intervals are measured on the MLP, whose steps are short; elsewhere the longest ones are extrapolated."""
+    measured = plan.every if name == "MLP" else tuple(k for k in plan.every if k <= plan.longest)
+    for optimizer in OPTIMIZERS:
+        rows = list(slowdowns(network, optimizer, measured, clock))
+        yield from rows
+        yield from (extrapolated(rows, k) for k in plan.every if k not in measured)
+
+
+def widths(kind: str, width: int, clock: Clock) -> Iterator[dict[str, Any]]:
+    """An MLP 784-width-width-10: positive scalings behind ReLU, without it the general linear group."""
+    network = mlp((784, width, width, 10), relu=kind == "ReLU").to(clock.device)
+    symmetry = network.symmetry()
+    for name, arguments in list(searches(network, symmetry)):
+        if name in ("gradient norm, 10 steps", "balanced"):
+            work = Work(lambda chosen=arguments: partial(mt.teleport, network.model, symmetry, **chosen))  # type: ignore[misc]
+            row = clock.compare(work, forward_backward(network))
+            yield {"network": kind, "width": width, "parameters": network.parameters, "teleport": name, **row}
+
+
+def measure(plan: Plan, device: str) -> dict[str, Any]:
+    """The rows of all four parts."""
+    clock = Clock(plan.bursts, plan.seconds, device)
+    networks = {name: build().to(device) for name, build in plan.networks.items()}
+    large = {name: build().to(device) for name, build in plan.large.items()}
+    named = networks.items()
+    sizes = [(kind, width) for kind, chosen in plan.widths.items() for width in chosen]
+    return {
+        "detection": [{"network": name, **detection(network, clock)} for name, network in (networks | large).items()],
+        "teleports": [{"network": name, **row} for name, network in named for row in teleports(network, clock)],
+        "training": [
+            {"network": name, **row} for name, network in named for row in training(name, network, plan, clock)
+        ],
+        "widths": [row for kind, width in sizes for row in widths(kind, width, clock)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="toy networks, no claim")
+    parser.add_argument("--out", type=Path, default=Path("runs/overhead"), help="folder for the results")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    began = perf_counter()
+    results = measure(SMOKE if args.smoke else PLAN, args.device)
+    hardware = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU threads: {args.threads}"
+    results |= {"smoke": args.smoke, "hardware": hardware, "seconds": round(perf_counter() - began, 1)}
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "overhead.json", {**results, "provenance": provenance(args.device)})
+    (args.out / "overhead.md").write_text(markdown(results))
+    plot(results, args.out / "overhead.png")
+    print(markdown(results), end="")
+
+
+if __name__ == "__main__":
+    main()

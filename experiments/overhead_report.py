@@ -1,0 +1,116 @@
+"""Tables and figure of overhead.py."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {"MLP": "#0072B2", "CNN": "#D55E00", "transformer": "#009E73", "ReLU": "#0072B2", "linear": "#CC79A7"}
+DASHES = {"SGD": "-", "Adam": "--", "gradient norm, 10 steps": "-", "balanced": ":"}
+BOUND, BOUND_EVERY = 1.5, 100
+
+Rows = list[dict[str, Any]]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Four tables; ratios with their 95 % intervals."""
+    parts = (
+        ("One teleport, in forward-backward passes", _teleports(results["teleports"])),
+        ("Training: seconds per step over those of the bare optimizer", _training(results["training"])),
+        ("An MLP 784-w-w-10: one teleport, in forward-backward passes", _widths(results["widths"])),
+        ("Finding the symmetry", _detection(results["detection"])),
+    )
+    return "\n".join(f"**{title}**\n\n{table}\n" for title, table in parts)
+
+
+def interval(row: dict[str, Any]) -> str:
+    """The ratio and its interval, as in 1.23 [1.20, 1.26]."""
+    if row.get("extrapolated"):
+        return f"{row['ratio']:.2f} (extrapolated)"
+    return f"{_figures(row['ratio'])} [{', '.join(map(_figures, row['ci95']))}]"
+
+
+def _figures(x: float) -> str:
+    return f"{x:.2f}" if x < 10 else f"{x:.3g}"
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+
+
+def _distinct(rows: Rows, *keys: str) -> list[tuple[Any, ...]]:
+    return list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
+
+
+def _cells(rows: Rows, line: tuple[str, ...], column: tuple[str, ...]) -> list[list[str]]:
+    """One line for each value of the ``line`` keys, one column for each value of the ``column`` keys."""
+    found = {tuple(row[key] for key in line + column): interval(row) for row in rows}
+    columns = _distinct(rows, *column)
+    return [[*map(str, x), *(found.get(x + y, "") for y in columns)] for x in _distinct(rows, *line)]
+
+
+def _teleports(rows: Rows) -> str:
+    keys = ("teleport", "forward", "backward")
+    return _table([*keys, *(name for (name,) in _distinct(rows, "network"))], _cells(rows, keys, ("network",)))
+
+
+def _training(rows: Rows) -> str:
+    shown = [{**row, "every": row["every"] or "never"} for row in rows]
+    header = ["optimizer", "teleport every", "state", *(name for (name,) in _distinct(rows, "network"))]
+    return _table(header, _cells(shown, ("optimizer", "every", "state"), ("network",)))
+
+
+def _widths(rows: Rows) -> str:
+    columns = [f"{kind}: {name}" for kind, name in _distinct(rows, "network", "teleport")]
+    return _table(["width", *columns], _cells(rows, ("width",), ("network", "teleport")))
+
+
+def _detection(rows: Rows) -> str:
+    lines = [
+        [
+            row["network"],
+            f"{row['parameters']:,}",
+            str(row["sites"]),
+            f"{row['seconds']:.2f} ({row['longest']:.2f})",
+            f"{row['passes']:.0f}",
+        ]
+        for row in rows
+    ]
+    return _table(["network", "parameters", "sites", "seconds (longest)", "forward-backward passes"], lines)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Writes a PNG: the slowdown against the interval between teleports, and the cost of one against the width."""
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained", dpi=110)
+    left, right = figure.subplots(1, 2)
+    _draw_training(left, results["training"])
+    _draw_widths(right, results["widths"])
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, frameon=False)
+    figure.savefig(path)
+
+
+def _draw_training(axes: Axes, rows: Rows) -> None:
+    shown = sorted((r for r in rows if r["every"] and r["state"] == "transport"), key=lambda row: row["every"])
+    for network, optimizer in _distinct(rows, "network", "optimizer"):
+        line = [row for row in shown if (row["network"], row["optimizer"]) == (network, optimizer)]
+        style: dict[str, Any] = {
+            "linestyle": DASHES[optimizer],
+            "color": COLOURS[network],
+            "label": f"{network}, {optimizer}",
+        }
+        axes.plot([row["every"] for row in line], [row["ratio"] for row in line], marker=".", **style)
+    axes.plot(BOUND_EVERY, BOUND, "v", color="black", label=f"bound: {BOUND} at {BOUND_EVERY}")
+    axes.set(xlabel="steps between teleports", ylabel="seconds per step / bare optimizer's", title="training")
+
+
+def _draw_widths(axes: Axes, rows: Rows) -> None:
+    for kind, name in _distinct(rows, "network", "teleport"):
+        line = [row for row in rows if (row["network"], row["teleport"]) == (kind, name)]
+        low, high = ([abs(row["ratio"] - row["ci95"][side]) for row in line] for side in (0, 1))
+        style: dict[str, Any] = {"linestyle": DASHES[name], "color": COLOURS[kind], "label": f"{kind}: {name}"}
+        axes.errorbar([row["width"] for row in line], [row["ratio"] for row in line], [low, high], marker=".", **style)
+    axes.set(xlabel="width w of an MLP 784-w-w-10", ylabel="forward-backward passes", title="one teleport")
