@@ -72,6 +72,12 @@ def ascend(
     return _climb(symmetry, start, move, _differentiated(symmetry, inputs, loss, objective), sign, steps, size)
 
 
+def identities(symmetry: Symmetry, params: Params) -> tuple[Tensor, ...]:
+    """The neutral element of every site, for parameters ``(tasks, *shape)``."""
+    like = next(iter(params.values()))
+    return tuple(s.group.identity(len(like), dtype=like.dtype, device=like.device) for s in symmetry.sites)
+
+
 def _differentiated(symmetry: Symmetry, inputs: LayerInput | None, loss: Loss, objective: Objective) -> Evaluation:
     """The objective as value and slope. The parameters are leaves, because an objective may differentiate by those that
     no site moves, too."""
@@ -126,9 +132,9 @@ def _ascend_by_transport(
     reached = _gradient(loss, point)
     after = dot(reached, reached)
     kept = sign * after >= sign * before
-    stay = _identities(symmetry, params)
+    stay = identities(symmetry, params)
     return Ascent(
-        where(kept, point, params),
+        _keep(kept, point, params),
         before,
         torch.where(kept, after, before),
         torch.where(kept, found.length, 0.0),
@@ -144,7 +150,7 @@ def _climb(
     first, slope = evaluate(best)
     direction = _unit(slope(), sign)
     value, length = first, torch.zeros_like(first)
-    elements = inverses = _identities(symmetry, best)
+    elements = inverses = identities(symmetry, best)
     scale = torch.as_tensor(size, dtype=first.dtype, device=first.device).expand_as(first)
     for step in range(steps):
         with torch.no_grad():
@@ -153,8 +159,7 @@ def _climb(
         reached, slope = evaluate(point)
         better = (sign * reached > sign * value) & torch.isfinite(reached)
         if bool(better.any()):
-            best = point if bool(better.all()) else where(better, point, best)
-            value = torch.where(better, reached, value)
+            best, value = _keep(better, point, best), torch.where(better, reached, value)
             composed = [group.compose(g, h) for group, (g, _), h in zip(groups, pairs, elements, strict=True)]
             undoing = [group.compose(h, g) for group, (_, g), h in zip(groups, pairs, inverses, strict=True)]
             elements, inverses = _choose(better, composed, elements), _choose(better, undoing, inverses)
@@ -182,9 +187,9 @@ def _gradient(loss: Loss, params: Params) -> Params:
     return dict(zip(leaves, gradients, strict=True))
 
 
-def _identities(symmetry: Symmetry, params: Params) -> tuple[Tensor, ...]:
-    like = next(iter(params.values()))
-    return tuple(s.group.identity(len(like), dtype=like.dtype, device=like.device) for s in symmetry.sites)
+def _keep(mask: Tensor, yes: Params, no: Params) -> Params:
+    """``where`` without copies if all tasks are kept."""
+    return yes if bool(mask.all()) else where(mask, yes, no)
 
 
 def _choose(mask: Tensor, yes: Sequence[Tensor], no: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.ascent import Direction
+from meta_teleport.teleportation.ascent import Direction, identities
 from meta_teleport.teleportation.binding import ModelLoss, bind
 from meta_teleport.teleportation.conditions import (
     drift_fault,
@@ -25,7 +25,7 @@ from meta_teleport.teleportation.conditions import (
 from meta_teleport.teleportation.drift import LIMIT, loss_drift
 from meta_teleport.teleportation.gauges import Gauge
 from meta_teleport.teleportation.objectives import Loss, Objective
-from meta_teleport.teleportation.strategies import Found, as_strategy, identities
+from meta_teleport.teleportation.strategies import Found, as_strategy
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.ascent import Direction, ascend
+from meta_teleport.teleportation.ascent import Direction, ascend, identities
 from meta_teleport.teleportation.conditions import element_fault, require_finite
 from meta_teleport.teleportation.curvature import random_element
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
@@ -89,7 +89,7 @@ def fix(symmetry: Symmetry, params: Params, loss: Loss, *, gauge: Gauge, sweeps:
     """
     names = [view.name for site in symmetry.sites for view in site.producers + site.consumers]
     shared = len(set(names)) < len(names)
-    total = identities(symmetry, params)
+    total = list(identities(symmetry, params))
     for _ in range(sweeps if shared else 1):
         distance = 0.0
         for i, (site, identity) in enumerate(zip(symmetry.sites, identities(symmetry, params), strict=True)):
@@ -111,12 +111,6 @@ def draw(symmetry: Symmetry, params: Params, loss: Loss, *, size: float, generat
     """A random element."""
     algebra = [size * t for t in random_element(symmetry, None, next(iter(params.values())), generator)]
     return Found(symmetry.flow(params, algebra), symmetry.exp(algebra))
-
-
-def identities(symmetry: Symmetry, params: Params) -> list[Tensor]:
-    """The neutral element of every site, for parameters ``(tasks, *shape)``."""
-    like = next(iter(params.values()))
-    return [s.group.identity(len(like), dtype=like.dtype, device=like.device) for s in symmetry.sites]
 
 
 def _checked(objective: Objective) -> Objective:
