@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.detection.units import KINDS, distinct, varies
-from meta_teleport.detection.walk import Step, Value, as_units, handles, labels_or_fixed
+from meta_teleport.detection.values import Step, Value, as_units, differs_between_units, handles, labels_or_fixed
 
 MOST = 1 << 20
 
@@ -91,7 +91,7 @@ def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     if not (a.moves or b.moves):
         return step.fixed()
     mover, other = (a, b) if a.moves else (b, a)
-    if _differs_between_units(mover, other):
+    if differs_between_units(mover, other):
         step.bar(mover, kinds=["mix", "permute"], reason="are multiplied by numbers of their own in")
     return step.labelled(labels_or_fixed(mover))
 
@@ -110,19 +110,12 @@ def _held(step: Step, value: Value) -> bool:
     return int(labels.reshape(-1)[0]) in step.units.barred["scale"] if labels.numel() else False
 
 
-def _differs_between_units(mover: Value, other: Value) -> bool:
-    """Whether a factor varies along an axis along which the units do."""
-    lead = len(mover.shape) - len(other.shape)
-    along = varies(labels_or_fixed(mover))
-    return lead < 0 or any(along[lead + i] and n > 1 for i, n in enumerate(other.shape))
-
-
 def rescale(step: Step, value: Value, scale: Value) -> Value:
     """``gamma * h``: new units from old ones, one by one."""
     if scale.shape.numel() == 1:
         step.refuse(scale)
         return step.labelled(labels_or_fixed(value)) if value.moves else step.fixed()
-    if value.shape.numel() == 1 and not (value.moves or value.parameter):
+    if value.shape.numel() == 1 and not (value.moves or value.parameter) and scale.shape == step.shape:
         return scale
     if len(scale.shape) > len(step.shape) or value.parameter or scale.shape.numel() > MOST:
         return _refused(step, value, scale)
@@ -141,13 +134,13 @@ def _refused(step: Step, value: Value, parameter: Value) -> Value:
     return step.fixed()
 
 
-@handles("layer_norm rms_norm fused_rms_norm")
+@handles("layer_norm rms_norm")
 def layer_norm(step: Step, value: Value, shape: Any, weight: Any = None, shift: Any = None, *args: Any) -> Value:
     """Normalizes over units, so they stand still; its scale and shift make new units."""
     return _affine(step, value, weight, shift if isinstance(shift, Value) else None, lead=len(value.shape) - len(shape))
 
 
-@handles("batch_norm instance_norm cudnn_batch_norm native_batch_norm")
+@handles("batch_norm instance_norm")
 def batch_norm(step: Step, value: Value, weight: Any = None, shift: Any = None, *args: Any) -> Value:
     """Normalizes channel by channel, with statistics that do not move."""
     return _affine(step, value, weight, shift, lead=1)
@@ -161,16 +154,17 @@ def group_norm(step: Step, value: Value, groups: int, weight: Any = None, shift:
 
 def _affine(step: Step, value: Value, weight: Any, shift: Any, lead: int) -> Value:
     """The scale and shift of a norm, along the axes from ``lead`` on."""
-    step.refuse(value)
     step.bar(value, reason="are normalized by")
+    step.bar(*(other for other in (weight, shift) if isinstance(other, Value)))
     if not (isinstance(weight, Value) and weight.parameter):
-        step.refuse(*(other for other in (weight, shift) if isinstance(other, Value)))
         return step.fixed()
     fresh = as_units(step, weight)
     labels = labels_or_fixed(fresh)
     step.units.bar_labels(labels, ["mix", "permute"], f"are scaled one by one in {step.place}")
     if isinstance(shift, Value) and shift.parameter:
         step.units.use(shift.parameter, shift.coordinates, labels, None, step.place)
+    elif isinstance(shift, Value):
+        step.bar(fresh, reason="are added to what does not move in")
     behind = len(step.shape) - lead - labels.ndim
     return step.labelled(labels.reshape(*labels.shape, *[1] * behind))
 

@@ -81,8 +81,8 @@ class Reader:
         free = [members for members in scaled if not self._barred(members, "mix")]
         rest = [m for m in scaled if self._barred(m, "mix") and not self._barred(m, "scale")]
         found = [
-            *self._bundled(free, GL, heads=True),
-            *self._bundled(rest, PositiveScaling, heads=False),
+            *self._bundled(free, GL),
+            *self._bundled(rest, PositiveScaling),
         ]
         mixed = {unit for members in free for unit in members}
         alike = [
@@ -90,7 +90,7 @@ class Reader:
             for members in permuted
             if not self._barred(members, "permute") and not mixed & set(members) and len(self.units.touched[members[0]])
         ]
-        found += self._bundled(alike, Permutation, heads=False)
+        found += self._bundled(alike, Permutation)
         return _named(sorted(found, key=lambda site: self._position(site)))
 
     def refusals(self) -> list[Refusal]:
@@ -121,30 +121,30 @@ class Reader:
             self.reasons[members[0]] = reason
         return reason is not None
 
-    def _bundled(self, classes: list[list[int]], group: type[Group], heads: bool) -> Iterator[Site]:
-        """One site for all classes of units that the same operations touch; one block per head within it."""
-        bundles: dict[frozenset[object], dict[frozenset[object], list[list[int]]]] = {}
+    def _bundled(self, classes: list[list[int]], group: type[Group]) -> Iterator[Site]:
+        """One site for all classes of units that the same operations touch. Units that are mixed or exchanged must be
+        touched together, member by member of their classes; those that are (the heads of attention) are a block."""
+        bundles: dict[frozenset[object], dict[object, list[list[int]]]] = {}
         for members in classes:
-            touched = frozenset().union(*(self.units.touched[unit] for unit in members))
-            alike = frozenset(t[:2] if isinstance(t, tuple) else t for t in touched)
-            own = touched if heads else alike
-            bundles.setdefault(alike, {}).setdefault(own, []).append(members)
-        for blocks in bundles.values():
-            site = self._site(list(blocks.values()), group)
-            if site is not None:
-                yield site
+            touched = [frozenset(self.units.touched[unit]) for unit in members]
+            alike = frozenset(t[:2] if isinstance(t, tuple) else t for t in frozenset().union(*touched))
+            together = None if group is PositiveScaling else tuple(touched)
+            bundles.setdefault(alike, {}).setdefault(together, []).append(members)
+        for blocks in map(list, map(dict.values, bundles.values())):
+            even = len({len(block) for block in blocks}) == 1
+            for site in (self._site(some, group) for some in ([blocks] if even else [[block] for block in blocks])):
+                if site is not None:
+                    yield site
 
     def _site(self, blocks: list[list[list[int]]], group: type[Group]) -> Site | None:
-        sizes = {len(block) for block in blocks}
-        if len(sizes) > 1:
-            return None
-        k = sizes.pop()
+        k = len(blocks[0])
         forest = self.units.permuted if group is Permutation else self.units.scaled
         rank = torch.full((len(self.units.touched) + 2,), -1)
-        sign = torch.ones_like(rank)
+        row, sign = torch.zeros_like(rank), torch.ones_like(rank)
         for i, members in enumerate(members for block in blocks for members in block):
-            for unit in members:
+            for j, unit in enumerate(members):
                 rank[unit + 2], sign[unit + 2] = i, forest.root(unit)[1]
+                row[unit + 2] = 0 if group is PositiveScaling else j
         units = {unit for block in blocks for members in block for unit in members}
         producers: list[View] = []
         consumers: list[View] = []
@@ -154,7 +154,7 @@ class Reader:
                 ranks = torch.where(sign[labels + 2] == way, rank[labels + 2], -1)
                 if bool((ranks < 0).all()):
                     continue
-                seen = view(use, ranks, self.shapes[use.parameter], len(blocks), k)
+                seen = view(use, ranks, row[labels + 2], self.shapes[use.parameter], len(blocks), k)
                 if seen is None:
                     self.reasons.update((m[0], f"lie irregularly in '{use.parameter}'") for b in blocks for m in b)
                     return None

@@ -5,7 +5,7 @@ these ranks form a lattice: along every axis of the parameter a mixed-radix numb
 units (heads), or nothing (the rest).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 
@@ -24,12 +24,18 @@ class Digit:
     weight: int
 
 
-def view(use: Use, ranks: Tensor, shape: torch.Size, blocks: int, k: int) -> View | None:
+def view(use: Use, ranks: Tensor, rows: Tensor, shape: torch.Size, blocks: int, k: int) -> View | None:
     """The view of a parameter of that ``shape`` whose units have the given ranks, or None if there is no such view.
 
     ``ranks``, broadcastable to the use's coordinates, are ``block * k + unit``, and -1 for entries of other sites.
+    Units of a block that a column of the view's matrix holds must be of one row: ``rows`` number, for every rank, the
+    units that have it.
     """
-    placed, covered = _on_parameter(use, ranks, shape)
+    many = int(rows.max()) + 1
+    found = _on_parameter(use, torch.where(ranks < 0, -1, ranks * many + rows), shape)
+    if found is None:
+        return None
+    placed, covered = found
     part = None
     for axis in range(len(shape)):
         span = covered[axis] if placed.shape[axis] == 1 else _span(placed, axis)
@@ -43,18 +49,31 @@ def view(use: Use, ranks: Tensor, shape: torch.Size, blocks: int, k: int) -> Vie
                 placed = placed.narrow(axis, *span)
     if bool((placed < 0).any()):
         return None
+    placed, rows = placed // many, placed % many
     digits = [
         [Digit(part[2] if part and part[0] == axis else shape[axis], 0)]
         if placed.shape[axis] == 1
         else _digits(_along(placed, axis), k)
         for axis in range(len(shape))
     ]
-    return _assemble(use.parameter, len(shape), digits, part, blocks, k) if _reproduces(placed, digits) else None
+    if not _reproduces(placed, digits):
+        return None
+    seen = _assemble(use.parameter, len(shape), digits, part, blocks, k)
+    return seen if seen is not None and _aligned(seen, rows, digits) else None
 
 
-def _on_parameter(use: Use, ranks: Tensor, shape: torch.Size) -> tuple[Tensor, list[tuple[int, int] | None]]:
+def _aligned(seen: View, rows: Tensor, digits: list[list[Digit]]) -> bool:
+    """Whether every column of the view's matrix holds units of one row."""
+    if len(rows.unique()) == 1:
+        return True
+    whole = rows.expand([prod(digit.size for digit in axis) for axis in digits])
+    columns = replace(seen, part=None).matrix(whole)
+    return bool((columns == columns[..., :1, :]).all())
+
+
+def _on_parameter(use: Use, ranks: Tensor, shape: torch.Size) -> tuple[Tensor, list[tuple[int, int] | None]] | None:
     """Ranks in the parameter's own axes (size 1 along those on which they do not depend; -1 where nothing was seen),
-    and the range of entries seen along each axis, None where it has gaps."""
+    and the range of entries seen along each axis, None where it has gaps. None if an entry has two ranks."""
     coordinates = torch.broadcast_tensors(ranks, *use.coordinates)
     ranks, places = coordinates[0], coordinates[1:]
     matters = [_depends(ranks, axis) for axis in range(ranks.ndim)]
@@ -70,6 +89,8 @@ def _on_parameter(use: Use, ranks: Tensor, shape: torch.Size) -> tuple[Tensor, l
     )
     if index:
         placed[index] = ranks
+        if bool((placed[index] != ranks).any()):
+            return None
     return placed, [_seen(c) for c in use.coordinates]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from meta_teleport.detection.arithmetic import bias as add_bias
 from meta_teleport.detection.units import FIXED, KINDS, squeeze_repeats, varies
-from meta_teleport.detection.walk import Step, Value, handles, labels_or_fixed, unknown
+from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
 
 
 @handles("linear")
@@ -76,11 +76,9 @@ def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> V
     if bias.parameter and bias.shape == made.shape:
         step.units.use(bias.parameter, bias.coordinates, made, None, step.place)
         return result
-    return add_bias(step, result, bias) if bias.parameter else _barred_sum(step, result)
-
-
-def _barred_sum(step: Step, result: Value) -> Value:
-    step.bar(result, reason="are added to what does not move in")
+    if bias.parameter:
+        return add_bias(step, result, bias)
+    step.bar(result, bias, reason="are added to what does not move in")
     return step.fixed()
 
 
@@ -93,7 +91,8 @@ def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
     units = labels.amax(0)
     if bool((labels != units).any()):
         step.units.join(labels, units, step.place)
-    step.units.touch(set(units.tolist()), step.node)
+    for i, row in enumerate(labels.unique(dim=0).tolist()):
+        step.units.touch(row, (step.node, "", i))
     return units
 
 
@@ -115,10 +114,7 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
     if right is not None:
         right = right.reshape(groups, 1, read).expand(groups, made // groups, read).reshape(made, read, *[1] * space)
     step.units.use(weight.parameter, weight.coordinates, units.reshape(-1, *[1] * (space + 1)), right, step.place)
-    result = step.labelled(units.reshape(-1, *[1] * space))
-    if bias is not None and bias.parameter:
-        step.units.use(bias.parameter, bias.coordinates, units, None, step.place)
-    return result
+    return _with_bias(step, step.labelled(units.reshape(-1, *[1] * space)), units, bias)
 
 
 @handles("embedding")
@@ -134,6 +130,7 @@ def embed(step: Step, weight: Value, index: Value, *args: Any) -> Value:
 @handles("scaled_dot_product_attention")
 def attend(step: Step, q: Value, k: Value, v: Value, *args: Any, enable_gqa: bool = False, **kwargs: Any) -> Value:
     """``softmax(q k^T / sqrt(d)) v`` over the last two axes, head by head."""
+    step.bar(*(mask for mask in (*args, *kwargs.values()) if isinstance(mask, Value)))
     if any(value.parameter for value in (q, k, v)):
         return _two_movers(step, q, k, v)
     if enable_gqa:
@@ -184,4 +181,4 @@ def _group(step: Step, labels: Tensor, role: str) -> None:
             continue
         roots = {step.units.scaled.root(unit)[0] for unit in row if unit >= 0}
         if roots:
-            step.units.touch(row, (step.node, role, min(roots)))
+            step.units.touch(row, (step.node, role, min(roots), min(row)))

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -41,7 +41,10 @@ class Outputs(nn.Module):
         self.model = model
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        return list(_tensors(self.model(*args, **kwargs)))
+        outputs = list(_tensors(self.model(*args, **kwargs)))
+        if not outputs:
+            raise UserError("the model returns no tensors: let its forward return a tensor, or a tuple or dict of them")
+        return outputs
 
 
 def arguments(example_inputs: Examples) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -75,6 +78,8 @@ def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()
     try:
         with closed(model, [names[leaf] for leaf in leaves], args, kwargs) if leaves else nullcontext(), _exporting():
             program = torch.export.export(Outputs(model), (args, kwargs), strict=False)
+    except UserError:
+        raise
     except Exception as error:
         _explain(model, args, kwargs, error)
     signature = program.graph_signature
@@ -84,7 +89,7 @@ def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()
         place: first[id(every[name.removeprefix("model.")])] for place, name in signature.inputs_to_parameters.items()
     }
     state = {**program.state_dict, **program.constants}
-    constants = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    constants = signature.inputs_to_lifted_tensor_constants
     return Trace(program.graph, parameters, {k: state[v] for k, v in constants.items() if isinstance(state[v], Tensor)})
 
 
@@ -109,6 +114,9 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (list, tuple)):
         for value in output:
             yield from _tensors(value)
+    elif is_dataclass(output):
+        for field in fields(output):
+            yield from _tensors(getattr(output, field.name))
 
 
 @contextmanager

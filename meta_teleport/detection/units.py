@@ -139,7 +139,7 @@ class Units:
 
     def _share(self, old: Use, new: Use) -> None:
         same = all(
-            a.shape == b.shape and not _differ(a, b) for a, b in zip(old.coordinates, new.coordinates, strict=True)
+            a.shape == b.shape and not differ(a, b) for a, b in zip(old.coordinates, new.coordinates, strict=True)
         )
         place = f"'{old.parameter}', which {old.place} and {new.place} share"
         for a, b in ((old.left, new.left), (old.right, new.right)):
@@ -176,12 +176,13 @@ def squeeze_repeats(*labels: Tensor) -> list[Tensor]:
 def varies(labels: Tensor) -> list[bool]:
     """Along which axes a label tensor is not constant."""
     return [
-        labels.shape[axis] > 1 and labels.stride(axis) != 0 and _differ(labels, labels.narrow(axis, 0, 1))
+        labels.shape[axis] > 1 and labels.stride(axis) != 0 and differ(labels, labels.narrow(axis, 0, 1))
         for axis in range(labels.ndim)
     ]
 
 
-def _differ(a: Tensor, b: Tensor) -> bool:
+def differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two label tensors, broadcast against each other, differ anywhere."""
     x, y = squeeze_repeats(*torch.broadcast_tensors(a, b))
     return bool((x != y).any())
 

@@ -1,88 +1,19 @@
-"""Walking the graph of a model: each tensor is replaced by labels that say which unit every entry is.
-
-Operations that only move entries about (views, transposes, slices, windows, paddings) are executed on the labels
-themselves, whatever they are; ``operations`` and ``products`` say what all others mean for the units. What nobody has
-said anything about bars the units that reach it.
-"""
+"""Walking the graph of a model: each tensor is replaced by labels that say which unit every entry is."""
 
 import operator
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from meta_teleport.detection.trace import Trace, place
-from meta_teleport.detection.units import FIXED, KINDS, Units, squeeze_repeats
+from meta_teleport.detection.units import KINDS, Units, differ
+from meta_teleport.detection.values import HANDLERS, SHAPES_ONLY, Step, Value, unknown
 
-
-@dataclass(frozen=True)
-class Value:
-    """What is known of a tensor of the graph.
-
-    ``labels``: the unit of every entry, in the tensor's shape, mostly expanded. A parameter, or a view of one, has
-    ``coordinates`` instead: which entry of ``parameter`` every entry is. A tensor with neither does not move;
-    ``constant`` holds its numbers where they are known.
-    """
-
-    shape: torch.Size
-    labels: Tensor | None = None
-    parameter: str = ""
-    coordinates: tuple[Tensor, ...] = ()
-    constant: Tensor | None = None
-
-    @property
-    def moves(self) -> bool:
-        return self.labels is not None
-
-
-Handler = Callable[..., Any]
-HANDLERS: dict[str, Handler] = {}
-
-
-def handles(names: str) -> Callable[[Handler], Handler]:
-    """Registers what the ATen operations in ``names`` (separated by spaces) mean for units:
-    ``handler(step, *arguments) -> Value``."""
-
-    def register(handler: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(names.split(), handler))
-        return handler
-
-    return register
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation on the walk: the units of the model, the operation, where it stands, the shape of its result."""
-
-    units: Units
-    node: Node
-    operation: str
-    place: str
-    shape: torch.Size
-
-    def fixed(self) -> Value:
-        """A result that does not move."""
-        return Value(self.shape)
-
-    def labelled(self, labels: Tensor) -> Value:
-        """A result whose entries are these units."""
-        return Value(self.shape, labels.expand(self.shape))
-
-    def bar(self, *values: Value, kinds: Iterable[Any] = KINDS, reason: str = "") -> None:
-        """Bars the units of some values."""
-        for value in values:
-            if value.labels is not None:
-                self.units.bar_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}")
-
-    def refuse(self, *values: Value) -> None:
-        """Notes of those values that are parameters that they are used in a way in which no group can act on them."""
-        for value in values:
-            if value.parameter:
-                self.units.use(value.parameter, value.coordinates, None, None, self.place)
+WRAPPERS = ("wrap_with", "tag_activation_checkpoint", "wrap_activation_checkpoint")
 
 
 class Walk:
@@ -118,8 +49,20 @@ class Walk:
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = self._call(node, args, kwargs)
                 if _in_place(node) and isinstance(node.args[0], Node):
-                    known[node.args[0]] = known[node]
+                    self._write(node, node.args[0], known, outside=inputs is not None)
         raise AssertionError("a graph without an output")
+
+    def _write(self, node: Node, target: Node, known: dict[Node, Any], outside: bool) -> None:
+        """``target`` is now what ``node`` has written there. Where that is made of other units, the tensors that share
+        its memory hold a mixture that nobody keeps account of (so may those ``outside`` of this graph)."""
+        before, after = known[target], known[node]
+        known[target] = after
+        if before.labels is not None and after.labels is not None and not differ(before.labels, after.labels):
+            return
+        shared = [other for other in known if other not in (node, target) and _memory(other) == _memory(target)]
+        for value in (before, after, *(known[other] for other in shared)):
+            if (shared or outside) and value.labels is not None:
+                self.units.bar_labels(value.labels, KINDS, f"are written over in {place(node)}")
 
     def _placeholder(self, node: Node) -> Value:
         shape = _shape(node)
@@ -133,77 +76,40 @@ class Walk:
     def _call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.target is operator.getitem:
             return args[0][args[1]]
-        body = next((a for a in args if isinstance(a, GraphModule)), None)
-        if body is not None:
-            return self._walk(body.graph, [a for a in args[args.index(body) + 1 :]])
-        operation = str(getattr(getattr(node.target, "_overloadpacket", node.target), "__name__", node.target))
+        operation = _operation(node)
+        bodies = [i for i, a in enumerate(args) if isinstance(a, GraphModule)]
+        if operation.startswith(WRAPPERS) and len(bodies) == 1:
+            return self._walk(args[bodies[0]].graph, list(args[bodies[0] + 1 :]))
         step = Step(self.units, node, operation.strip("_"), place(node), _shape(node))
         handler = HANDLERS.get(step.operation)
-        if handler is not None:
-            return handler(step, *args, **kwargs)
-        return unknown(step, args, kwargs)
+        if handler is None:
+            return unknown(step, args, kwargs)
+        noted = len(self.units.uses)
+        result = handler(step, *args, **kwargs)
+        if step.operation not in SHAPES_ONLY.split():
+            self._account(step, (args, kwargs), result, noted)
+        return result
+
+    def _account(self, step: Step, given: Any, result: Any, noted: int) -> None:
+        """A parameter that a handler has neither noted nor passed on is used in a way nobody has thought of."""
+        known = {use.parameter for use in self.units.uses[noted:]}
+        known |= {value.parameter for value in tree_leaves(result) if isinstance(value, Value)}
+        step.refuse(*(v for v in tree_leaves(given) if isinstance(v, Value) and v.parameter not in known))
 
 
-def unknown(step: Step, args: Any, kwargs: Any) -> Any:
-    """What reaches an operation without a handler does not move."""
-    for value in tree_leaves((args, kwargs)):
-        if isinstance(value, Value):
-            step.bar(value)
-            step.refuse(value)
-    outputs = step.node.meta.get("val")
-    if isinstance(outputs, (list, tuple)):
-        return [Value(t.shape) if isinstance(t, Tensor) else t for t in outputs]
-    return step.fixed()
-
-
-def rearranged(step: Step, args: Any, kwargs: Any, value: Value) -> Any:
-    """The result of an operation that only moves entries about, by executing it on the labels of ``value``."""
-    target: Any = torch.ops.aten.reshape if step.operation in ("view", "unsafe_view") else step.node.target
-
-    def execute(labels: Tensor) -> Any:
-        a, k = tree_map_only(Value, lambda v: labels if v is value else _stand_in(v), (args, kwargs))
-        return target(*a, **k)
-
-    if value.labels is not None:
-        return _each(execute(value.labels), lambda labels: Value(labels.shape, labels))
-    if value.parameter:
-        pieces = [execute(c) for c in value.coordinates]
-        if pieces and isinstance(pieces[0], Tensor):
-            return Value(pieces[0].shape, parameter=value.parameter, coordinates=tuple(pieces))
-        return [Value(p[0].shape, parameter=value.parameter, coordinates=p) for p in zip(*pieces, strict=True)]
-    if value.constant is not None:
-        return _each(execute(value.constant), lambda constant: Value(constant.shape, constant=constant))
-    outputs = step.node.meta.get("val")
-    return _each(outputs, lambda t: Value(t.shape)) if outputs is not None else step.fixed()
-
-
-def as_units(step: Step, value: Value, right: Tensor | None = None) -> Value:
-    """A parameter that enters the activations by itself (a class token): every entry is a unit, made from ``right``."""
-    if not value.parameter:
-        return value
-    seen = squeeze_repeats(*value.coordinates) if value.coordinates else []
-    count = seen[0].numel() if seen else 1
-    units = step.units.fresh(count, step.node).reshape(seen[0].shape if seen else ())
-    step.units.use(value.parameter, value.coordinates, units, right, step.place)
-    return Value(value.shape, units.expand(value.shape))
-
-
-def labels_or_fixed(value: Value) -> Tensor:
-    """The labels of a value; those of a tensor that does not move are all ``FIXED``."""
-    return torch.tensor(FIXED).expand(value.shape) if value.labels is None else value.labels
-
-
-def _stand_in(value: Value) -> Tensor:
-    return torch.empty(value.shape) if value.constant is None else value.constant
-
-
-def _each(outputs: Any, make: Callable[[Tensor], Value]) -> Any:
-    return make(outputs) if isinstance(outputs, Tensor) else [make(o) for o in outputs]
+def _operation(node: Node) -> str:
+    return str(getattr(getattr(node.target, "_overloadpacket", node.target), "__name__", node.target))
 
 
 def _in_place(node: Node) -> bool:
-    name = str(getattr(getattr(node.target, "_overloadpacket", node.target), "__name__", ""))
+    name = _operation(node)
     return name.endswith("_") and not name.endswith("__")
+
+
+def _memory(node: Node) -> Any:
+    """Which memory a tensor of the graph lies in: the same for all views of it."""
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else node
 
 
 def _shape(node: Node) -> torch.Size:

@@ -1,0 +1,151 @@
+"""What is known of the tensors on the way through the graph of a model, and of the operations between them.
+
+Operations that only move entries about (views, transposes, slices, windows, paddings) are executed on the labels
+themselves, whatever they are; ``operations``, ``arithmetic`` and ``products`` say what all others mean for the units.
+What nobody has said anything about bars the units that reach it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from meta_teleport.detection.units import FIXED, KINDS, Units, squeeze_repeats, varies
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of a tensor of the graph.
+
+    ``labels``: the unit of every entry, in the tensor's shape, mostly expanded. A parameter, or a view of one, has
+    ``coordinates`` instead: which entry of ``parameter`` every entry is. A tensor with neither does not move;
+    ``constant`` holds its numbers where they are known.
+    """
+
+    shape: torch.Size
+    labels: Tensor | None = None
+    parameter: str = ""
+    coordinates: tuple[Tensor, ...] = ()
+    constant: Tensor | None = None
+
+    @property
+    def moves(self) -> bool:
+        return self.labels is not None
+
+
+Handler = Callable[..., Any]
+HANDLERS: dict[str, Handler] = {}
+SHAPES_ONLY = (
+    "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like rand_like randn_like "
+    "assert_tensor_metadata sym_size size arange zero fill"
+)
+
+
+def handles(names: str) -> Callable[[Handler], Handler]:
+    """Registers what the ATen operations in ``names`` (separated by spaces) mean for units:
+    ``handler(step, *arguments) -> Value``."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names.split(), handler))
+        return handler
+
+    return register
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation on the walk: the units of the model, the operation, where it stands, the shape of its result."""
+
+    units: Units
+    node: Node
+    operation: str
+    place: str
+    shape: torch.Size
+
+    def fixed(self) -> Value:
+        """A result that does not move."""
+        return Value(self.shape)
+
+    def labelled(self, labels: Tensor) -> Value:
+        """A result whose entries are these units."""
+        return Value(self.shape, labels.expand(self.shape))
+
+    def bar(self, *values: Value, kinds: Iterable[Any] = KINDS, reason: str = "") -> None:
+        """Bars the units of some values."""
+        for value in values:
+            if value.labels is not None:
+                self.units.bar_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}")
+
+    def refuse(self, *values: Value) -> None:
+        """Notes of those values that are parameters that they are used in a way in which no group can act on them."""
+        for value in values:
+            if value.parameter:
+                self.units.use(value.parameter, value.coordinates, None, None, self.place)
+
+
+def unknown(step: Step, args: Any, kwargs: Any) -> Any:
+    """What reaches an operation without a handler does not move."""
+    for value in tree_leaves((args, kwargs)):
+        if isinstance(value, Value):
+            step.bar(value)
+            step.refuse(value)
+    outputs = step.node.meta.get("val")
+    if isinstance(outputs, (list, tuple)):
+        return [Value(t.shape) if isinstance(t, Tensor) else t for t in outputs]
+    return step.fixed()
+
+
+def rearranged(step: Step, args: Any, kwargs: Any, value: Value) -> Any:
+    """The result of an operation that only moves entries about, by executing it on the labels of ``value``."""
+    target: Any = torch.ops.aten.reshape if step.operation in ("view", "unsafe_view") else step.node.target
+
+    def execute(labels: Tensor) -> Any:
+        a, k = tree_map_only(Value, lambda v: labels if v is value else _stand_in(v), (args, kwargs))
+        return target(*a, **k)
+
+    if value.labels is not None:
+        return _each(execute(value.labels), lambda labels: Value(labels.shape, labels))
+    if value.parameter:
+        pieces = [execute(c) for c in value.coordinates]
+        if pieces and isinstance(pieces[0], Tensor):
+            return Value(pieces[0].shape, parameter=value.parameter, coordinates=tuple(pieces))
+        return [Value(p[0].shape, parameter=value.parameter, coordinates=p) for p in zip(*pieces, strict=True)]
+    if value.constant is not None:
+        return _each(execute(value.constant), lambda constant: Value(constant.shape, constant=constant))
+    outputs = step.node.meta.get("val")
+    return _each(outputs, lambda t: Value(t.shape)) if outputs is not None else step.fixed()
+
+
+def as_units(step: Step, value: Value, right: Tensor | None = None) -> Value:
+    """A parameter that enters the activations by itself (a class token): every entry is a unit, made from ``right``."""
+    if not value.parameter:
+        return value
+    seen = squeeze_repeats(*value.coordinates) if value.coordinates else []
+    count = seen[0].numel() if seen else 1
+    units = step.units.fresh(count, step.node).reshape(seen[0].shape if seen else ())
+    step.units.use(value.parameter, value.coordinates, units, right, step.place)
+    return Value(value.shape, units.expand(value.shape))
+
+
+def labels_or_fixed(value: Value) -> Tensor:
+    """The labels of a value; those of a tensor that does not move are all ``FIXED``."""
+    return torch.tensor(FIXED).expand(value.shape) if value.labels is None else value.labels
+
+
+def differs_between_units(mover: Value, other: Value) -> bool:
+    """Whether a factor varies along an axis along which the units do."""
+    lead = len(mover.shape) - len(other.shape)
+    along = varies(labels_or_fixed(mover))
+    return lead < 0 or any(along[lead + i] and n > 1 for i, n in enumerate(other.shape))
+
+
+def _stand_in(value: Value) -> Tensor:
+    return torch.empty(value.shape) if value.constant is None else value.constant
+
+
+def _each(outputs: Any, make: Callable[[Tensor], Value]) -> Any:
+    return make(outputs) if isinstance(outputs, Tensor) else [make(o) for o in outputs]
