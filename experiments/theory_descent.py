@@ -78,8 +78,8 @@ def run(smoke: bool) -> Statement:
 
 def draw(statement: Statement, figure: Figure) -> None:
     for axes, (name, curves) in zip(figure.subplots(1, len(statement.curves)), statement.curves.items(), strict=True):
-        for colour, (teleport, losses) in zip(COLOURS, curves.items(), strict=False):
-            shades(axes, range(len(losses)), losses, label=teleport, color=colour)
-        axes.set(xlabel="step", title=name, xscale="symlog")
+        for colour, line, (teleport, losses) in zip(COLOURS, ("-", "--", "-"), curves.items(), strict=False):
+            shades(axes, range(len(losses)), losses, label=teleport, color=colour, linestyle=line)
+        axes.set(xlabel="step", title=name)
     figure.axes[0].set_ylabel("log10 loss: median, 10 % to 90 %")
     figure.axes[0].legend(title="teleport", fontsize=8)

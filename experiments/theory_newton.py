@@ -107,13 +107,13 @@ def draw(statement: Statement, figure: Figure) -> None:
     for i, (name, values) in enumerate(statement.curves.items()):
         for key, line in (("steepest", "-"), ("random", ":")):
             ordered = values[key].sort().values
-            label = f"{name}, {key}" if key == "random" or i == 0 else None
+            label = f"{name}, random point" if key == "random" else "all, steepest point" if i == 0 else None
             left.plot(torch.linspace(0, 1, len(ordered)), ordered, line, color=COLOURS[i], label=label)
         rates = values["rate"][:SHOWN].sort().values
         right.plot(
             torch.linspace(0, 1, len(rates)), rates, marker=MARKERS[i], markevery=30, color=COLOURS[i], label=name
         )
-    left.set(xlabel="fraction of points", ylabel="cosine of gradient and Newton step")
+    left.set(xlabel="fraction of points", ylabel="cosine of gradient and Newton steps")
     right.set(xlabel="fraction of points", ylabel="rate of |grad L|^2 along v / (|g| |v|)", yscale="symlog")
     right.axhline(0, color="black", linewidth=0.8)
     for axes in (left, right):

@@ -9,6 +9,12 @@ gradient flow), without units:
     drift     A R f . L / m^2      how fast the flow leaves the critical points: R A f and the bracket together
 
 ``gap`` is the mean over log L of ``1 - |grad L| / sqrt(m)``; ``teleports`` is how many it takes to stay within 1 %.
+
+Two cases are decided by hand. If the group acts by affine maps, A R f = -[A, R] f everywhere (differentiate g . R = 0
+along g = grad L): the bracket vanishes along the flow exactly if the flow stays critical. If the orbits fill the level
+sets, H g = lambda g at a critical point, so that [A, R] f = 2 lambda g . [A, R] = 2 lambda R f = 0 there: the bracket
+says nothing, and a flow that stays critical keeps its direction, so that it is a straight line. Critical is not yet
+steepest: another critical point of the orbit may overtake.
 """
 
 from dataclasses import dataclass
@@ -23,6 +29,7 @@ from theory_landscapes import Landscape
 from torch import Tensor
 from torch.func import vmap
 
+from meta_teleport.statistics import bootstrap
 from meta_teleport.teleportation.brackets import derivative, gradient_flow, lie_bracket
 
 TITLE = "When is one teleport enough?"
@@ -114,6 +121,7 @@ def measure(example: Example, steps: int, checks: int, starts: int) -> tuple[dic
         "largest bracket": float(path.bracket[:, once].abs().max()),
         "largest slope": float(path.slope[:, once].abs().max()),
         "gap, one teleport": float(path.gap[once].mean()),
+        "interval": list(bootstrap(path.gap[once], generator)),
         "gap, none": float(path.gap[never].mean()),
         "cosine of first and last gradient": float(path.cosine[-1, once].min()),
         "teleports needed": [int(teleports.min()), int(teleports.median()), int(teleports.max())],
@@ -136,7 +144,7 @@ def draw(statement: Statement, figure: Figure) -> None:
         left.plot(levels, ratio, label=name, marker=MARKERS[i], markevery=(i * 3, 30), markersize=5, **style)
     left.set(xscale="log", xlabel="loss / loss at the teleport", ylabel="|grad L| / largest on the orbit")
     left.invert_xaxis()
-    left.legend(fontsize=7, loc="lower left")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=7, ncols=5, frameon=False)
     left.set_title("after one teleport to the steepest point", fontsize=9)
     rows = statement.rows
     places = range(len(rows), 0, -1)

@@ -73,14 +73,14 @@ def steepness(w: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     coordinates = (vectors.mT @ w.unsqueeze(-1)).squeeze(-1)
     start = loss(w, vectors)
     levels = DECAY ** torch.linspace(0, 1, LEVELS, dtype=torch.float64)
-    times = torch.stack([time_to(level * start, coordinates, values) for level in levels])
+    times = time_to(levels.unsqueeze(1) * start, coordinates, values)
     moved = coordinates * (-values * times.unsqueeze(-1)).exp()
     reached = (values * moved.square()).sum(-1) / 2
     return ((values * moved).square().sum(-1) / (2 * values[0] * reached)).sqrt(), times
 
 
 def time_to(level: Tensor, coordinates: Tensor, values: Tensor) -> Tensor:
-    """When the flow passes ``level``: Newton's method on log L, which is convex and decreasing in time."""
+    """When the flow passes ``level`` ``(levels, starts)``: Newton's method on log L, which is convex and falls."""
     time = torch.zeros_like(level)
     for _ in range(60):
         squares = values * (coordinates * (-values * time.unsqueeze(-1)).exp()).square()

@@ -159,5 +159,6 @@ def draw(statement: Statement, figure: Figure) -> None:
             axes.fill_between(horizons, low, high, color=colour, alpha=0.25, linewidth=0)
         axes.plot(horizons, [row["own, none"] for row in rows], "^:", color=COLOURS[1], label="own, none", markersize=4)
         axes.set(xscale="log", yscale="log", xlabel="steps T", title=name)
-        axes.legend(fontsize=7)
+    legend = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", fontsize=8, ncols=4, frameon=False)
     figure.axes[0].set_ylabel("squared gradient norm, least over t of mean")
