@@ -35,7 +35,7 @@ class Sizes:
     rank: int = 8
     batch: int = 8
     points: int = 4096
-    test: int = 256
+    test: int = 128
     shift: float = 0.5
     pretraining_steps: int = 600
     pretraining_batch: int = 16

@@ -33,12 +33,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The same problems for all methods, to tune on and to report; ``measure_of(tasks)`` gives their errors."""
+    """The same problems for all methods, to tune on and to report; ``measure_of(tasks)`` gives their errors, at the
+    start and ``measured`` times."""
 
     tuning: Tasks
     fresh: Tasks
     steps: int
     measure_of: MeasureOf
+    measured: int = 20
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ def sweep(tasks: Tasks, entry: Entry, benchmark: Benchmark) -> Sweep:
 def run(grid: Tasks, method: Method, lr: Tensor, benchmark: Benchmark) -> Trained:
     """One variant, or its control with random elements."""
     measure = benchmark.measure_of(grid)
-    trained = train(grid, method, lr, benchmark.steps, measure)
+    trained = train(grid, method, lr, benchmark.steps, measure, benchmark.measured)
     if method.randomized:
         control = replace(method, gauge=random_like(trained.sizes, torch.Generator().manual_seed(0)))
-        trained = train(grid, control, lr, benchmark.steps, measure)
+        trained = train(grid, control, lr, benchmark.steps, measure, benchmark.measured)
     return trained
 
 

@@ -56,7 +56,7 @@ SIDE_ENTRIES = ("Adam", "principal axes, transported", "scaled gradient descent"
 LORA_SIZES = Sizes()
 LORA_TUNING, LORA_STEPS = 8, 300
 LORA_SCOPES: dict[str, Allowed] = {"beta2 = 0.999": lambda method: True}
-LORA_LRS = (0.004, 0.0075, 0.013, 0.022, 0.04)
+LORA_LRS = (0.0075, 0.012, 0.02, 0.033)
 LORA_GRID = ((0.5, 2.0), (0.75, 1.0), (0.75, 2.0))
 SMOKE_FAMILY: dict[str, Any] = {"rank": 2, "inputs": 6, "outputs": 5, "points": 64, "batch": 8}
 SMOKE_SIZES = Sizes(width=8, layers=1, heads=2, rank=2, batch=4, points=32, test=8, pretraining_steps=10)
@@ -135,7 +135,7 @@ def lora(smoke: bool) -> dict[str, Any]:
     sizes, counts = (SMOKE_SIZES, (2, 3)) if smoke else (LORA_SIZES, (LORA_TUNING, PROBLEMS))
     print(f"pre-training {sum(counts)} models", file=sys.stderr)
     (tuning, _), (fresh, excess) = (adaptation(sizes, count, seed) for seed, count in enumerate(counts))
-    benchmark = Benchmark(tuning, fresh, 20 if smoke else LORA_STEPS, lambda tasks: tasks.excess)
+    benchmark = Benchmark(tuning, fresh, 20 if smoke else LORA_STEPS, lambda tasks: tasks.excess, 10)
     return {
         "sizes": asdict(sizes),
         "pretrained": float(excess.quantile(0.5)),
