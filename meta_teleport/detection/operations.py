@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import FIXED, ZERO, distinct, squeeze_repeats, varies
+from meta_teleport.detection.units import FIXED, ZERO, Kind, distinct, squeeze_repeats, varies
 from meta_teleport.detection.values import (
     SHAPES_ONLY,
     Step,
@@ -177,11 +177,13 @@ def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
 )
 def pointwise(step: Step, value: Any, *args: Any, **kwargs: Any) -> Value:
     """The same function for all units, homogeneous or not."""
-    step.bar(*(other for other in (*args, *kwargs.values()) if isinstance(other, Value)))
+    others = [other for other in (*args, *kwargs.values()) if isinstance(other, Value)]
+    step.bar(*others)
     if not isinstance(value, Value) or not value.moves:
         return step.fixed()
-    step.bar(value, kinds=["mix", "scale"], reason="pass, and are not positively homogeneous:")
-    return value
+    kinds: list[Kind] = ["mix", "scale", "permute"] if others else ["mix", "scale"]
+    step.bar(value, kinds=kinds, reason="pass, and are not positively homogeneous:")
+    return step.labelled(labels_or_fixed(value))
 
 
 @handles("mean sum")
