@@ -201,3 +201,26 @@ def test_a_wider_tolerance_accepts_the_drift() -> None:
     found = mt.teleport(LINEAR.build(), ONE, loss=penalised, batch=LINEAR.batch(), size=0.3, tolerance=1e9)
     assert found.accepted and found.drift > 1e-4
     assert mt.teleport(LINEAR.build(), ONE, stretched(1e6)).accepted
+
+
+def test_a_loss_that_is_not_a_number_where_the_teleport_ends_is_drift() -> None:
+    model = LINEAR.build()
+    start = model.get_parameter("0.weight").detach().clone()
+
+    def loss(model: nn.Module, batch: network_cases.Batch) -> Tensor:
+        value = network_cases.loss(model, batch)
+        return value if torch.equal(model.get_parameter("0.weight"), start) else value * torch.nan
+
+    found = mt.teleport(model, ONE, "balanced", loss=loss, batch=LINEAR.batch())
+    assert not found.accepted and found.reason == "the loss moved by nan, and the tolerance is 1.0e-04"
+
+
+@pytest.mark.parametrize("objective", ["balanced", constant(ZERO)], ids=["accepted", "not accepted"])
+def test_what_was_found_stays_when_the_model_goes_on(objective: str | Gauge) -> None:
+    model = LINEAR.build()
+    found = mt.teleport(model, ONE, objective)
+    kept = {name: p.clone() for name, p in found.params.items()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert all(torch.equal(found.params[name], p) for name, p in kept.items())
