@@ -59,6 +59,9 @@ def measure(landscape: Landscape, steps: int, count: int) -> tuple[list[dict[str
         curves[name] = losses[:, size == SIZES].squeeze(1)
         hindsight[name] = losses[-1].min(0).values
         row: dict[str, Any] = {"function": landscape.name, "teleport": name, "step size": float(size)}
+        row["curvature"] = float(torch.linalg.matrix_norm(vmap(landscape.hessian)(held_out[name]), 2).median())
+        curvature = torch.linalg.matrix_norm(vmap(landscape.hessian)(held_out[name]), 2)
+        row["curvature"] = float(curvature.median())
         row |= {f"step {step}": float(curves[name][step].median()) for step in CHECKPOINTS if step <= steps}
         for key, ends in (("less none", {n: c[-1] for n, c in curves.items()}), ("hindsight, less none", hindsight)):
             row[key] = float((ends[name] - ends["none"]).mean())
