@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Self
 
@@ -36,12 +37,12 @@ class View:
         """The whole parameter of that ``shape``, with its units along one ``axis``."""
         return cls(name, len(shape), tuple(shape), (axis % len(shape),))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """How many numbers of the parameter the view shows."""
         return prod(self.shape)
 
-    @property
+    @cached_property
     def front(self) -> tuple[int, ...]:
         """Blocks and units: ``(*blocks, k)``."""
         return (*(self.shape[i] for i in self.blocks), prod(self.shape[i] for i in self.units))
@@ -51,8 +52,7 @@ class View:
         tasks = parameter.ndim - self.ndim
         lead = parameter.shape[:tasks]
         factors = self._slice(parameter).reshape(*lead, *self.shape).permute(self._order(tasks))
-        rest = self.size // prod(self.front)
-        return factors.reshape(*lead, *self.front, rest)
+        return factors.reshape(*lead, *self._matrix_shape)
 
     def restore(self, matrix: Tensor, like: Tensor) -> Tensor:
         """The inverse of :meth:`matrix`: the parameter ``like`` with the numbers of the view replaced."""
@@ -76,6 +76,14 @@ class View:
 
     def _order(self, tasks: int) -> list[int]:
         """The axes of the factors in the order tasks, blocks, units, rest."""
+        return [*range(tasks), *(tasks + i for i in self._factors)]
+
+    @cached_property
+    def _factors(self) -> tuple[int, ...]:
+        """The positions in ``shape`` in the order blocks, units, rest."""
         front = (*self.blocks, *self.units)
-        rest = (i for i in range(len(self.shape)) if i not in front)
-        return [*range(tasks), *(tasks + i for i in (*front, *rest))]
+        return (*front, *(i for i in range(len(self.shape)) if i not in front))
+
+    @cached_property
+    def _matrix_shape(self) -> tuple[int, ...]:
+        return (*self.front, self.size // prod(self.front))

@@ -44,8 +44,8 @@ def bind(model: nn.Module, loss: ModelLoss, batch: Any) -> Loss:
     bound, randomness, precision = _Bound(model, loss), _Randomness(model), _Precision(model)
 
     def evaluate(params: Params) -> Tensor:
-        count = len(next(iter(params.values())))
-        return torch.stack([single({name: p[i] for name, p in params.items()}) for i in range(count)])
+        tasks = zip(*(p.unbind() for p in params.values()), strict=True)
+        return torch.stack([single(dict(zip(params, tensors, strict=True))) for tensors in tasks])
 
     def single(params: Params) -> Tensor:
         tensors = {f"model.{name}": p for name, p in params.items()}
