@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from meta_teleport.learned.rule import shapes_of as shapes_of
     from meta_teleport.meta.settings import Training as Training
     from meta_teleport.meta.training import train as train
+    from meta_teleport.optimizers.schedules import Budget as Budget
+    from meta_teleport.optimizers.schedules import Epochs as Epochs
+    from meta_teleport.optimizers.schedules import Every as Every
+    from meta_teleport.optimizers.schedules import Plateau as Plateau
+    from meta_teleport.optimizers.schedules import Steps as Steps
+    from meta_teleport.optimizers.teleported import TeleportedOptimizer as TeleportedOptimizer
     from meta_teleport.record import Run as Run
     from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
     from meta_teleport.symmetry.views import View as View
@@ -37,12 +43,6 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
     from meta_teleport.tasks.functions import Functions as Functions
     from meta_teleport.tasks.regression import Regression as Regression
-    from meta_teleport.teleportation.optimizer import TeleportedOptimizer as TeleportedOptimizer
-    from meta_teleport.teleportation.schedules import Budget as Budget
-    from meta_teleport.teleportation.schedules import Epochs as Epochs
-    from meta_teleport.teleportation.schedules import Every as Every
-    from meta_teleport.teleportation.schedules import Plateau as Plateau
-    from meta_teleport.teleportation.schedules import Steps as Steps
     from meta_teleport.teleportation.search import Teleport as Teleport
     from meta_teleport.teleportation.search import teleport as teleport
 
@@ -70,12 +70,12 @@ _HOMES = {
     "Regression": "tasks.regression",
     "Teleport": "teleportation.search",
     "teleport": "teleportation.search",
-    "TeleportedOptimizer": "teleportation.optimizer",
-    "Budget": "teleportation.schedules",
-    "Epochs": "teleportation.schedules",
-    "Every": "teleportation.schedules",
-    "Plateau": "teleportation.schedules",
-    "Steps": "teleportation.schedules",
+    "TeleportedOptimizer": "optimizers.teleported",
+    "Budget": "optimizers.schedules",
+    "Epochs": "optimizers.schedules",
+    "Every": "optimizers.schedules",
+    "Plateau": "optimizers.schedules",
+    "Steps": "optimizers.schedules",
 }
 __all__ = list(_HOMES)
 

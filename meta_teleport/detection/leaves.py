@@ -13,7 +13,7 @@ SEED = 0
 _OUTPUTS: dict[int, list[Tensor]] = {}
 
 
-@torch.library.custom_op("meta_teleport::leaf", mutates_args=())
+@torch.library.custom_op("meta_teleport::leaf", mutates_args=(), schema="(Tensor[] inputs, int key) -> Tensor[]")
 def _leaf(inputs: list[Tensor], key: int) -> list[Tensor]:
     raise NotImplementedError("a leaf exists only while a model is traced")
 

@@ -13,7 +13,7 @@ from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.transport import require_linear
+from meta_teleport.teleportation.moments import has_moment_map
 
 
 def trainable_parameters(model: nn.Module) -> Params:
@@ -57,6 +57,16 @@ def trainable_sites(model: nn.Module, symmetry: Symmetry) -> Symmetry:
     if not free:
         raise UserError("every site has a frozen parameter: set requires_grad on the parameters of one that may move")
     return replace(continuous, sites=free)
+
+
+def require_linear(symmetry: Symmetry) -> None:
+    """Raises ``UserError`` if an action depends on data or is not linear: gradients have no law there."""
+    for site in symmetry.sites:
+        if site.needs_inputs or not has_moment_map(site):
+            raise UserError(
+                f"site '{site.name}' acts by {type(site).__name__}, which is not the same linear map for every input: "
+                "gradients and optimizer state can only follow exact sites, leave this one out"
+            )
 
 
 def require_finite(what: str, value: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, SGD, Adagrad, Adam, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params, flatten, unflatten
@@ -65,6 +65,7 @@ LAWS: dict[type[Optimizer], dict[str, Law]] = {
     Adagrad: {"sum": as_squares},
     RMSprop: {"square_avg": as_squares, "grad_avg": as_gradients},
     Adam: _ADAM,
+    AdamW: _ADAM,
     NAdam: _ADAM,
     RAdam: _ADAM,
     LBFGS: {"d": as_weights, "prev_flat_grad": as_gradients, "old_stps": as_weights, "old_dirs": as_gradients},
@@ -81,16 +82,6 @@ def laws_of(optimizer: Optimizer) -> dict[str, Law]:
             return laws
     name, known = type(optimizer).__name__, ", ".join(kind.__name__ for kind in LAWS)
     raise UserError(f"how the state of {name} moves is not known: use state='reset' or 'keep', or one of {known}")
-
-
-def require_linear(symmetry: Symmetry) -> None:
-    """Raises ``UserError`` if an action depends on data or is not linear: gradients have no law there."""
-    for site in symmetry.sites:
-        if site.needs_inputs or type(site).act is not Site.act:
-            raise UserError(
-                f"site '{site.name}' acts by {type(site).__name__}, which is not the same linear map for every input: "
-                "gradients and optimizer state can only follow exact sites, leave this one out"
-            )
 
 
 def move(law: Law, symmetry: Symmetry, vectors: Params, elements: tuple[Tensor, ...]) -> Params:

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meta_teleport.errors import UserError
+from meta_teleport.optimizers.delegate import Delegate
+from meta_teleport.optimizers.history import History, TeleportRecord, describe
+from meta_teleport.optimizers.schedules import Progress, Schedule, as_schedule
+from meta_teleport.optimizers.transport import Writes, laws_of, moved_gradients, moved_state, reset_state
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
-from meta_teleport.teleportation.delegate import Delegate
 from meta_teleport.teleportation.drift import LIMIT
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
-from meta_teleport.teleportation.history import History, TeleportRecord, describe
 from meta_teleport.teleportation.objectives import Objective
-from meta_teleport.teleportation.schedules import Progress, Schedule, as_schedule
 from meta_teleport.teleportation.search import Teleport, teleport
 from meta_teleport.teleportation.strategies import as_strategy
-from meta_teleport.teleportation.transport import Writes, laws_of, moved_gradients, moved_state, reset_state
 
 STATES = ("keep", "reset", "transport")
 NEED_NO_LOSS = (*GAUGES, "random")
@@ -43,7 +43,7 @@ class TeleportedOptimizer(Delegate):
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
-    steps), a list of steps, or a schedule of ``meta_teleport.teleportation.schedules``; with an empty list the wrapper
+    steps), a list of steps, or a schedule of ``meta_teleport.optimizers.schedules``; with an empty list the wrapper
     is bitwise the base optimizer. ``loss(model, batch)`` and ``batches()``, which gives the batch to teleport on:
     gauges and random elements need neither, and measure their drift if they are given.
 

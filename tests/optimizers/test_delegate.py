@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from meta_teleport.teleportation.delegate import Delegate
+from meta_teleport.optimizers.delegate import Delegate
 
 
 @pytest.fixture

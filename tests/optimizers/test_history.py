@@ -7,7 +7,7 @@ import torch
 from network_cases import HEADS, LINEAR, RELU, Network
 from torch import Tensor
 
-from meta_teleport.teleportation.history import (
+from meta_teleport.optimizers.history import (
     ILL_CONDITIONED,
     NO_FASTER,
     WINDOW,

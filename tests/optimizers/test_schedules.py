@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from meta_teleport.errors import UserError
-from meta_teleport.teleportation.schedules import (
+from meta_teleport.optimizers.schedules import (
     Budget,
     Epochs,
     Every,

@@ -17,12 +17,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
+from meta_teleport.optimizers.history import NO_FASTER, WORSE_VALIDATION
+from meta_teleport.optimizers.schedules import Budget, Plateau
+from meta_teleport.optimizers.teleported import TeleportedOptimizer
+from meta_teleport.optimizers.transport import moved_gradients, moved_state
 from meta_teleport.symmetry.groups import FirstOrder
 from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
-from meta_teleport.teleportation.history import NO_FASTER, WORSE_VALIDATION
-from meta_teleport.teleportation.optimizer import TeleportedOptimizer
-from meta_teleport.teleportation.schedules import Budget, Plateau
-from meta_teleport.teleportation.transport import moved_gradients, moved_state
 
 BASES: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "sgd": lambda p: SGD(p, 0.05),

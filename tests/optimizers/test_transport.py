@@ -14,10 +14,7 @@ from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optim
 
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
-from meta_teleport.params import Params, flatten
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
-from meta_teleport.symmetry.views import View
-from meta_teleport.teleportation.transport import (
+from meta_teleport.optimizers.transport import (
     LAWS,
     as_gradients,
     as_squares,
@@ -26,9 +23,12 @@ from meta_teleport.teleportation.transport import (
     move,
     moved_gradients,
     moved_state,
-    require_linear,
     reset_state,
 )
+from meta_teleport.params import Params, flatten
+from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.views import View
+from meta_teleport.teleportation.conditions import require_linear
 
 Make = Callable[[list[nn.Parameter], float], Optimizer]
 
