@@ -11,7 +11,7 @@ measured by, so that both saw the same machine: read the ratios, not the seconds
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,11 +28,9 @@ from torch import Tensor
 import meta_teleport as mt
 from meta_teleport.params import Params
 from meta_teleport.record import provenance, write_json
-from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.objectives import Curvature, Loss, Sharpness, gradient_norm
 
 GAUGES = ("balanced", "whitened", "principal_axes")
-DETECTIONS = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Plan:
     longest: int
     widths: dict[str, tuple[int, ...]]
     bursts: int
+    detections: int
     seconds: float
 
 
@@ -56,6 +55,7 @@ PLAN = Plan(
     longest=100,
     widths={"ReLU": (32, 64, 128, 256, 512, 1024, 2048), "linear": (32, 64, 128, 256, 512)},
     bursts=8,
+    detections=3,
     seconds=0.15,
 )
 SMOKE = Plan(
@@ -64,7 +64,8 @@ SMOKE = Plan(
     every=(2, 4, 8),
     longest=4,
     widths={"ReLU": (4,), "linear": (4,)},
-    bursts=2,
+    bursts=1,
+    detections=1,
     seconds=0.0,
 )
 
@@ -77,17 +78,14 @@ def forward_backward(network: Network) -> Work:
     return Work(lambda: run)
 
 
-def detection(network: Network, clock: Clock) -> dict[str, Any]:
+def detection(network: Network, times: int, clock: Clock) -> dict[str, Any]:
     """Seconds to find the symmetry, numeric check included, beside one forward-backward pass."""
-    symmetry, seconds = network.symmetry(), []
-    for _ in range(DETECTIONS):
-        began = perf_counter()
-        network.symmetry()
-        seconds.append(perf_counter() - began)
-    run = forward_backward(network)
-    passes = median(clock.burst(run, run.begin()) for _ in range(DETECTIONS))
-    times = {"seconds": median(seconds), "longest": max(seconds), "passes": median(seconds) / passes}
-    return {"parameters": network.parameters, "sites": len(symmetry.sites), **times}
+    find, run, once = Work(lambda: network.detect), forward_backward(network), replace(clock, seconds=0.0)
+    sites = len(network.symmetry.sites)
+    seconds = [once.burst(find, find.begin()) for _ in range(times)]
+    passes = median(clock.burst(run, run.begin()) for _ in range(times))
+    taken = {"seconds": median(seconds), "longest": max(seconds), "passes": median(seconds) / passes}
+    return {"parameters": network.parameters, "sites": sites, **taken}
 
 
 def differentiated(loss: Loss, params: Params) -> Tensor:
@@ -95,7 +93,7 @@ def differentiated(loss: Loss, params: Params) -> Tensor:
     return gradient_norm(loss, params)
 
 
-def searches(network: Network, symmetry: Symmetry) -> Iterator[tuple[str, dict[str, Any]]]:
+def searches(network: Network) -> Iterator[tuple[str, dict[str, Any]]]:
     """The arguments of ``mt.teleport``, by name."""
     search: dict[str, Any] = {"loss": loss, "batch": network.batch}
     yield "gradient norm, 10 steps", search
@@ -103,7 +101,7 @@ def searches(network: Network, symmetry: Symmetry) -> Iterator[tuple[str, dict[s
     yield "gradient norm by second derivatives, 1 step", {**search, "objective": differentiated, "steps": 1}
     lower: dict[str, Any] = {**search, "direction": "lower", "steps": 1}
     yield "sharpness, 1 of 10 directions, 1 step", {**lower, "objective": Sharpness(directions=1)}
-    yield "curvature, 1 of 10 directions, 1 step", {**lower, "objective": Curvature(symmetry, directions=1)}
+    yield "curvature, 1 of 10 directions, 1 step", {**lower, "objective": Curvature(network.symmetry, directions=1)}
     for gauge in GAUGES:
         yield gauge, {"objective": gauge}
     yield "random", {"objective": "random", "generator": torch.Generator().manual_seed(0)}
@@ -111,9 +109,8 @@ def searches(network: Network, symmetry: Symmetry) -> Iterator[tuple[str, dict[s
 
 def teleports(network: Network, clock: Clock) -> Iterator[dict[str, Any]]:
     """One row per kind of teleport: forward-backward passes, and how often it runs the loss forward and backward."""
-    symmetry = network.symmetry()
-    for name, arguments in searches(network, symmetry):
-        teleport = partial(mt.teleport, network.model, symmetry, **arguments)
+    for name, arguments in searches(network):
+        teleport = partial(mt.teleport, network.model, network.symmetry, **arguments)
         counted = Counted(loss)
         found = teleport(loss=counted) if "loss" in arguments else teleport()
         counts = {"forward": counted.forward, "backward": counted.backward, "accepted": found.accepted}
@@ -123,10 +120,9 @@ def teleports(network: Network, clock: Clock) -> Iterator[dict[str, Any]]:
 
 def slowdowns(network: Network, optimizer: str, every: tuple[int, ...], clock: Clock) -> Iterator[dict[str, Any]]:
     """One row per schedule (0: never): seconds per step over those of the bare optimizer."""
-    symmetry = network.symmetry()
-    bare = Training(network, symmetry, optimizer).work()
+    bare = Training(network, optimizer).work()
     for k, state in [(0, "transport"), *((k, "transport") for k in every), (every[0], "keep"), (every[0], "reset")]:
-        training = Training(network, symmetry, optimizer, k, state)
+        training = Training(network, optimizer, k, state)
         row = clock.compare(training.work(), bare)
         yield {"optimizer": optimizer, "every": k, "state": state, "accepted": training.accepted, **row}
 
@@ -152,10 +148,10 @@ def training(name: str, network: Network, plan: Plan, clock: Clock) -> Iterator[
 def widths(kind: str, width: int, clock: Clock) -> Iterator[dict[str, Any]]:
     """An MLP 784-width-width-10: positive scalings behind ReLU, without it the general linear group."""
     network = mlp((784, width, width, 10), relu=kind == "ReLU").to(clock.device)
-    symmetry = network.symmetry()
-    for name, arguments in list(searches(network, symmetry)):
+    for name, arguments in searches(network):
         if name in ("gradient norm, 10 steps", "balanced"):
-            work = Work(lambda chosen=arguments: partial(mt.teleport, network.model, symmetry, **chosen))  # type: ignore[misc]
+            teleport = partial(mt.teleport, network.model, network.symmetry, **arguments)
+            work = Work(lambda run=teleport: run)  # type: ignore[misc]
             row = clock.compare(work, forward_backward(network))
             yield {"network": kind, "width": width, "parameters": network.parameters, "teleport": name, **row}
 
@@ -168,7 +164,10 @@ def measure(plan: Plan, device: str) -> dict[str, Any]:
     named = networks.items()
     sizes = [(kind, width) for kind, chosen in plan.widths.items() for width in chosen]
     return {
-        "detection": [{"network": name, **detection(network, clock)} for name, network in (networks | large).items()],
+        "detection": [
+            {"network": name, **detection(network, plan.detections, clock)}
+            for name, network in (networks | large).items()
+        ],
         "teleports": [{"network": name, **row} for name, network in named for row in teleports(network, clock)],
         "training": [
             {"network": name, **row} for name, network in named for row in training(name, network, plan, clock)

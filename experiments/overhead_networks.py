@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -63,7 +64,11 @@ class Network:
         inputs, targets = self.batch
         return Network(self.model.to(device), (inputs.to(device), targets.to(device)))
 
+    @cached_property
     def symmetry(self) -> Symmetry:
+        return self.detect()
+
+    def detect(self) -> Symmetry:
         return mt.find_symmetries(self.model, self.batch[0])
 
     @property
@@ -108,7 +113,7 @@ def transformer(width: int = 128, layers: int = 2, length: int = 64, points: int
 
 
 def vit_b_16() -> Network:
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]
 
     return Network(
         torchvision.models.vit_b_16(num_classes=CLASSES), (torch.randn(2, 3, 224, 224), torch.randint(CLASSES, (2,)))

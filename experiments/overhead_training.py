@@ -11,7 +11,6 @@ from overhead_timing import Work
 from torch.optim import SGD, Adam, Optimizer
 
 import meta_teleport as mt
-from meta_teleport.symmetry.symmetry import Symmetry
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "SGD": partial(SGD, lr=1e-3, momentum=0.9),
@@ -25,7 +24,6 @@ class Training:
     ascent steps after every ``every`` of them (0: never)."""
 
     network: Network
-    symmetry: Symmetry
     optimizer: str
     every: int | None = None
     state: str = "transport"
@@ -53,7 +51,7 @@ class Training:
     def _wrapped(self, base: Optimizer, model: Any) -> mt.TeleportedOptimizer:
         batch, schedule = self.network.batch, self.every or ()
         wrapped = mt.TeleportedOptimizer(
-            base, model, self.symmetry, schedule=schedule, loss=loss, batches=lambda: batch, state=self.state
+            base, model, self.network.symmetry, schedule=schedule, loss=loss, batches=lambda: batch, state=self.state
         )
         self.teleports.append(wrapped.teleports)
         return wrapped
