@@ -1,0 +1,424 @@
+"""Sites and refusals of small networks, written by hand; and none of the sites moves the outputs."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detection.drift import drifts
+from detection.nets import Case, Net, chain, described, found, normal, weight
+from torch import Tensor, nn
+
+from meta_teleport.detection import operations
+from meta_teleport.detection.detect import find_symmetries
+from meta_teleport.detection.values import HANDLERS
+
+Linear, Conv = nn.Linear, nn.Conv2d
+ROWS, SEQUENCE, IMAGE = normal(5, 3), normal(2, 5, 3), normal(2, 3, 8, 8)
+
+
+def hidden(kind: str, *extra: str) -> tuple[str, ...]:
+    """The sites of one hidden layer ``0`` of four units that ``2`` reads, with more parameters that make them."""
+    made = " ".join(("0.weight", "0.bias", *extra))
+    return tuple(f"{group} 4: {made} > 2.weight" for group in kind.split())
+
+
+def tokens() -> Tensor:
+    return torch.tensor([[0, 3, 6, 1], [2, 2, 5, 4]])
+
+
+def two(function, **parts) -> Net:
+    """Two layers a, g beside each other on three inputs, and a reader b of four units."""
+    return Net(function, **{"a": Linear(3, 4), "g": Linear(3, 4), "b": Linear(4, 3), **parts})
+
+
+@dataclass
+class Pair:
+    logits: Tensor
+    features: Tensor
+
+
+LAYERS = [
+    Case("relu", lambda: chain(Linear(3, 4), nn.ReLU(), Linear(4, 2)), ROWS, hidden("scale permute"), "outputs"),
+    Case("leaky", lambda: chain(Linear(3, 4), nn.LeakyReLU(0.1), Linear(4, 2)), ROWS, hidden("scale permute")),
+    Case("steep_leaky", lambda: chain(Linear(3, 4), nn.LeakyReLU(-2.0), Linear(4, 2)), ROWS, hidden("scale permute")),
+    Case("prelu", lambda: chain(Linear(3, 4), nn.PReLU(), Linear(4, 2)), ROWS, hidden("scale permute"), "prelu in '1'"),
+    Case("prelu_each", lambda: chain(Linear(3, 4), nn.PReLU(4), Linear(4, 2)), ROWS, hidden("scale")),
+    Case("gelu", lambda: chain(Linear(3, 4), nn.GELU(), Linear(4, 2)), ROWS, hidden("permute"), "gelu in '1' (GELU)"),
+    Case("tanh", lambda: chain(Linear(3, 4), nn.Tanh(), Linear(4, 2)), ROWS, hidden("permute"), "not positively"),
+    Case("dropout", lambda: chain(Linear(3, 4), nn.Dropout(0.3), Linear(4, 2)), ROWS, hidden("scale")),
+    Case("softmax", lambda: chain(Linear(3, 4), nn.Softmax(-1), Linear(4, 2)), ROWS, (), "softmax in '1' (Softmax)"),
+    Case("rrelu", lambda: chain(Linear(3, 4), nn.RReLU(), Linear(4, 2)), ROWS, (), "rrelu in '1'"),
+    Case(
+        "linear",
+        lambda: chain(Linear(3, 5), Linear(5, 4, bias=False), Linear(4, 2)),
+        ROWS,
+        ("gl 5: 0.weight 0.bias > 1.weight", "gl 4: 1.weight > 2.weight"),
+    ),
+    Case(
+        "one_relu_many_times",
+        lambda: Net(
+            lambda net, x: net.c(net.r(net.b(net.r(net.a(x))))),
+            a=Linear(3, 4), b=Linear(4, 5), c=Linear(5, 2), r=nn.ReLU(inplace=True),
+        ),
+        ROWS,
+        (
+            "scale 4: a.weight a.bias > b.weight", "permute 4: a.weight a.bias > b.weight",
+            "scale 5: b.weight b.bias > c.weight", "permute 5: b.weight b.bias > c.weight",
+        ),
+    ),
+    Case("one_unit", lambda: chain(Linear(3, 1), Linear(1, 2)), ROWS, ("gl 1: 0.weight 0.bias > 1.weight",)),
+    Case("one_row", lambda: chain(Linear(3, 4), nn.ReLU(), Linear(4, 2)), normal(1, 3), hidden("scale permute")),
+    Case(
+        "unused",
+        lambda: Net(lambda net, x: net.b(net.a(x)), a=Linear(3, 4), b=Linear(4, 2), idle=Linear(7, 7)),
+        ROWS,
+        ("gl 4: a.weight a.bias > b.weight",),
+        "is not seen by the traced operations",
+    ),
+    Case(
+        "stored_transposed",
+        lambda: Net(lambda net, x: (x @ net.v).relu() @ net.u, v=weight(3, 4), u=weight(4, 2)),
+        ROWS,
+        ("scale 4: v > u", "permute 4: v > u"),
+    ),
+    Case(
+        "columns",
+        lambda: Net(lambda net, x: net.u @ (net.v @ x), v=weight(4, 3), u=weight(2, 4)),
+        normal(3, 6),
+        ("gl 4: v > u",),
+    ),
+    Case(
+        "adapter",
+        lambda: Net(lambda net, x: net.a(x) + 0.5 * (x @ net.down.T @ net.up), a=Linear(3, 4),
+                    down=weight(2, 3), up=weight(2, 4)),
+        ROWS,
+        ("gl 2: down > up",),
+    ),
+    Case("table", lambda: chain(nn.Embedding(7, 4), Linear(4, 2)), tokens, ("gl 4: 0.weight > 1.weight",)),
+    Case(
+        "tied_head",
+        lambda: Net(lambda net, x: net.a(net.e(x)) @ net.e.weight.T, e=nn.Embedding(7, 4), a=Linear(4, 4)),
+        tokens,
+        (),
+        "'e.weight', which embedding in 'e' (Embedding) and matmul in 'model' (Net) share",
+    ),
+    Case("recurrent", lambda: nn.LSTM(3, 4), ROWS, (), "lstm in 'model' (LSTM), on which no group acts"),
+    Case("bilinear", lambda: Net(lambda net, x: net.b(net.a(x, x)), a=nn.Bilinear(3, 3, 4), b=Linear(4, 2)), ROWS),
+]  # fmt: skip
+
+IMAGES = [
+    Case(
+        "conv",
+        lambda: chain(Conv(3, 4, 3, padding=1), nn.ReLU(), Conv(4, 2, 3)),
+        IMAGE,
+        hidden("scale permute"),
+    ),
+    Case("conv_linear", lambda: chain(Conv(3, 4, 3, padding=1), nn.AvgPool2d(2), Conv(4, 2, 3)), IMAGE, hidden("gl")),
+    Case(
+        "conv1d",
+        lambda: chain(nn.Conv1d(3, 4, 3), nn.MaxPool1d(2), nn.Conv1d(4, 2, 2)),
+        normal(2, 3, 9),
+        hidden("scale permute"),
+    ),
+    Case(
+        "unbatched",
+        lambda: chain(Conv(3, 4, 3), nn.ReLU(), Conv(4, 2, 3)),
+        normal(3, 8, 8),
+        hidden("scale permute"),
+    ),
+    *(
+        Case(
+            f"padding_{mode}",
+            lambda mode=mode: chain(Conv(3, 4, 3, padding=1), nn.ReLU(), Conv(4, 2, 3, padding=1, padding_mode=mode)),
+            IMAGE,
+            hidden("scale permute"),
+        )
+        for mode in ("reflect", "circular", "replicate")
+    ),
+    *(
+        Case(pool.__class__.__name__, lambda pool=pool: chain(Conv(3, 4, 3), pool, Conv(4, 2, 1)), IMAGE, hidden(kind))
+        for pool, kind in (
+            (nn.MaxPool2d(3, 2, ceil_mode=True), "scale permute"),
+            (nn.AvgPool2d(2, ceil_mode=True), "gl"),
+            (nn.AdaptiveAvgPool2d(3), "gl"),
+            (nn.Upsample(scale_factor=2), "gl"),
+            (nn.Upsample(scale_factor=2, mode="bilinear"), "gl"),
+        )
+    ),
+    Case(
+        "flatten",
+        lambda: chain(Conv(3, 4, 3), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), Linear(36, 2)),
+        IMAGE,
+        hidden("scale permute"),
+    ),
+    Case(
+        "depthwise",
+        lambda: chain(Conv(3, 4, 1), Conv(4, 8, 3, groups=4), nn.ReLU(), Conv(8, 2, 1)),
+        IMAGE,
+        ("scale 4: 0.weight 0.bias > 1.weight", "scale 8: 1.weight 1.bias > 3.weight"),
+    ),
+    Case(
+        "grouped",
+        lambda: chain(Conv(3, 6, 1), Conv(6, 4, 3, groups=2), nn.ReLU(), Conv(4, 2, 1)),
+        IMAGE,
+        ("scale 6: 0.weight 0.bias > 1.weight", "scale 4: 1.weight 1.bias > 3.weight"),
+    ),
+    Case(
+        "shuffled",
+        lambda: chain(Conv(3, 16, 3), nn.PixelShuffle(2), Conv(4, 2, 3)),
+        IMAGE,
+        ("gl 4: 0.weight 0.bias > 2.weight",),
+    ),
+    Case("transposed", lambda: chain(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), Conv(4, 2, 3)), IMAGE, (), "transpose2d"),
+    Case(
+        "squeeze_and_excite",
+        lambda: chain(Conv(3, 4, 3), Net(lambda net, h: h * h.mean((2, 3), keepdim=True).sigmoid()), Conv(4, 2, 1)),
+        IMAGE,
+        hidden("permute"),
+        "pass, and are not positively homogeneous: sigmoid",
+    ),
+]
+
+NORMS = [
+    Case(
+        "batch_norm",
+        lambda: chain(Conv(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Conv(4, 2, 3)),
+        IMAGE,
+        ("scale 4: 1.weight 1.bias > 3.weight",),
+        "normalized by batch_norm in '1' (BatchNorm2d)",
+    ),
+    Case(
+        "plain_batch_norm",
+        lambda: chain(Conv(3, 4, 3), nn.BatchNorm2d(4, affine=False), Conv(4, 2, 3)),
+        IMAGE,
+        (),
+        "normalized by batch_norm",
+    ),
+    Case(
+        "layer_norm",
+        lambda: chain(Linear(3, 4), nn.LayerNorm(4), Linear(4, 2)),
+        ROWS,
+        ("scale 4: 1.weight 1.bias > 2.weight",),
+        "normalized by layer_norm in '1' (LayerNorm)",
+    ),
+    Case("rms_norm", lambda: chain(Linear(3, 4), nn.RMSNorm(4), Linear(4, 2)), ROWS, ("scale 4: 1.weight > 2.weight",)),
+    Case(
+        "rms_norm_by_hand",
+        lambda: Net(lambda net, x: net.b(net.g * (x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt())),
+                    g=weight(3), b=Linear(3, 2)),
+        ROWS,
+        ("scale 3: g > b.weight",),
+    ),
+    Case(
+        "group_norm",
+        lambda: chain(Conv(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), Conv(4, 2, 3)),
+        IMAGE,
+        ("scale 4: 1.weight 1.bias > 3.weight",),
+        "normalized by group_norm",
+    ),
+    Case(
+        "norm_before_gelu",
+        lambda: chain(Conv(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), Conv(4, 2, 3)),
+        IMAGE,
+        (),
+        "gelu in '2' (GELU)",
+    ),
+    Case(
+        "channel_scale",
+        lambda: Net(lambda net, x: net.b((net.a(x) * net.g + net.h).relu()),
+                    a=Conv(3, 4, 3), b=Conv(4, 2, 3), g=weight(4, 1, 1), h=weight(4, 1, 1)),
+        IMAGE,
+        ("scale 4: a.weight a.bias > g", "permute 4: a.weight a.bias g h > b.weight", "scale 4: g h > b.weight"),
+    ),
+    Case(
+        "weight_norm",
+        lambda: chain(nn.utils.parametrizations.weight_norm(Linear(3, 4)), nn.ReLU(), Linear(4, 2)),
+        ROWS,
+        (),
+        "weight_norm in '0.parametrizations.weight.0' (_WeightNorm), on which no group acts",
+    ),
+]  # fmt: skip
+
+STREAMS = [
+    Case(
+        "planted_residual",
+        lambda: Net(lambda net, x: net.b(x + net.a(x).relu()), a=Linear(3, 3), b=Linear(3, 2)),
+        ROWS,
+        (),
+        "makes units that are added to what does not move in add in 'model' (Net)",
+    ),
+    Case(
+        "stream",
+        lambda: Net(lambda net, x: (lambda h: net.o(h + net.b(net.a(h).relu()).relu()))(net.e(x).relu()),
+                    e=Linear(3, 4), a=Linear(4, 6), b=Linear(6, 4), o=Linear(4, 2)),
+        ROWS,
+        (
+            "scale 4: e.weight e.bias b.weight b.bias > a.weight o.weight",
+            "permute 4: e.weight e.bias b.weight b.bias > a.weight o.weight",
+            "scale 6: a.weight a.bias > b.weight",
+            "permute 6: a.weight a.bias > b.weight",
+        ),
+    ),
+    Case(
+        "linear_stream",
+        lambda: Net(lambda net, x: (lambda h: net.o(h + net.b(net.a(h).relu())))(net.e(x)),
+                    e=Linear(3, 4), a=Linear(4, 6), b=Linear(6, 4), o=Linear(4, 2)),
+        ROWS,
+        (
+            "gl 4: e.weight e.bias b.weight b.bias > a.weight o.weight",
+            "scale 6: a.weight a.bias > b.weight",
+            "permute 6: a.weight a.bias > b.weight",
+        ),
+    ),
+    Case(
+        "recurrence",
+        lambda: Net(lambda net, x: net.o((net.i(x) + net.h((net.i(x) + net.h(net.i(x).relu())).relu())).relu()),
+                    i=Linear(3, 4), h=Linear(4, 4), o=Linear(4, 2)),
+        ROWS,
+        (
+            "scale 4: i.weight i.bias h.weight h.bias > h.weight o.weight",
+            "permute 4: i.weight i.bias h.weight h.bias > h.weight o.weight",
+        ),
+    ),
+    Case(
+        "positions",
+        lambda: Net(lambda net, x: net.b(torch.cat([net.c.expand(2, 1, 4), net.a(x)], 1) + net.p),
+                    a=Linear(3, 4), b=Linear(4, 2), c=weight(1, 4), p=weight(6, 4)),
+        SEQUENCE,
+        ("gl 4: c a.weight a.bias p > b.weight",),
+    ),
+    Case(
+        "one_position_for_all",
+        lambda: Net(lambda net, x: net.b(net.a(x) + net.p), a=Linear(3, 4), b=Linear(4, 2), p=weight(5, 1)),
+        SEQUENCE,
+        ("gl 1: a.weight a.bias p > b.weight",),
+    ),
+    Case(
+        "mixer",
+        lambda: Net(lambda net, x: net.d(net.c(x + net.b(net.a(x.mT).relu()).mT).relu()),
+                    a=Linear(5, 6), b=Linear(6, 5), c=Linear(3, 7), d=Linear(7, 3)),
+        SEQUENCE,
+        (
+            "scale 6: a.weight a.bias > b.weight", "permute 6: a.weight a.bias > b.weight",
+            "scale 7: c.weight c.bias > d.weight", "permute 7: c.weight c.bias > d.weight",
+        ),
+        "added to what does not move",
+    ),
+    Case(
+        "side_by_side",
+        lambda: Net(lambda net, x: net.b(torch.cat([net.a(x), net.g(x)], -1)),
+                    a=Linear(3, 4), g=Linear(3, 5), b=Linear(9, 2)),
+        ROWS,
+        ("gl 4: a.weight a.bias > b.weight", "gl 5: g.weight g.bias > b.weight"),
+    ),
+    Case("one_after_the_other", lambda: two(lambda net, x: net.b(torch.cat([net.a(x), net.g(x)]))), ROWS,
+         ("gl 4: a.weight a.bias g.weight g.bias > b.weight",)),
+    Case(
+        "halves_added",
+        lambda: Net(lambda net, x: net.b(net.a(x)[:, :2] + net.a(x)[:, 2:]), a=Linear(3, 4), b=Linear(2, 2)),
+        ROWS,
+        ("gl 2: a.weight a.bias > b.weight",),
+    ),
+    Case(
+        "places_merged",
+        lambda: Net(lambda net, x: net.b(net.a(x).view(2, 2, 8)), a=Linear(3, 4), b=Linear(8, 2)),
+        normal(2, 4, 3),
+        ("gl 4: a.weight a.bias > b.weight",),
+    ),
+    Case(
+        "shared",
+        lambda: Net(lambda net, x: net.b(net.a(x).relu()) + net.b(net.a(-x).relu()), a=Linear(3, 4), b=Linear(4, 2)),
+        ROWS,
+        ("scale 4: a.weight a.bias > b.weight", "permute 4: a.weight a.bias > b.weight"),
+    ),
+    Case(
+        "shared_in_a_chain",
+        lambda: Net(lambda net, x: net.b(net.a(net.a(x).relu()).relu()), a=Linear(3, 3), b=Linear(3, 2)),
+        ROWS,
+        (),
+        "depend on 'a.weight', which linear in 'a' (Linear) and linear in 'a' (Linear) share",
+    ),
+]  # fmt: skip
+
+GATES = [
+    Case("swiglu", lambda: two(lambda net, x: net.b(F.silu(net.a(x)) * net.g(x))), ROWS,
+         ("permute 4: a.weight a.bias g.weight g.bias > b.weight", "scale 4: g.weight g.bias > b.weight"), "silu"),
+    Case("reglu", lambda: two(lambda net, x: net.b(net.a(x).relu() * net.g(x))), ROWS,
+         ("permute 4: a.weight a.bias g.weight g.bias > b.weight", "scale 4: g.weight g.bias > b.weight"),
+         "held still as the gate of"),
+    Case("product", lambda: two(lambda net, x: net.b(net.a(x) * net.g(x))), ROWS,
+         ("permute 4: a.weight a.bias g.weight g.bias > b.weight", "scale 4: g.weight g.bias > b.weight")),
+    Case("glu", lambda: chain(Linear(3, 8), nn.GLU(), Linear(4, 2)), ROWS,
+         ("scale 4: 0.weight 0.bias > 2.weight", "permute 4: 0.weight 0.bias > 2.weight")),
+    Case("packed_swiglu",
+         lambda: Net(lambda net, x: net.b(F.silu(net.a(x)[:, 4:]) * net.a(x)[:, :4]), a=Linear(3, 8), b=Linear(4, 2)),
+         ROWS, ("scale 4: a.weight a.bias > b.weight", "permute 4: a.weight a.bias > b.weight")),
+    Case("gate_added", lambda: two(lambda net, x: (lambda a, g: net.b(a * g + a))(net.a(x), net.g(x))), ROWS,
+         ("permute 4: a.weight a.bias g.weight g.bias > b.weight",)),
+    Case("gated_added", lambda: two(lambda net, x: (lambda a, g: net.b(a * g + g))(net.a(x), net.g(x))), ROWS,
+         ("permute 4: a.weight a.bias g.weight g.bias > b.weight", "scale 4: g.weight g.bias > b.weight")),
+]  # fmt: skip
+
+OUTPUTS = [
+    Case("dict", lambda: two(lambda net, x: {"y": net.b(net.g(x)), "h": [(net.a(x),)]}), ROWS,
+         ("gl 4: g.weight g.bias > b.weight",), "outputs of the model"),
+    Case("dataclass", lambda: two(lambda net, x: Pair(net.b(net.g(x)), net.a(x))), ROWS,
+         ("gl 4: g.weight g.bias > b.weight",), "outputs of the model"),
+    Case("dataclass_of_the_units", lambda: two(lambda net, x: (lambda h: Pair(net.b(h), h))(net.a(x))), ROWS, (),
+         "outputs of the model"),
+    Case("keywords", lambda: two(lambda net, x, more: net.b(net.a(x) + net.g(more))),
+         lambda: {"x": ROWS(), "more": ROWS()}, ("gl 4: a.weight a.bias g.weight g.bias > b.weight",)),
+]  # fmt: skip
+
+CASES = LAYERS + IMAGES + NORMS + STREAMS + GATES + OUTPUTS
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sites_are_those_counted_by_hand(case: Case) -> None:
+    assert sorted(map(described, found(case).sites)) == case.expected
+    assert any(case.refusal in refusal.reason for refusal in found(case).refusals)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.sites], ids=str)
+def test_no_site_moves_the_outputs(case: Case) -> None:
+    worst = drifts(case.model(), case.inputs(), found(case).sites)
+    assert max(worst.values()) <= 1e-10, worst
+
+
+def test_what_is_found_is_checked_on_numbers() -> None:
+    case = next(case for case in CASES if case.name == "stream")
+    assert sorted(map(described, find_symmetries(case.model(), case.inputs()).sites)) == case.expected
+
+
+def test_a_wrong_meaning_is_caught_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HANDLERS, "gelu", operations.homogeneous)
+    case = next(case for case in CASES if case.name == "gelu")
+    model, inputs = case.model(), case.inputs()
+    wrong = find_symmetries(model, inputs, check=False)
+    assert {described(site).partition(":")[0] for site in wrong.sites} == {"scale 4", "permute 4"}
+    assert drifts(model, inputs, wrong.sites)["0"] > 1e-3
+    checked = find_symmetries(model, inputs)
+    assert list(map(described, checked.sites)) == ["permute 4: 0.bias 0.weight > 2.weight"]
+    refusal = checked.refusals[-1]
+    assert refusal.parameters == ("0.weight", "0.bias", "2.weight")
+    assert refusal.reason.startswith("'0' moves the outputs by") and refusal.reason.endswith("not a symmetry")
+
+
+def test_frozen_parameters_stay() -> None:
+    model = chain(Linear(3, 4), Linear(4, 5), Linear(5, 2))
+    model[2].weight.requires_grad_(False)
+    symmetry = find_symmetries(model, ROWS())
+    assert list(map(described, symmetry.sites)) == ["gl 4: 0.bias 0.weight > 1.weight"]
+    assert "makes units that depend on '2.weight', which is frozen" in {r.reason for r in symmetry.refusals}
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    model = chain(Conv(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), Conv(4, 2, 3)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    assert find_symmetries(model, IMAGE()).sites
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training and model[1].training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,145 @@
+"""What lies between two linear layers decides which groups act there. None of what is found moves the outputs."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detection.drift import drifts
+from detection.nets import GROUPS, Case, Net, found, normal
+from torch import Tensor, nn
+
+Function = Callable[..., Tensor]
+
+
+def shifted(h: Tensor) -> Tensor:
+    """Half of the units of every place, and half of those of the place before."""
+    return torch.cat([h[..., :2], h[..., 2:].roll(1, -2)], -1)
+
+
+def rotary(h: Tensor) -> Tensor:
+    turned = torch.cat([-h[..., 2:], h[..., :2]], -1)
+    return h * 0.6 + turned * 0.8
+
+
+def written(write: Callable[[Tensor], object]) -> Function:
+    """A view is taken, the tensor is written over, the view is read."""
+
+    def function(h: Tensor) -> Tensor:
+        view = h.view_as(h)
+        write(h)
+        return view
+
+    return function
+
+
+GL4, BOTH, SCALE, PERMUTE, NONE = "gl 4", "permute 4, scale 4", "scale 4", "permute 4", ""
+
+# h: (2, 5, 4): four units at five places of two sequences
+FUNCTIONS: dict[str, tuple[Function, str]] = {
+    "negative": (lambda h: -2.0 * h, GL4),
+    "twice": (lambda h: h + h, GL4),
+    "shape": (lambda h: h * h.shape[0], GL4),
+    "over_places": (lambda h: h - h.mean(1, keepdim=True), GL4),
+    "roll_of_places": (lambda h: h + h.roll(1, 1), GL4),
+    "flip_of_places": (lambda h: h + h.flip(1), GL4),
+    "scale_by_place": (lambda h: h * torch.arange(1.0, 6.0).to(h)[:, None], GL4),
+    "weights_on_places": (lambda h: torch.ones(5, 5).to(h).tril() @ h, GL4),
+    "attention_without_units": (lambda h: F.scaled_dot_product_attention(z := torch.ones(2, 5, 3).to(h), z, h), GL4),
+    "float32": (lambda h: h.to(h.dtype).contiguous().clone(), GL4),
+    "no_dropout": (lambda h: F.dropout(h, 0.5, training=False) * 1.0, SCALE),
+    "abs": (torch.abs, BOTH),
+    "relu_of_a_view": (written(torch.relu_), BOTH),
+    "threshold_at_zero": (lambda h: F.threshold(h, 0.0, 0.0), BOTH),
+    "masked_places": (lambda h: h.masked_fill(torch.arange(5)[:, None] > 2, 0.0), BOTH),
+    "max_over_places": (lambda h: F.max_pool1d(h.mT, 3, 1, 1).mT, BOTH),
+    "scale_by_unit": (lambda h: h * torch.arange(1.0, 5.0).to(h), SCALE),
+    "masked_units": (lambda h: h.masked_fill(torch.tensor([True, False, False, False]), 0.0), SCALE),
+    "random_mask": (lambda h: h * torch.bernoulli(torch.full((2, 5, 4), 0.5).to(h)), SCALE),
+    "dropout": (lambda h: F.dropout(h, 0.5), SCALE),
+    "skewed_places": (lambda h: h[:, :4].reshape(2, 16)[:, ::5], SCALE),
+    "square_root": (lambda h: h.abs().sqrt(), PERMUTE),
+    "softplus": (F.softplus, PERMUTE),
+    "clamp": (lambda h: h.clamp(-1, 1), PERMUTE),
+    "hardtanh": (lambda h: F.hardtanh(h, 0.0, 1e9), PERMUTE),
+    "threshold_elsewhere": (lambda h: F.threshold(h, 0.1, 0.0), PERMUTE),
+    "threshold_to_a_number": (lambda h: F.threshold(h, 0.0, 0.3), PERMUTE),
+    "square": (lambda h: h * h, PERMUTE),
+    "gate_of_itself": (lambda h: h * h.detach().sigmoid(), PERMUTE),
+    "plus_one": (lambda h: h + 1.0, PERMUTE),
+    "sigmoid_of_a_view": (written(torch.sigmoid_), PERMUTE),
+    "one_added_to_a_view": (written(lambda h: h.add_(1.0)), PERMUTE),
+    "halves_added": (lambda h: (h[..., :2] + h[..., 2:]).repeat(1, 1, 2), "gl 2"),
+    "halves_turned": (lambda h: torch.cat([-h[..., 2:], h[..., :2]], -1), "gl 2, gl 2"),
+    "shifted_units": (shifted, "gl 2, gl 2"),
+    "glu": (lambda h: F.glu(h).repeat(1, 1, 2), "permute 2, scale 2"),
+    "places_and_units_exchanged": (lambda h: h.mT.reshape(2, 5, 4), "gl 1"),
+    "rows_crossed": (lambda h: torch.stack([h[..., ::3], h[..., 1:3].flip(-1)], 1).flatten(-2), "gl 1"),
+    "integers": (lambda h: h.int().to(h), NONE),
+    "plus_numbers": (lambda h: h + torch.arange(4.0).to(h), NONE),
+    "centred": (lambda h: h - h.mean(-1, keepdim=True), NONE),
+    "softmax": (lambda h: h.softmax(-1), NONE),
+    "softmax_over_places": (lambda h: h.softmax(1), NONE),
+    "normalized": (lambda h: F.normalize(h, dim=-1), NONE),
+    "normalized_over_places": (lambda h: F.normalize(h, dim=1), NONE),
+    "instance_norm": (lambda h: F.instance_norm(h.mT).mT, NONE),
+    "local_response_norm": (lambda h: F.local_response_norm(h.mT, 2).mT, NONE),
+    "sort": (lambda h: h.sort(-1)[0], NONE),
+    "top": (lambda h: h.topk(4, -1)[0], NONE),
+    "cumulated": (lambda h: h.cumsum(-1), NONE),
+    "maxout": (lambda h: h.view(2, 5, 2, 2).amax(-1).repeat(1, 1, 2), NONE),
+    "maximum_of_halves": (lambda h: torch.maximum(h[..., :2], h[..., 2:]).repeat(1, 1, 2), NONE),
+    "largest": (lambda h: h.max(-1, keepdim=True)[0].expand(2, 5, 4), NONE),
+    "where": (lambda h: torch.where(h > 0.1, h, torch.zeros_like(h)), NONE),
+    "indexed": (lambda h: h[..., [1, 0, 3, 2]], NONE),
+    "gathered": (lambda h: h.gather(-1, torch.tensor([0, 1, 1, 3]).expand(2, 5, 4)), NONE),
+    "strided": (lambda h: h.as_strided((2, 5, 4), (20, 4, 1)), NONE),
+    "diagonal": (lambda h: h[:, :4].diagonal(dim1=1, dim2=2), NONE),
+    "rotated_by_a_quarter": (lambda h: h[:, :4].rot90(1, (1, 2)), NONE),
+    "rolled_as_one_line": (lambda h: h.roll(1), NONE),
+    "units_rolled_and_added": (lambda h: h + h.roll(1, -1), NONE),
+    "rotary": (rotary, NONE),
+    "triangle": (lambda h: h.tril(), NONE),
+    "pooled_units": (lambda h: F.avg_pool1d(h, 2).repeat(1, 1, 2), NONE),
+    "pooled_units_same_size": (lambda h: F.avg_pool1d(h, 3, 1, 1), NONE),
+    "max_of_units_same_size": (lambda h: F.max_pool1d(h, 3, 1, 1), NONE),
+    "interpolated_units": (lambda h: F.interpolate(h, size=4, mode="linear"), NONE),
+    "constant_matrix": (lambda h: h @ torch.eye(4).to(h).roll(1, 0), NONE),
+    "einsum_with_numbers": (lambda h: torch.einsum("bti,ij->btj", h, torch.eye(4).to(h)), NONE),
+    "attention_over_units": (
+        lambda h: F.scaled_dot_product_attention(z := torch.ones(2, 4, 4).to(h), z, h.mT).mT,
+        NONE,
+    ),
+    "gram_of_places": (lambda h: h.mT @ h, NONE),
+    "fourier": (lambda h: torch.fft.rfft(h, dim=-1).abs().repeat(1, 1, 2)[..., :4], NONE),
+    "complex": (lambda h: torch.view_as_real(torch.view_as_complex(h.view(2, 5, 2, 2)) * 1j).reshape(2, 5, 4), NONE),
+    "bits": (lambda h: h.view(torch.int16).view(h.dtype), NONE),
+    "cross": (lambda h: torch.cross(h[..., :3], h[..., 1:], dim=-1).repeat(1, 1, 2)[..., :4], NONE),
+    "standardized": (lambda h: h / h.std(), NONE),
+    "rounded": (torch.round, NONE),
+    "zero_in_one_unit": (lambda h: (h[..., 0].zero_(), h)[1], NONE),
+    "five_in_one_unit": (lambda h: (h[..., 0].fill_(5.0), h)[1], NONE),
+    "one_unit_from_elsewhere": (lambda h: (h[..., 0].copy_(torch.ones(2, 5)), h)[1], NONE),
+    "numbers_times_a_view": (lambda h: (z := torch.ones_like(h), z.view(-1).mul_(h.view(-1)), z)[2], NONE),
+}
+
+
+def between(function: Function) -> nn.Module:
+    """The function between a linear layer of four units and one that reads as many units as it returns."""
+    width = function(torch.randn(2, 5, 4)).shape[-1]
+    return Net(lambda net, x: net.b(function(net.a(x))), a=nn.Linear(3, 4), b=nn.Linear(width, 2))
+
+
+CASES = [
+    Case(name, lambda function=function: between(function), normal(2, 5, 3), (groups,))
+    for name, (function, groups) in FUNCTIONS.items()
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_groups_between_linear_layers(case: Case) -> None:
+    sites = found(case).sites
+    assert ", ".join(sorted(f"{GROUPS[type(site.group)]} {site.group.k}" for site in sites)) == case.sites[0]
+    worst = drifts(case.model(), case.inputs(), sites, trials=5) if sites else {}
+    assert all(drift <= 1e-10 for drift in worst.values()), worst
+    assert bool(found(case).refusals)
