@@ -54,8 +54,12 @@ class Check:
 
     def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.args, self.kwargs = Outputs(model), args, kwargs
-        self.params: Params = {name: _near(p.detach()) for name, p in model.named_parameters()}
-        self.before = {training: self._outputs(self.params, training) for training in self.modes}
+        own: Params = {name: p.detach() for name, p in model.named_parameters()}
+        for params in ({name: _near(p) for name, p in own.items()}, own):
+            self.params = params
+            self.before = {training: self._outputs(params, training) for training in self.modes}
+            if not any(bool(output.isnan().any()) for outputs in self.before.values() for output in outputs):
+                return
 
     def random_element(self, site: Site, generator: torch.Generator) -> Tensor:
         """A random element of a site's group: scalings by factors around e^(1/2), matrices exp(T), T of norm 1."""
@@ -67,12 +71,13 @@ class Check:
         return group.exp(size * drawn).to(self.like)
 
     def drift(self, moved: Mapping[str, Tensor]) -> float:
-        """The largest ``||f(g.w) - f(w)|| / ||f(w)||`` over the outputs and the modes."""
-        return max(
-            float((after - before).norm() / before.norm().clamp(min=torch.finfo(self.like.dtype).tiny))
+        """The largest ``||f(g.w) - f(w)|| / ||f(w)||`` over the outputs and the modes; nan if one is not a number."""
+        changes = [
+            _change(before, after)
             for training in self.modes
             for before, after in zip(self.before[training], self._outputs(moved, training), strict=True)
-        )
+        ]
+        return float(torch.stack(changes).max()) if changes else 0.0
 
     def false_sites(self, sites: Sequence[Site], generator: torch.Generator) -> dict[int, float]:
         """Which sites move the outputs, by index, and by how much. All are tried at once, and halved while they do."""
@@ -97,6 +102,13 @@ class Check:
         inner = {f"model.{name}": tensor for name, tensor in params.items()}
         outputs = run(self.model, (self.args, self.kwargs), {}, inner)
         return [t for t in outputs if t.is_floating_point()]
+
+
+def _change(before: Tensor, after: Tensor) -> Tensor:
+    """``||after - before|| / ||before||`` of the entries that are finite or differ (logits may be masked by -inf)."""
+    same = after == before
+    size = torch.where(before.isfinite(), before, 0.0).norm().clamp(min=torch.finfo(before.dtype).tiny)
+    return (torch.where(same, 0.0, after - before).norm() / size).double()
 
 
 def _near(parameter: Tensor) -> Tensor:
