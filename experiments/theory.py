@@ -1,6 +1,6 @@
 """Known answers about teleportation, each as a table and a figure.
 
-    python experiments/theory.py                       all statements, about 8 minutes of one core
+    python experiments/theory.py                       all statements, about 4 minutes of one core
     python experiments/theory.py --only newton         one of them
     python experiments/theory.py --smoke               toy sizes, in seconds
 

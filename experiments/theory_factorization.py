@@ -199,18 +199,10 @@ def draw(statement: Statement, figure: Figure) -> None:
     left.set(xscale="symlog", yscale="log", xlabel="step", ylabel="relative error, median")
     left.set_title("dotted: GD; lines: each factor in its whitened gauge", fontsize=9)
     left.legend(title="condition number", fontsize=7)
-    for colour, marker, name in zip(COLOURS, MARKERS, METHODS, strict=False):
+    for size, colour, marker, name in zip((9, 9, 6, 4), COLOURS, MARKERS, METHODS, strict=False):
         rows = [row for row in statement.rows if row["method"] == name]
         conditions = [row["condition"] for row in rows]
         speeds = [-row["log10 error per step"] for row in rows]
-        right.plot(
-            conditions,
-            speeds,
-            marker=marker,
-            color=colour,
-            label=name,
-            markersize=9 - 1.5 * len(right.lines),
-            linewidth=1,
-        )
+        right.plot(conditions, speeds, marker=marker, color=colour, label=name, markersize=size, linewidth=1)
     right.set(xscale="log", yscale="log", xlabel="condition number", ylabel="decades of error per step")
     right.legend(fontsize=7)

@@ -8,7 +8,7 @@ For L(., xi) beta-smooth, sigma^2 = L(w*) - E inf L(., xi) and eta = 1 / (beta s
 
 because E |grad L(w, xi)|^2 <= 2 beta (L(w) - L(w*) + sigma^2) and beta-smoothness give, with D_t = E L(w_t) - L(w*),
 D_{t+1} <= (1 + 1 / (T - 1)) D_t - eta E |grad L(g_t . w_t)|^2 + sigma^2 / (T - 1). For SGD alone the same holds at its
-own points only; what is measured here for both is the largest gradient of the orbit.
+own points only; what is measured here for both is the largest gradient of the orbit: the least over t of its mean.
 """
 
 from collections.abc import Callable
@@ -161,4 +161,4 @@ def draw(statement: Statement, figure: Figure) -> None:
         axes.set(xscale="log", yscale="log", xlabel="steps T", title=name)
     legend = figure.axes[0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", fontsize=8, ncols=4, frameon=False)
-    figure.axes[0].set_ylabel("squared gradient norm, least over t of mean")
+    figure.axes[0].set_ylabel("squared gradient norm")
