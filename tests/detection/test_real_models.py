@@ -1,0 +1,314 @@
+"""Models as people use them, with random weights: their sites counted by hand, block by block, and tried on numbers."""
+
+import gc
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import peft
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from detection.drift import drifts
+from detection.nets import GROUPS
+from torch import Tensor, nn
+
+from meta_teleport.detection.detect import find_symmetries
+from meta_teleport.detection.inventory import reached
+from meta_teleport.detection.trace import Examples
+from meta_teleport.symmetry.site import Site
+from meta_teleport.symmetry.symmetry import Symmetry
+
+
+@dataclass(frozen=True)
+class Real:
+    """A model, its inputs, how many sites of each kind it has, the share of its numbers that they reach, refusals."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], Examples]
+    sites: dict[str, int]
+    share: float
+    refusals: tuple[str, ...]
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self.build().eval()
+
+
+def vision(name: str, **options: object) -> Callable[[], nn.Module]:
+    return lambda: getattr(torchvision.models, name)(weights=None, **options)
+
+
+def images(size: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def text() -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(50, (2, 7), generator=torch.Generator().manual_seed(1))}
+
+
+def sequences() -> tuple[Tensor, Tensor]:
+    source, target = torch.randn(2, 2, 5, 16, generator=torch.Generator().manual_seed(1))
+    return source, target[:, :4]
+
+
+def gpt2() -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=3, bos_token_id=None, eos_token_id=None
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def bert() -> nn.Module:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    return transformers.BertModel(config)
+
+
+def vit() -> nn.Module:
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32, image_size=16, patch_size=8
+    )
+    return transformers.ViTModel(config)
+
+
+def llama() -> nn.Module:
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=16, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def gpt2_with_adapters() -> nn.Module:
+    config = peft.LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    return peft.get_peft_model(gpt2(), config)
+
+
+# Fast ones: two layers each, width 24 in heads of 8 (LLaMA: six query heads and two key heads of 4).
+SMALL = [
+    Real(
+        "transformer",
+        lambda: nn.Transformer(16, 2, 2, 2, 32, batch_first=True),
+        sequences,
+        # 2 encoder layers with one attention, 2 decoder layers with two; the hidden layer of each has dropout, so no
+        # permutations; all norms stand in front of another norm but the encoder's last, which every decoder layer reads
+        {"gl 8x2 query-key": 6, "gl 8x2 value-output": 6, "scale 32": 4, "scale 16": 1},
+        10_688 / 11_200,
+        ("normalized by layer_norm in 'decoder.norm'", "are outputs of the model"),
+    ),
+    Real(
+        "gpt2",
+        gpt2,
+        text,
+        # per block: two norms that linear maps read, both pairs of attention, a hidden layer with gelu; the last norm
+        # is read by the tied head
+        {"gl 8x3 query-key": 2, "gl 8x3 value-output": 2, "scale 24": 4, "permute 96": 2},
+        2 * 4_776 / 16_080,
+        (
+            "pass, and are not positively homogeneous: pow in 'transformer.h.0.mlp.act'",
+            "depend on 'transformer.wte.weight', which embedding in 'transformer.wte' (Embedding) and linear in "
+            "'lm_head' (Linear) share",
+        ),
+    ),
+    Real(
+        "gpt2_with_adapters",
+        gpt2_with_adapters,
+        text,
+        # three linear maps per block have adapters, all else is frozen
+        {"gl 4": 6},
+        1.0,
+        ("depend on 'base_model.model.transformer.h.0.ln_1.weight', which is frozen",),
+    ),
+    Real(
+        "bert",
+        bert,
+        text,
+        # norms stand behind the sums, so what they make is normalized again or returned
+        {"gl 8x3 query-key": 2, "gl 8x3 value-output": 2, "permute 32": 2},
+        2 * 2_376 / 10_456,
+        ("normalized by layer_norm in 'encoder.layer.0.output.LayerNorm' (LayerNorm)", "tanh in 'pooler.activation'"),
+    ),
+    Real(
+        "vit",
+        vit,
+        images(16),
+        # as GPT-2, but the last norm is an output
+        {"gl 8x3 query-key": 2, "gl 8x3 value-output": 2, "scale 24": 4, "permute 32": 2},
+        2 * 3_240 / 13_600,
+        ("gelu in 'layers.0.mlp.activation_fn'", "are outputs of the model"),
+    ),
+    Real(
+        "llama",
+        llama,
+        text,
+        # two norms per block and the last, which the untied head reads; the ungated half of each hidden layer;
+        # queries and keys are rotated
+        {"gl 4x2 value-output": 2, "scale 24": 5, "scale 40": 2, "permute 40": 2},
+        10_152 / 11_352,
+        (
+            "rotated among one another (rotary embedding) by add in 'model.layers.0.self_attn'",
+            "silu in 'model.layers.0.mlp.act_fn'",
+        ),
+    ),
+]
+
+# Slow ones: at the smallest images that they take.
+LARGE = [
+    Real(
+        "alexnet",
+        vision("alexnet"),
+        images(64),
+        # five convolutions, two hidden layers; no permutations through dropout, which comes before the hidden layers
+        {
+            "scale 64": 1, "scale 192": 1, "scale 384": 1, "scale 256": 2, "scale 4096": 2,
+            "permute 64": 1, "permute 192": 1, "permute 384": 1, "permute 256": 1, "permute 4096": 1,
+        },
+        1.0,
+        ("are outputs of the model",),
+    ),
+    Real(
+        "vgg11",
+        vision("vgg11"),
+        images(32),
+        # eight convolutions, two hidden layers with dropout behind them
+        {
+            "scale 64": 1, "scale 128": 1, "scale 256": 2, "scale 512": 4, "scale 4096": 2,
+            "permute 64": 1, "permute 128": 1, "permute 256": 2, "permute 512": 4,
+        },
+        1.0,
+        ("are outputs of the model",),
+    ),
+    Real(
+        "vgg11_bn",
+        vision("vgg11_bn"),
+        images(32),
+        # the scales of the norms instead of the convolutions, whose statistics cannot be permuted
+        {"scale 64": 1, "scale 128": 1, "scale 256": 2, "scale 512": 4, "scale 4096": 2},
+        1.0,
+        ("normalized by batch_norm in 'features.1' (BatchNorm2d)",),
+    ),
+    Real(
+        "resnet18",
+        vision("resnet18"),
+        images(64),
+        # per stage: one stream that the norms of both blocks feed, and the first norm of each block
+        {"scale 64": 3, "scale 128": 3, "scale 256": 3, "scale 512": 3},
+        0.9991,
+        ("normalized by batch_norm in 'layer2.0.downsample.1' (BatchNorm2d)",),
+    ),
+    Real(
+        "mobilenet_v2",
+        vision("mobilenet_v2"),
+        images(64),
+        # one linear bottleneck per stage; all else passes ReLU6
+        {f"scale {width}": 1 for width in (16, 24, 32, 64, 96, 160, 320)},
+        0.3322,
+        ("hardtanh in 'features.0.2' (ReLU6)",),
+    ),
+    Real(
+        "vit_b_16",
+        vision("vit_b_16", image_size=64),
+        images(64),
+        # 12 blocks as in GPT-2 and the last norm
+        {"gl 64x12 query-key": 12, "gl 64x12 value-output": 12, "scale 768": 25, "permute 3072": 12},
+        0.99,
+        ("normalized by layer_norm in 'encoder.layers.encoder_layer_0.ln_1' (LayerNorm)",),
+    ),
+    Real(
+        "convnext_tiny",
+        vision("convnext_tiny"),
+        images(64),
+        # 3, 3, 9, 3 blocks: a norm that a linear map reads, the second linear map that the layer scale reads, a hidden
+        # layer of four times the width; one norm behind each stage
+        {
+            "scale 96": 7, "scale 192": 7, "scale 384": 19, "scale 768": 7,
+            "permute 384": 3, "permute 768": 3, "permute 1536": 9, "permute 3072": 3,
+        },
+        0.9882,
+        ("normalized by layer_norm in 'features.1.0.block.2' (LayerNorm)",),
+    ),
+    Real(
+        "swin_t",
+        vision("swin_t"),
+        images(64),
+        # 2, 2, 6, 2 blocks with two norms each; merging norms of 384, 768 and 1536 between the stages; the last norm
+        {
+            "gl 32x3 query-key": 2, "gl 32x6 query-key": 2, "gl 32x12 query-key": 6, "gl 32x24 query-key": 2,
+            "gl 32x3 value-output": 2, "gl 32x6 value-output": 2, "gl 32x12 value-output": 6,
+            "gl 32x24 value-output": 2,
+            "scale 96": 4, "scale 192": 4, "scale 384": 13, "scale 768": 6, "scale 1536": 1,
+            "permute 384": 2, "permute 768": 2, "permute 1536": 6, "permute 3072": 2,
+        },
+        0.9987,
+        ("is used by index in 'features.1.0.attn' (ShiftedWindowAttention), on which no group acts",),
+    ),
+    Real(
+        "timm_vit_tiny",
+        lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False),
+        images(224),
+        {"gl 64x3 query-key": 12, "gl 64x3 value-output": 12, "scale 192": 25, "permute 768": 12},
+        0.9665,
+        ("normalized by layer_norm in 'blocks.0.norm1' (LayerNorm)",),
+    ),
+    Real(
+        "timm_mixer_s32",
+        lambda: timm.create_model("mixer_s32_224", pretrained=False),
+        images(224),
+        # 8 blocks; a linear map over places reads all 512 units of the first norm alike: one number for all of them
+        {"scale 1": 8, "scale 512": 9, "permute 256": 8, "permute 2048": 8},
+        0.99,
+        ("gelu in 'blocks.0.mlp_tokens.act'",),
+    ),
+]  # fmt: skip
+
+MODELS = [*SMALL, *(pytest.param(real, marks=pytest.mark.slow) for real in LARGE)]
+
+
+def kind(site: Site) -> str:
+    """``gl 8x2 query-key``, ``scale 24``: what the counts are of."""
+    size = "x".join(map(str, (site.group.k, *site.group.blocks)))
+    role = next((f" {role}" for role in ("query-key", "value-output") if role in site.name), "")
+    return f"{GROUPS[type(site.group)]} {size}{role}"
+
+
+@cache
+def found(real: Real) -> Symmetry:
+    return find_symmetries(real.model(), real.inputs())
+
+
+@pytest.mark.parametrize("real", MODELS, ids=lambda real: real.name)
+def test_sites_are_those_counted_by_hand(real: Real) -> None:
+    symmetry = found(real)
+    assert Counter(map(kind, symmetry.sites)) == real.sites
+    assert reached(real.model(), symmetry) == pytest.approx(real.share, abs=1e-4)
+    for reason in real.refusals:
+        assert any(reason in refusal.reason for refusal in symmetry.refusals), symmetry.refusals
+    gc.collect()
+
+
+@pytest.mark.parametrize("real", MODELS, ids=lambda real: real.name)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
+def test_outputs_stay_at_twenty_elements_of_all_sites(real: Real, dtype: torch.dtype, tolerance: float) -> None:
+    model, inputs = real.model(), real.inputs()
+    sites = found(real).sites
+    assert drifts(model, inputs, sites, 20, alone=False, dtype=dtype, modes=(False,))["all"] <= tolerance
+    gc.collect()
+
+
+@pytest.mark.parametrize("real", SMALL, ids=lambda real: real.name)
+def test_outputs_stay_in_training_too(real: Real) -> None:
+    worst = drifts(real.model(), real.inputs(), found(real).sites, 5, modes=(True,))
+    assert max(worst.values()) <= 1e-10, worst
