@@ -10,6 +10,7 @@ measured by, so that both saw the same machine: read the ratios, not the seconds
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -156,24 +157,19 @@ def widths(kind: str, width: int, clock: Clock) -> Iterator[dict[str, Any]]:
             yield {"network": kind, "width": width, "parameters": network.parameters, "teleport": name, **row}
 
 
-def measure(plan: Plan, device: str) -> dict[str, Any]:
-    """The rows of all four parts."""
+def measure(plan: Plan, device: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The rows of all four parts, one part after the other."""
     clock = Clock(plan.bursts, plan.seconds, device)
     networks = {name: build().to(device) for name, build in plan.networks.items()}
-    large = {name: build().to(device) for name, build in plan.large.items()}
+    detected = [(name, detection(network, plan.detections, clock)) for name, network in networks.items()]
+    detected += [(name, detection(build().to(device), plan.detections, clock)) for name, build in plan.large.items()]
+    yield "detection", [{"network": name, **row} for name, row in detected]
     named = networks.items()
+    yield "teleports", [{"network": name, **row} for name, network in named for row in teleports(network, clock)]
+    rows = ((name, row) for name, network in named for row in training(name, network, plan, clock))
+    yield "training", [{"network": name, **row} for name, row in rows]
     sizes = [(kind, width) for kind, chosen in plan.widths.items() for width in chosen]
-    return {
-        "detection": [
-            {"network": name, **detection(network, plan.detections, clock)}
-            for name, network in (networks | large).items()
-        ],
-        "teleports": [{"network": name, **row} for name, network in named for row in teleports(network, clock)],
-        "training": [
-            {"network": name, **row} for name, network in named for row in training(name, network, plan, clock)
-        ],
-        "widths": [row for kind, width in sizes for row in widths(kind, width, clock)],
-    }
+    yield "widths", [row for kind, width in sizes for row in widths(kind, width, clock)]
 
 
 def main() -> None:
@@ -185,15 +181,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    began = perf_counter()
-    results = measure(SMOKE if args.smoke else PLAN, args.device)
-    hardware = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU threads: {args.threads}"
-    results |= {"smoke": args.smoke, "hardware": hardware, "seconds": round(perf_counter() - began, 1)}
+    hardware = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads, "load": os.getloadavg()[0]}
+    if args.device.startswith("cuda"):
+        hardware["gpu"] = torch.cuda.get_device_name()
+    results: dict[str, Any] = {"smoke": args.smoke, "hardware": hardware, "provenance": provenance(args.device)}
+    began, tables = perf_counter(), []
+    for part, rows in measure(SMOKE if args.smoke else PLAN, args.device):
+        results[part] = rows
+        tables.append(markdown(part, rows))
+        print(tables[-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "overhead.json", {**results, "provenance": provenance(args.device)})
-    (args.out / "overhead.md").write_text(markdown(results))
+    write_json(args.out / "overhead.json", {**results, "seconds": round(perf_counter() - began, 1)})
+    (args.out / "overhead.md").write_text("\n".join(tables))
     plot(results, args.out / "overhead.png")
-    print(markdown(results), end="")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ BOUND, BOUND_EVERY = 1.5, 100
 Rows = list[dict[str, Any]]
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Four tables; ratios with their 95 % intervals."""
-    parts = (
-        ("One teleport, in forward-backward passes", _teleports(results["teleports"])),
-        ("Training: seconds per step over those of the bare optimizer", _training(results["training"])),
-        ("An MLP 784-w-w-10: one teleport, in forward-backward passes", _widths(results["widths"])),
-        ("Finding the symmetry", _detection(results["detection"])),
-    )
-    return "\n".join(f"**{title}**\n\n{table}\n" for title, table in parts)
+def markdown(part: str, rows: Rows) -> str:
+    """The table of one part; ratios with their 95 % intervals."""
+    title, table = {
+        "detection": ("Finding the symmetry", _detection),
+        "teleports": ("One teleport, in forward-backward passes", _teleports),
+        "training": ("Training: seconds per step over those of the bare optimizer", _training),
+        "widths": ("An MLP 784-w-w-10: one teleport, in forward-backward passes", _widths),
+    }[part]
+    return f"**{title}**\n\n{table(rows)}\n"
 
 
 def interval(row: dict[str, Any]) -> str:

@@ -165,4 +165,4 @@ def test_the_experiment_runs_on_toy_networks(
     }
     assert {row["width"] for row in results["widths"]} == {4}
     assert (tmp_path / "overhead.png").stat().st_size > 10_000
-    assert (tmp_path / "overhead.md").read_text() == capsys.readouterr().out
+    assert (tmp_path / "overhead.md").read_text() + "\n" == capsys.readouterr().out
