@@ -43,8 +43,10 @@ def find_symmetries(
     """
     traced = trace(model, example_inputs, leaves)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    reader = Reader(Walk(traced, frozen).run(), shapes)
+    still = {name: "is frozen" for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    inside = {id(parameter) for leaf in leaves for parameter in model.get_submodule(leaf).parameters()}
+    still |= {name: "a closed module uses" for name, p in model.named_parameters() if id(p) in inside}
+    reader = Reader(Walk(traced, still).run(), shapes)
     sites, refusals = reader.sites(), reader.refusals()
     if check:
         generator = generator or torch.Generator().manual_seed(0)

@@ -29,7 +29,7 @@ def closed(
 ) -> Iterator[None]:
     """Inside, every call of one of ``leaves`` is one operation. What they return is learned from one real run of
     ``model`` on the arguments, which leaves its buffers as they are."""
-    returned: dict[int, tuple[list[Tensor], TreeSpec]] = {}
+    returned: dict[int, tuple[list[Any], TreeSpec]] = {}
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         returned[id(module)] = tree_flatten(output)
@@ -42,9 +42,11 @@ def closed(
             hook.remove()
     with ExitStack() as stack:
         for leaf in leaves:
-            outputs, spec = returned[id(leaf)]
-            stack.enter_context(patch.dict(_OUTPUTS, {id(leaf): outputs}))
-            stack.enter_context(patch.object(leaf, "forward", _opaque(id(leaf), spec)))
+            if id(leaf) in returned:
+                outputs, spec = returned[id(leaf)]
+                tensors = [output for output in outputs if isinstance(output, Tensor)]
+                stack.enter_context(patch.dict(_OUTPUTS, {id(leaf): tensors}))
+                stack.enter_context(patch.object(leaf, "forward", _opaque(id(leaf), outputs, spec)))
         yield
 
 
@@ -59,9 +61,9 @@ def run(
         return torch.func.functional_call(model, {**state, **(params or {})}, args, kwargs)
 
 
-def _opaque(key: int, spec: TreeSpec) -> Any:
+def _opaque(key: int, outputs: list[Any], spec: TreeSpec) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        return tree_unflatten(_leaf(inputs, key), spec)
+        made = iter(_leaf([t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)], key))
+        return tree_unflatten([next(made) if isinstance(output, Tensor) else output for output in outputs], spec)
 
     return forward

@@ -21,6 +21,9 @@ from meta_teleport.errors import UserError
 from meta_teleport.symmetry.requirements import require_movable
 
 MESSAGE = 300
+GO_ON = (
+    "leave the module that makes this call closed (leaves=['its.name']), or name the sites by hand (Symmetry.manual)"
+)
 Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -82,6 +85,7 @@ def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()
         raise
     except Exception as error:
         _explain(model, args, kwargs, error)
+    _require_sizes(program.graph)
     signature = program.graph_signature
     first = {id(p): name for name, p in model.named_parameters()}
     every = dict(model.named_parameters(remove_duplicate=False))
@@ -136,6 +140,17 @@ def _exporting() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def _require_sizes(graph: Graph) -> None:
+    """Raises ``UserError`` if the size of a tensor depends on the numbers in the inputs."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and not all(type(n) is int for n in value.shape):
+            raise UserError(
+                f"the model cannot be traced: the size of what {place(node)} returns depends on the numbers in the "
+                f"inputs; {GO_ON}"
+            )
+
+
 def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> NoReturn:
     """Raises ``UserError``: do the inputs not run, or is it the tracing?"""
     try:
@@ -143,10 +158,7 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
     except Exception as failure:
         raise UserError(f"the model does not run on the example inputs: {_shortened(failure)}") from None
     _, _, call = str(error).partition("The following call raised this error:")
-    raise UserError(
-        f"the model cannot be traced: {_shortened(call or error)}; leave the module that makes this call closed "
-        "(leaves=['its.name']), or name the sites by hand (Symmetry.manual)"
-    ) from error
+    raise UserError(f"the model cannot be traced: {_shortened(call or error)}; {GO_ON}") from error
 
 
 def _shortened(message: object) -> str:

@@ -1,7 +1,7 @@
 """Walking the graph of a model: each tensor is replaced by labels that say which unit every entry is."""
 
 import operator
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,22 +17,23 @@ WRAPPERS = ("wrap_with", "tag_activation_checkpoint", "wrap_activation_checkpoin
 
 
 class Walk:
-    """One pass over the graph of a model. ``frozen`` are the parameters that must not move."""
+    """One pass over the graph of a model. ``still`` says which parameters must not move, and why."""
 
-    def __init__(self, traced: Trace, frozen: Collection[str] = ()) -> None:
-        self.units, self.trace, self.frozen = Units(), traced, frozen
+    def __init__(self, traced: Trace, still: Mapping[str, str]) -> None:
+        self.units, self.trace, self.still = Units(), traced, still
 
     def run(self) -> Units:
-        """The units of the model with all marks on them. What frozen parameters see or make, and what the model
-        returns, is barred."""
+        """The units of the model with all marks on them. What parameters that must not move see or make, and
+        what the model returns, is barred."""
         outputs = self._walk(self.trace.graph, None)
         for value in tree_leaves(outputs):
             if isinstance(value, Value) and value.labels is not None:
                 self.units.bar_labels(value.labels, KINDS, "are outputs of the model")
         for use in self.units.uses:
-            for labels in (use.left, use.right) if use.parameter in self.frozen else ():
+            for labels in (use.left, use.right) if use.parameter in self.still else ():
                 if labels is not None:
-                    self.units.bar_labels(labels, KINDS, f"depend on '{use.parameter}', which is frozen")
+                    reason = f"depend on '{use.parameter}', which {self.still[use.parameter]}"
+                    self.units.bar_labels(labels, KINDS, reason)
         return self.units
 
     def _walk(self, graph: torch.fx.Graph, inputs: list[Any] | None) -> Any:

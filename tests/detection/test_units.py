@@ -1,0 +1,79 @@
+"""Marks on units: joined, barred, used."""
+
+import torch
+from torch import Tensor
+
+from meta_teleport.detection.units import FIXED, ZERO, Forest, Units, differ, distinct, squeeze_repeats, varies
+
+
+def coordinates(*shape: int) -> tuple[Tensor, ...]:
+    return torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
+
+
+def test_sets_keep_signs_relative_to_their_smallest_member() -> None:
+    forest = Forest()
+    forest.grow(5)
+    assert forest.join(3, 4, -1) and forest.join(1, 4, 1)
+    assert forest.root(1) == (1, 1) and forest.root(4) == (1, 1) and forest.root(3) == (1, -1)
+    assert forest.root(0) == (0, 1) and forest.root(2) == (2, 1)
+    assert forest.join(1, 3, -1)
+    assert not forest.join(1, 3, 1)
+
+
+def test_a_unit_that_meets_its_inverse_is_neither_mixed_nor_scaled() -> None:
+    units = Units()
+    a = units.fresh(2, "layer")
+    units.join(a, a, "a product", sign=-1)
+    assert units.barred["scale"] == units.barred["mix"] == dict.fromkeys((0, 1), "meet their own inverse in a product")
+    assert not units.barred["permute"]
+
+
+def test_what_meets_a_fixed_number_is_barred_and_zero_is_none() -> None:
+    units = Units()
+    a = units.fresh(3, "layer")
+    units.join(a, torch.tensor([FIXED, ZERO, 1]), "a sum")
+    assert all(units.barred[kind] == {0: "meet what does not move in a sum"} for kind in ("mix", "scale", "permute"))
+
+
+def test_the_first_reason_stays() -> None:
+    units = Units()
+    a = units.fresh(1, "layer")
+    units.bar_labels(a, ["scale"], "first")
+    units.bar_labels(a, ["mix", "scale"], "second")
+    assert units.barred["scale"] == {0: "first"} and units.barred["mix"] == {0: "second"}
+
+
+def test_a_parameter_used_twice_alike_joins_its_units() -> None:
+    units = Units()
+    a, b = units.fresh(4, "one"), units.fresh(4, "two")
+    units.use("w", coordinates(4, 3), a[:, None], None, "one")
+    units.use("w", coordinates(4, 3), b[:, None], None, "two")
+    assert [units.scaled.root(unit)[0] for unit in range(8)] == [0, 1, 2, 3] * 2
+    assert not any(units.barred.values())
+
+
+def test_a_parameter_used_twice_otherwise_bars_its_units() -> None:
+    units = Units()
+    a, b = units.fresh(3, "one"), units.fresh(3, "two")
+    units.use("w", coordinates(3, 3), a[:, None], None, "one")
+    units.use("w", tuple(c.T for c in coordinates(3, 3)), b[:, None], None, "two")
+    assert units.barred["permute"] == dict.fromkeys(range(6), "depend on 'w', which one and two share")
+
+
+def test_parts_of_a_parameter_that_do_not_overlap_are_apart() -> None:
+    units = Units()
+    a, b = units.fresh(2, "one"), units.fresh(2, "two")
+    top, bottom = (tuple(c[part] for c in coordinates(4, 3)) for part in (slice(0, 2), slice(2, 4)))
+    units.use("w", top, a[:, None], None, "one")
+    units.use("w", bottom, b[:, None], None, "two")
+    assert not any(units.barred.values())
+    assert [units.scaled.root(unit)[0] for unit in range(4)] == [0, 1, 2, 3]
+
+
+def test_labels_are_compared_without_being_stored() -> None:
+    expanded = torch.arange(3)[:, None].expand(3, 1_000_000_000)
+    assert distinct(expanded) == [(0,), (1,), (2,)]
+    assert distinct(expanded, torch.tensor(FIXED)) == [(0, FIXED), (1, FIXED), (2, FIXED)]
+    assert varies(expanded) == [True, False]
+    assert squeeze_repeats(expanded)[0].shape == (3, 1)
+    assert differ(expanded, torch.tensor([[0], [1], [1]])) and not differ(expanded, expanded)
