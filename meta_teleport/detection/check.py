@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from meta_teleport.detection.leaves import run
-from meta_teleport.detection.trace import Examples, Outputs, arguments
+from meta_teleport.detection.trace import Examples, Outputs, arguments, shortened
+from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import Permutation, PositiveScaling
 from meta_teleport.symmetry.requirements import require_movable
@@ -45,11 +47,14 @@ class Check:
     it returns on them."""
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.modes = (False, True) if _depends_on_mode(model) else (model.training,)
+        self.modes = (model.training, not model.training) if _depends_on_mode(model) else (model.training,)
         try:
             self._prepare(copy.deepcopy(model).double(), *_cast((args, kwargs), torch.float64))
         except (RuntimeError, TypeError):
-            self._prepare(copy.deepcopy(model), args, kwargs)
+            try:
+                self._prepare(copy.deepcopy(model), args, kwargs)
+            except Exception as error:
+                raise UserError(f"the model does not run on the example inputs: {shortened(error)}") from None
         self.like = next(iter(self.params.values()))
 
     def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -57,7 +62,10 @@ class Check:
         own: Params = {name: p.detach() for name, p in model.named_parameters()}
         for params in ({name: _near(p) for name, p in own.items()}, own):
             self.params = params
-            self.before = {training: self._outputs(params, training) for training in self.modes}
+            self.before = {self.modes[0]: self._outputs(params, self.modes[0])}
+            for other in self.modes[1:]:
+                with suppress(ValueError):  # batch norm does not train on one example
+                    self.before[other] = self._outputs(params, other)
             if not any(bool(output.isnan().any()) for outputs in self.before.values() for output in outputs):
                 return
 
@@ -74,8 +82,8 @@ class Check:
         """The largest ``||f(g.w) - f(w)|| / ||f(w)||`` over the outputs and the modes; nan if one is not a number."""
         changes = [
             _change(before, after)
-            for training in self.modes
-            for before, after in zip(self.before[training], self._outputs(moved, training), strict=True)
+            for training, outputs in self.before.items()
+            for before, after in zip(outputs, self._outputs(moved, training), strict=True)
         ]
         return float(torch.stack(changes).max()) if changes else 0.0
 

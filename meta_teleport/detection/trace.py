@@ -156,10 +156,11 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
     try:
         run(model, args, kwargs)
     except Exception as failure:
-        raise UserError(f"the model does not run on the example inputs: {_shortened(failure)}") from None
+        raise UserError(f"the model does not run on the example inputs: {shortened(failure)}") from None
     _, _, call = str(error).partition("The following call raised this error:")
-    raise UserError(f"the model cannot be traced: {_shortened(call or error)}; {GO_ON}") from error
+    raise UserError(f"the model cannot be traced: {shortened(call or error)}; {GO_ON}") from error
 
 
-def _shortened(message: object) -> str:
+def shortened(message: object) -> str:
+    """The message of an error on one line."""
     return " ".join(str(message).partition("The error above")[0].split())[:MESSAGE]

@@ -1,0 +1,79 @@
+"""The check on numbers: it passes what is a symmetry and finds what is none."""
+
+import pytest
+import torch
+from detection.nets import Net, chain, normal
+from torch import nn
+
+from meta_teleport.detection.check import Check, verify
+from meta_teleport.detection.detect import find_symmetries
+from meta_teleport.errors import UserError
+from meta_teleport.symmetry.groups import GL, Permutation, PositiveScaling
+from meta_teleport.symmetry.site import Site
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.views import View
+
+ROWS = normal(5, 3)
+
+
+def site(group, below: str, above: str, k: int = 4, d: int = 3, m: int = 4) -> Site:
+    """A site between two layers of a chain, true or not."""
+    made = (View.along(f"{below}.weight", (k, d), 0), View.along(f"{below}.bias", (k,), 0))
+    return Site(below, group(k), made, (View.along(f"{above}.weight", (m, k), 1),))
+
+
+def deep() -> nn.Sequential:
+    torch.manual_seed(0)
+    return chain(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+
+TRUE = [site(PositiveScaling, "0", "2"), site(Permutation, "2", "4", d=4), site(PositiveScaling, "4", "6", d=4)]
+FALSE = [site(GL, "0", "2"), site(PositiveScaling, "2", "4", d=4), site(PositiveScaling, "0", "4")]
+
+
+def test_symmetries_pass(generator: torch.Generator) -> None:
+    assert verify(deep(), Symmetry(tuple(TRUE)), ROWS(), trials=20, generator=generator) <= 1e-12
+
+
+@pytest.mark.parametrize("false", FALSE, ids=("mixed_through_relu", "scaled_through_tanh", "wrong_reader"))
+def test_what_is_no_symmetry_moves_the_outputs(false: Site) -> None:
+    assert verify(deep(), Symmetry((false,)), ROWS()) > 1e-3
+
+
+def test_the_false_sites_among_true_ones_are_found(generator: torch.Generator) -> None:
+    sites = [TRUE[0], FALSE[1], TRUE[1], TRUE[2], FALSE[0]]
+    false = Check(deep(), (ROWS(),), {}).false_sites(sites, generator)
+    assert sorted(false) == [1, 4] and min(false.values()) > 1e-3
+    assert Check(deep(), (ROWS(),), {}).false_sites(TRUE, generator) == {}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_both_modes_are_tried(training: bool) -> None:
+    model = chain(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 4)).train(training)
+    assert verify(model, Symmetry((site(Permutation, "0", "2"),)), ROWS()) > 1e-3
+    assert verify(model, Symmetry((site(PositiveScaling, "0", "2"),)), ROWS()) <= 1e-12
+    assert model.training is training
+
+
+def test_zeros_and_ones_hide_nothing() -> None:
+    model = chain(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 4))
+    nn.init.zeros_(model[3].weight)
+    scaled = Site("1", PositiveScaling(4), (View.along("1.weight", (4,), 0), View.along("1.bias", (4,), 0)),
+                  (View.along("3.weight", (4, 4), 1),))  # fmt: skip
+    assert verify(model, Symmetry((scaled,)), ROWS()) > 1e-3
+
+
+def test_a_batch_of_one_is_tried_in_evaluation_only() -> None:
+    model = chain(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    assert [found.name for found in find_symmetries(model, ROWS()[:1]).sites] == ["1"]
+
+
+def test_code_that_insists_on_float32_is_tried_in_float32() -> None:
+    model = Net(lambda net, x: net.b(net.a(x.float())), a=nn.Linear(3, 4), b=nn.Linear(4, 4))
+    assert Check(model, (ROWS(),), {}).like.dtype == torch.float32
+    assert 0 < verify(model, find_symmetries(model, ROWS()), ROWS()) <= 1e-5
+
+
+def test_inputs_that_do_not_run() -> None:
+    with pytest.raises(UserError, match="the model does not run on the example inputs"):
+        verify(deep(), Symmetry(tuple(TRUE)), torch.ones(2, 7))
