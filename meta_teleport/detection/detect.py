@@ -7,7 +7,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from meta_teleport.detection import arithmetic, operations, products  # noqa: F401  (they register what operations mean)
+from meta_teleport.detection import (  # noqa: F401  (they register what operations mean)
+    arithmetic,
+    contractions,
+    operations,
+    rearrangements,
+)
 from meta_teleport.detection.check import Check
 from meta_teleport.detection.lattice import view
 from meta_teleport.detection.trace import Examples, arguments, trace

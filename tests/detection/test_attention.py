@@ -33,6 +33,10 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.softmax(scores.masked_fill(mask, -torch.inf), dim=-1) @ v
 
 
+def by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)
+
+
 def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT) @ v / 5
 
@@ -75,6 +79,22 @@ PLAIN = (queries("gl"), f"gl 4x2: {OUTPUT}")
 WRITTEN = [
     Case("fused", attention, SEQUENCE, PLAIN),
     Case("by_hand", lambda: attention(by_hand), SEQUENCE, PLAIN),
+    Case("by_einsum", lambda: attention(by_einsum), SEQUENCE, PLAIN),
+    Case(
+        "weights_by_einsum",
+        lambda: Net(
+            lambda net, x: torch.einsum(
+                "bihd,hdm->bim",
+                torch.einsum("bhij,bjhd->bihd", torch.softmax(torch.einsum(
+                    "bihd,bjhd->bhij", torch.einsum("bim,mhd->bihd", x, net.q), torch.einsum("bim,mhd->bihd", x, net.k)
+                ), -1), torch.einsum("bim,mhd->bihd", x, net.v)),
+                net.o,
+            ),
+            q=weight(8, 2, 3), k=weight(8, 2, 3), v=weight(8, 2, 4), o=weight(2, 4, 8),
+        ),
+        SEQUENCE,
+        ("gl 3x2: q > k", "gl 4x2: v > o"),
+    ),
     Case("linear_attention", lambda: attention(linear), SEQUENCE, PLAIN),
     Case("one_head", lambda: attention(queries=1, keys=1), SEQUENCE, (queries("gl", "4"), f"gl 4: {OUTPUT}")),
     Case(
