@@ -61,6 +61,8 @@ class View:
         moved = [*like.shape[:tasks], *(self.shape[i - tasks] for i in order[tasks:])]
         inverse = sorted(range(len(order)), key=order.__getitem__)
         numbers = matrix.reshape(moved).permute(inverse).reshape(self._slice(like).shape)
+        if self.ndim > 2:  # strides decide the memory format of a convolution, which decides what dropout masks
+            numbers = numbers.clone(memory_format=torch.contiguous_format)
         if self.part is None:
             return numbers
         axis, start, length = self.part

@@ -184,6 +184,14 @@ def test_views_restore_what_they_show(view: View, shape: tuple[int, ...], genera
         assert int(shown.sum()) == matrix.numel()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_moved_convolution_keeps_its_memory_format(axis: int, kernel: int, generator: torch.Generator) -> None:
+    weight = torch.randn(6, 5, kernel, kernel, generator=generator)
+    view = View.along("w", weight.shape, axis)
+    assert view.restore(2 * view.matrix(weight), weight).stride() == weight.stride()
+
+
 def test_a_view_of_heads_in_a_packed_weight(generator: torch.Generator) -> None:
     weight = torch.randn(36, 5, generator=generator)
     keys = View("w", 2, (4, 3, 5), units=(1,), blocks=(0,), part=(0, 12, 12)).matrix(weight)
