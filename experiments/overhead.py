@@ -1,6 +1,6 @@
 """What teleports cost, in forward-backward passes of the same model on the same batch.
 
-    python experiments/overhead.py            everything, about 5 minutes of one core that has nothing else to do
+    python experiments/overhead.py            everything, about 6 minutes of one core that has nothing else to do
     python experiments/overhead.py --smoke    toy networks, in seconds, no claim
 
 Four parts: finding the symmetry; one teleport; training with a teleport every k steps against the bare optimizer; a
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from overhead_networks import NETWORKS, TOY_NETWORKS, Build, Network, loss, mlp, small_vit, vit_b_16
 from overhead_report import markdown, plot
-from overhead_timing import Clock, Counted, Work
+from overhead_timing import Clock, Counted, Work, all_cores
 from overhead_training import OPTIMIZERS, Training
 from torch import Tensor
 
@@ -36,8 +36,8 @@ GAUGES = ("balanced", "whitened", "principal_axes")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: networks, a larger one for detection alone, the intervals between teleports in rising order,
-    the longest one that is measured on all networks, and the widths of MLPs with and without ReLU."""
+    """What is measured: networks, a large one for detection alone and on all cores, the intervals between teleports in
+    rising order, the longest one that is measured on all networks, and the widths of MLPs with and without ReLU."""
 
     networks: dict[str, Build]
     large: dict[str, Build]
@@ -57,7 +57,7 @@ PLAN = Plan(
     widths={"ReLU": (32, 64, 128, 256, 512, 1024, 2048), "linear": (32, 64, 128, 256, 512)},
     bursts=8,
     detections=3,
-    seconds=0.15,
+    seconds=0.06,
 )
 SMOKE = Plan(
     TOY_NETWORKS,
@@ -86,7 +86,7 @@ def detection(network: Network, times: int, clock: Clock) -> dict[str, Any]:
     seconds = [once.burst(find, find.begin()) for _ in range(times)]
     passes = median(clock.burst(run, run.begin()) for _ in range(times))
     taken = {"seconds": median(seconds), "longest": max(seconds), "passes": median(seconds) / passes}
-    return {"parameters": network.parameters, "sites": sites, **taken}
+    return {"parameters": network.parameters, "sites": sites, "threads": torch.get_num_threads(), **taken}
 
 
 def differentiated(loss: Loss, params: Params) -> Tensor:
@@ -162,7 +162,9 @@ def measure(plan: Plan, device: str) -> Iterator[tuple[str, list[dict[str, Any]]
     clock = Clock(plan.bursts, plan.seconds, device)
     networks = {name: build().to(device) for name, build in plan.networks.items()}
     detected = [(name, detection(network, plan.detections, clock)) for name, network in networks.items()]
-    detected += [(name, detection(build().to(device), plan.detections, clock)) for name, build in plan.large.items()]
+    with all_cores():
+        for name, build in plan.large.items():
+            detected.append((name, detection(build().to(device), plan.detections, clock)))
     yield "detection", [{"network": name, **row} for name, row in detected]
     named = networks.items()
     yield "teleports", [{"network": name, **row} for name, network in named for row in teleports(network, clock)]

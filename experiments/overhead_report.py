@@ -72,12 +72,13 @@ def _detection(rows: Rows) -> str:
             row["network"],
             f"{row['parameters']:,}",
             str(row["sites"]),
+            str(row["threads"]),
             f"{row['seconds']:.2f} ({row['longest']:.2f})",
             f"{row['passes']:.0f}",
         ]
         for row in rows
     ]
-    return _table(["network", "parameters", "sites", "seconds (longest)", "forward-backward passes"], lines)
+    return _table(["network", "parameters", "sites", "threads", "seconds (longest)", "forward-backward passes"], lines)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

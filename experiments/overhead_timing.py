@@ -1,6 +1,8 @@
 """Ratios of times on a machine whose speed changes while one looks, and exact counts of what was evaluated."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp
 from statistics import median
@@ -68,6 +70,17 @@ class Clock:
     def _wait(self) -> None:
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """PyTorch uses every core of the machine inside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Counted:
