@@ -49,6 +49,15 @@ def vision(name: str, **options: object) -> Callable[[], nn.Module]:
     return lambda: getattr(torchvision.models, name)(weights=None, **options)
 
 
+def small_vgg(name: str) -> nn.Module:
+    """A VGG that flattens 2 x 2 places in front of its hidden layers instead of 7 x 7: 40 instead of 133 million
+    numbers, and the same sites."""
+    model = vision(name)()
+    model.avgpool = nn.AdaptiveAvgPool2d(2)
+    model.classifier[0] = nn.Linear(512 * 4, 4096)
+    return model
+
+
 def images(size: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -176,28 +185,28 @@ LARGE = [
             "scale 64": 1, "scale 192": 1, "scale 384": 1, "scale 256": 2, "scale 4096": 2,
             "permute 64": 1, "permute 192": 1, "permute 384": 1, "permute 256": 1, "permute 4096": 1,
         },
-        1.0,
+        1 - 1_000 / 61_100_840,
         ("are outputs of the model",),
     ),
     Real(
         "vgg11",
-        vision("vgg11"),
+        lambda: small_vgg("vgg11"),
         images(32),
         # eight convolutions, two hidden layers with dropout behind them
         {
             "scale 64": 1, "scale 128": 1, "scale 256": 2, "scale 512": 4, "scale 4096": 2,
             "permute 64": 1, "permute 128": 1, "permute 256": 2, "permute 512": 4,
         },
-        1.0,
+        1 - 1_000 / 38_491_496,
         ("are outputs of the model",),
     ),
     Real(
         "vgg11_bn",
-        vision("vgg11_bn"),
+        lambda: small_vgg("vgg11_bn"),
         images(32),
         # the scales of the norms instead of the convolutions, whose statistics cannot be permuted
         {"scale 64": 1, "scale 128": 1, "scale 256": 2, "scale 512": 4, "scale 4096": 2},
-        1.0,
+        1 - 5_480 / 38_497_000,
         ("normalized by batch_norm in 'features.1' (BatchNorm2d)",),
     ),
     Real(
@@ -206,7 +215,7 @@ LARGE = [
         images(64),
         # per stage: one stream that the norms of both blocks feed, and the first norm of each block
         {"scale 64": 3, "scale 128": 3, "scale 256": 3, "scale 512": 3},
-        0.9991,
+        1 - 10_408 / 11_689_512,
         ("normalized by batch_norm in 'layer2.0.downsample.1' (BatchNorm2d)",),
     ),
     Real(
@@ -215,7 +224,7 @@ LARGE = [
         images(64),
         # one linear bottleneck per stage; all else passes ReLU6
         {f"scale {width}": 1 for width in (16, 24, 32, 64, 96, 160, 320)},
-        0.3322,
+        1_164_480 / 3_504_872,
         ("hardtanh in 'features.0.2' (ReLU6)",),
     ),
     Real(
@@ -224,7 +233,7 @@ LARGE = [
         images(64),
         # 12 blocks as in GPT-2 and the last norm
         {"gl 64x12 query-key": 12, "gl 64x12 value-output": 12, "scale 768": 25, "permute 3072": 12},
-        0.99,
+        57_457_152 / 86_429_416,
         ("normalized by layer_norm in 'encoder.layers.encoder_layer_0.ln_1' (LayerNorm)",),
     ),
     Real(
@@ -237,7 +246,7 @@ LARGE = [
             "scale 96": 7, "scale 192": 7, "scale 384": 19, "scale 768": 7,
             "permute 384": 3, "permute 768": 3, "permute 1536": 9, "permute 3072": 3,
         },
-        0.9882,
+        28_224_192 / 28_589_128,
         ("normalized by layer_norm in 'features.1.0.block.2' (LayerNorm)",),
     ),
     Real(
@@ -252,7 +261,7 @@ LARGE = [
             "scale 96": 4, "scale 192": 4, "scale 384": 13, "scale 768": 6, "scale 1536": 1,
             "permute 384": 2, "permute 768": 2, "permute 1536": 6, "permute 3072": 2,
         },
-        0.9987,
+        19_606_464 / 28_288_354,
         ("is used by index in 'features.1.0.attn' (ShiftedWindowAttention), on which no group acts",),
     ),
     Real(
@@ -260,7 +269,7 @@ LARGE = [
         lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False),
         images(224),
         {"gl 64x3 query-key": 12, "gl 64x3 value-output": 12, "scale 192": 25, "permute 768": 12},
-        0.9665,
+        3_747_456 / 5_717_416,
         ("normalized by layer_norm in 'blocks.0.norm1' (LayerNorm)",),
     ),
     Real(
@@ -269,7 +278,7 @@ LARGE = [
         images(224),
         # 8 blocks; a linear map over places reads all 512 units of the first norm alike: one number for all of them
         {"scale 1": 8, "scale 512": 9, "permute 256": 8, "permute 2048": 8},
-        0.99,
+        9_018_368 / 19_104_624,
         ("gelu in 'blocks.0.mlp_tokens.act'",),
     ),
 ]  # fmt: skip
@@ -293,7 +302,7 @@ def found(real: Real) -> Symmetry:
 def test_sites_are_those_counted_by_hand(real: Real) -> None:
     symmetry = found(real)
     assert Counter(map(kind, symmetry.sites)) == real.sites
-    assert reached(real.model(), symmetry) == pytest.approx(real.share, abs=1e-4)
+    assert reached(real.model(), symmetry) == pytest.approx(real.share, abs=1e-6)
     for reason in real.refusals:
         assert any(reason in refusal.reason for refusal in symmetry.refusals), symmetry.refusals
     gc.collect()
@@ -312,3 +321,16 @@ def test_outputs_stay_at_twenty_elements_of_all_sites(real: Real, dtype: torch.d
 def test_outputs_stay_in_training_too(real: Real) -> None:
     worst = drifts(real.model(), real.inputs(), found(real).sites, 5, modes=(True,))
     assert max(worst.values()) <= 1e-10, worst
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "build", "size"),
+    [(name, vision(name), 32) for name in ("vgg11", "vgg11_bn")] + [("vit_b_16", vision("vit_b_16"), 224)],
+    ids=lambda value: str(value) if isinstance(value, (str, int)) else "",
+)
+def test_full_size_changes_nothing(name: str, build: Callable[[], nn.Module], size: int) -> None:
+    with torch.no_grad():
+        symmetry = find_symmetries(build().eval(), images(size)())
+    assert Counter(map(kind, symmetry.sites)) == next(real.sites for real in LARGE if real.name == name)
+    gc.collect()
