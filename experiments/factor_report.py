@@ -16,21 +16,21 @@ STYLES: dict[str, dict[str, Any]] = {
     "balanced, transported": {"color": "#ff7f0e"},
     "whitened A, transported": {"color": "#bcbd22"},
     "random elements, transported": {"color": "#7f7f7f", "linestyle": "--"},
-    "tuned gauge, transported": {"color": "#9467bd"},
+    "tuned gauge, transported": {"color": "#9467bd", "linestyle": (0, (2, 3)), "linewidth": 2.2},
     "momentum": {"color": "#1f77b4", "linestyle": "--"},
     "scaled gradient descent": {"color": "#1f77b4"},
 }
-PANELS = ("noiseless", "noisy")
+PANELS = (("noiseless", "beta2 = 0.999"), ("noiseless", "beta2 tuned"), ("noisy", "beta2 tuned"))
 
 
 def panels(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """What is drawn: title, name of the error, and the reports by method (the last scope of each regime)."""
-    for regime in PANELS if "factorization" in content else ():
-        scope, reports = list(content["factorization"]["results"][regime].items())[-1]
+    """What is drawn: title, name of the error, and the reports by method."""
+    for regime, scope in PANELS if "factorization" in content else ():
+        reports = content["factorization"]["results"][regime][scope]
         yield f"factorisation, {regime} ({scope})", "relative test error", reports
     if "lora" in content:
-        scope, reports = list(content["lora"]["results"]["adapters"].items())[-1]
-        yield f"LoRA adapters ({scope})", "excess test loss (nats per token)", reports
+        for scope, reports in content["lora"]["results"]["adapters"].items():
+            yield f"LoRA adapters ({scope})", "excess test loss (nats per token)", reports
 
 
 def plot(content: dict[str, Any], path: Path) -> None:
