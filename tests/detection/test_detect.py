@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from detection.drift import drifts
 from detection.nets import Case, Net, chain, described, found, normal, weight
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from meta_teleport.detection import operations
 from meta_teleport.detection.detect import find_symmetries
@@ -371,7 +372,89 @@ OUTPUTS = [
          lambda: {"x": ROWS(), "more": ROWS()}, ("gl 4: a.weight a.bias g.weight g.bias > b.weight",)),
 ]  # fmt: skip
 
-CASES = LAYERS + IMAGES + NORMS + STREAMS + GATES + OUTPUTS
+
+class Centred(nn.Module):
+    """Subtracts a running mean, which is still zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h - self.mean
+
+
+def with_hook() -> nn.Module:
+    """A hook that nobody sees in the modules takes the sigmoid of what a layer returns."""
+    model = chain(Linear(3, 4), nn.Identity(), Linear(4, 2))
+    model[0].register_forward_hook(lambda module, args, output: output.sigmoid())
+    return model
+
+
+def one(function, *shape: int) -> Net:
+    """A parameter w, and a layer b that reads four units."""
+    return Net(function, w=weight(*shape), b=Linear(4, 2))
+
+
+def guarded(guard) -> nn.Module:
+    """Two layers, the first of which runs under a context."""
+
+    def function(net: Net, x: Tensor) -> Tensor:
+        with guard():
+            h = net.a(x).relu()
+        return net.b(h)
+
+    return Net(function, a=Linear(3, 4), b=Linear(4, 2))
+
+
+FIRST = ("scale 4: a.weight a.bias > b.weight", "permute 4: a.weight a.bias > b.weight")
+SHARED = "depend on 'w', which linear in 'model' (Net) and"
+
+PARAMETERS = [
+    Case("half_a_weight", lambda: one(lambda net, x: net.b(F.linear(x, net.w * 0.5).relu()), 4, 3), ROWS,
+         ("scale 4: w > b.weight", "permute 4: w > b.weight")),
+    Case("weight_times_parameter",
+         lambda: Net(lambda net, x: net.b(F.linear(x, net.w * net.t)), w=weight(4, 3), t=weight(1), b=Linear(4, 2)),
+         ROWS, (), "is used by mul in 'model' (Net), on which no group acts"),
+    Case("temperature",
+         lambda: Net(lambda net, x: net.b(net.a(x) * net.t), a=Linear(3, 4), t=weight(1), b=Linear(4, 2)),
+         ROWS, ("gl 4: a.weight a.bias > b.weight",), "mul in 'model' (Net), on which no group acts"),
+    Case("merged_adapter",
+         lambda: Net(lambda net, x: F.linear(x, net.w + net.up @ net.down), w=weight(4, 3), up=weight(4, 2),
+                     down=weight(2, 3)),
+         ROWS, (), "matmul in 'model' (Net), on which no group acts"),
+    Case("negative_elsewhere",
+         lambda: one(lambda net, x: net.b(F.linear(x, net.w)) + net.b(F.linear(x, -net.w).tanh()), 4, 3),
+         ROWS, (), f"{SHARED} neg in 'model' (Net) share"),
+    Case("transposed_elsewhere", lambda: Net(lambda net, x: F.linear(F.linear(x, net.w), net.w.T), w=weight(4, 3)),
+         ROWS, (), f"{SHARED} linear in 'model' (Net) share"),
+    Case("repeated", lambda: one(lambda net, x: (lambda h: net.b(h[:, :4].tanh() + h[:, 4:]))(
+        F.linear(x, net.w.repeat(2, 1))), 4, 3), ROWS, (), "irregularly in 'w'"),
+    Case("overlapping", lambda: one(lambda net, x: net.b(F.linear(x, net.w[:4]) + F.linear(x, net.w[1:])), 5, 3),
+         ROWS, (), f"{SHARED} linear in 'model' (Net) share"),
+    Case("apart", lambda: one(lambda net, x: net.b(F.linear(x, net.w[:4]) + F.linear(x, net.w[4:])), 8, 3),
+         ROWS, ("gl 4: w w > b.weight",)),
+    Case("bias_that_moves",
+         lambda: Net(lambda net, x: net.b(F.linear(x, net.w, net.a(x)[0])) + net.b(net.a(x)),
+                     w=weight(4, 3), a=Linear(3, 4), b=Linear(4, 2)),
+         ROWS, (), "added to what does not move"),
+    Case("scale_that_moves",
+         lambda: two(lambda net, x: net.b(F.layer_norm(net.a(x), (4,), net.g(x)[0])) + net.b(net.g(x))),
+         ROWS, (), "layer_norm"),
+    Case("renormalized_table", lambda: chain(nn.Embedding(7, 4, max_norm=1.0), Linear(4, 2)), tokens, (),
+         "embedding_renorm in '0' (Embedding)"),
+    Case("buffer_of_zeros", lambda: chain(Linear(3, 4), Centred(), Linear(4, 2)), ROWS, (), "in '1' (Centred)"),
+    Case("hook", with_hook, ROWS, hidden("permute"), "sigmoid"),
+    Case("no_grad", lambda: guarded(torch.no_grad), ROWS, FIRST),
+    Case("autocast", lambda: guarded(lambda: torch.autocast("cpu", enabled=False)), ROWS, FIRST),
+    Case("checkpoint",
+         lambda: two(lambda net, x: net.b(checkpoint(lambda z: net.a(z).relu(), x, use_reentrant=False))), ROWS, FIRST),
+    Case("cond",
+         lambda: two(lambda net, x: net.b(torch.cond(x.sum() > 0, torch.relu, torch.tanh, (net.a(x),)))), ROWS, (),
+         "cond"),
+]  # fmt: skip
+
+CASES = LAYERS + IMAGES + NORMS + STREAMS + GATES + OUTPUTS + PARAMETERS
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

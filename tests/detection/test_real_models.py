@@ -331,6 +331,6 @@ def test_outputs_stay_in_training_too(real: Real) -> None:
 )
 def test_full_size_changes_nothing(name: str, build: Callable[[], nn.Module], size: int) -> None:
     with torch.no_grad():
-        symmetry = find_symmetries(build().eval(), images(size)())
+        symmetry = find_symmetries(build().eval(), images(size)(), check=False)
     assert Counter(map(kind, symmetry.sites)) == next(real.sites for real in LARGE if real.name == name)
     gc.collect()
