@@ -31,18 +31,19 @@ from meta_teleport.params import Params
 from meta_teleport.record import provenance, write_json
 from meta_teleport.teleportation.objectives import Curvature, Loss, Sharpness, gradient_norm
 
+OTHER_STATES: dict[str, tuple[str, ...]] = {"SGD": (), "Adam": ("keep", "reset")}
 GAUGES = ("balanced", "whitened", "principal_axes")
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is measured: networks, a large one for detection alone and on all cores, the intervals between teleports in
-    rising order, the longest one that is measured on all networks, and the widths of MLPs with and without ReLU."""
+    rising order, the longest one that is measured on all networks by optimizer, and the widths of MLPs."""
 
     networks: dict[str, Build]
     large: dict[str, Build]
     every: tuple[int, ...]
-    longest: int
+    longest: dict[str, int]
     widths: dict[str, tuple[int, ...]]
     bursts: int
     detections: int
@@ -53,7 +54,7 @@ PLAN = Plan(
     NETWORKS,
     {"vit_b_16": vit_b_16},
     every=(5, 20, 100, 1000),
-    longest=100,
+    longest={"SGD": 100, "Adam": 20},
     widths={"ReLU": (32, 64, 128, 256, 512, 1024, 2048), "linear": (32, 64, 128, 256, 512)},
     bursts=8,
     detections=3,
@@ -63,7 +64,7 @@ SMOKE = Plan(
     TOY_NETWORKS,
     {"small ViT": small_vit},
     every=(2, 4, 8),
-    longest=4,
+    longest={"SGD": 4, "Adam": 4},
     widths={"ReLU": (4,), "linear": (4,)},
     bursts=1,
     detections=1,
@@ -122,7 +123,8 @@ def teleports(network: Network, clock: Clock) -> Iterator[dict[str, Any]]:
 def slowdowns(network: Network, optimizer: str, every: tuple[int, ...], clock: Clock) -> Iterator[dict[str, Any]]:
     """One row per schedule (0: never): seconds per step over those of the bare optimizer."""
     bare = Training(network, optimizer).work()
-    for k, state in [(0, "transport"), *((k, "transport") for k in every), (every[0], "keep"), (every[0], "reset")]:
+    schedules = [(k, "transport") for k in (0, *every)]
+    for k, state in schedules + [(every[0], state) for state in OTHER_STATES[optimizer]]:
         training = Training(network, optimizer, k, state)
         row = clock.compare(training.work(), bare)
         yield {"optimizer": optimizer, "every": k, "state": state, "accepted": training.accepted, **row}
@@ -139,8 +141,8 @@ def extrapolated(rows: list[dict[str, Any]], every: int) -> dict[str, Any]:
 
 def training(name: str, network: Network, plan: Plan, clock: Clock) -> Iterator[dict[str, Any]]:
     """All intervals are measured on the MLP, whose steps are short; elsewhere the longest ones are extrapolated."""
-    measured = plan.every if name == "MLP" else tuple(k for k in plan.every if k <= plan.longest)
     for optimizer in OPTIMIZERS:
+        measured = tuple(k for k in plan.every if k <= plan.longest[optimizer] or name == "MLP")
         rows = list(slowdowns(network, optimizer, measured, clock))
         yield from rows
         yield from (extrapolated(rows, k) for k in plan.every if k not in measured)
