@@ -1,6 +1,6 @@
 """What teleports cost, in forward-backward passes of the same model on the same batch.
 
-    python experiments/overhead.py            everything, about 6 minutes of one core that has nothing else to do
+    python experiments/overhead.py            everything, about 7 minutes of a machine with nothing else to do
     python experiments/overhead.py --smoke    toy networks, in seconds, no claim
 
 Four parts: finding the symmetry; one teleport; training with a teleport every k steps against the bare optimizer; a
