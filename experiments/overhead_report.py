@@ -89,8 +89,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     _draw_widths(right, results["widths"])
     for axes in (left, right):
         axes.set(xscale="log", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, frameon=False)
+    left.yaxis.set_minor_formatter("{x:g}")
     figure.savefig(path)
 
 
