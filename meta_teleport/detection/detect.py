@@ -173,9 +173,7 @@ class Reader:
         role = {t[1] for unit in units for t in self.units.touched[unit] if isinstance(t, tuple)}
         name = producers[0].name.removesuffix("weight").rstrip("._")
         label = {"key": " query-key", "value": " value-output"}.get("".join(role), "") if group is GL else ""
-        if (
-            group is Permutation
-        ):  # units scaled one by one: a diagonal whose rows and columns change places is one vector
+        if group is Permutation:  # a diagonal whose rows and columns change places is one vector
             consumers = [seen for seen in consumers if seen not in producers]
         views = tuple(dict.fromkeys(producers)), tuple(dict.fromkeys(consumers))
         shape = (len(blocks),) if len(blocks) > 1 else ()

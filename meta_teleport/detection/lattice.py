@@ -2,7 +2,8 @@
 
 A walk leaves, for one use of a parameter, the rank of the unit that each entry makes or reads. A view exists where
 these ranks form a lattice: along every axis of the parameter a mixed-radix number, whose digits count units, blocks of
-units (heads), or nothing (the rest).
+units (heads), or nothing (the rest). Where they do not (interleaved heads, shuffled channels), every place is spelled
+out.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor
 
 from meta_teleport.detection.units import Use, squeeze_repeats
+from meta_teleport.symmetry.gathered import Gathered
 from meta_teleport.symmetry.views import View
+
+Spans = list[tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,15 @@ def view(use: Use, ranks: Tensor, rows: Tensor, shape: torch.Size, blocks: int, 
     found = _on_parameter(use, torch.where(ranks < 0, -1, ranks * many + rows), shape)
     if found is None:
         return None
-    placed, covered = found
+    return _lattice(use.parameter, *found, many, shape, blocks, k) or _gathered(
+        use.parameter, *found, many, shape, blocks, k
+    )
+
+
+def _lattice(
+    name: str, placed: Tensor, covered: Spans, many: int, shape: torch.Size, blocks: int, k: int
+) -> View | None:
+    """The view by factors of the axes."""
     part = None
     for axis in range(len(shape)):
         span = covered[axis] if placed.shape[axis] == 1 else _span(placed, axis)
@@ -58,8 +70,31 @@ def view(use: Use, ranks: Tensor, rows: Tensor, shape: torch.Size, blocks: int, 
     ]
     if not _reproduces(placed, digits):
         return None
-    seen = _assemble(use.parameter, len(shape), digits, part, blocks, k)
+    seen = _assemble(name, len(shape), digits, part, blocks, k)
     return seen if seen is not None and _aligned(seen, rows, digits) else None
+
+
+def _gathered(
+    name: str, placed: Tensor, covered: Spans, many: int, shape: torch.Size, blocks: int, k: int
+) -> View | None:
+    """The view by the place of every entry; a column holds entries at one distance from the first of their unit."""
+    whole = placed.expand(shape).clone()
+    for axis, span in enumerate(covered):
+        if placed.shape[axis] == 1 and span != (0, shape[axis]):
+            if span is None:
+                return None
+            whole.narrow(axis, 0, span[0]).fill_(-1)
+            whole.narrow(axis, sum(span), shape[axis] - sum(span)).fill_(-1)
+    flat = whole.flatten()
+    seen = (flat >= 0).nonzero().squeeze(1)
+    ranks = flat[seen] // many
+    if len(seen) % (blocks * k) or bool((ranks.bincount(minlength=blocks * k) * blocks * k != len(seen)).any()):
+        return None
+    places = seen[ranks.argsort(stable=True)].reshape(blocks, k, -1)
+    distances, rows = places - places[..., :1], flat[places] % many
+    if bool((distances != distances[:, :1]).any() or (rows != rows[:, :1]).any()):
+        return None
+    return Gathered(name, len(shape), tuple(shape), (1,), (0,), places=places if blocks > 1 else places[0])
 
 
 def _aligned(seen: View, rows: Tensor, digits: list[list[Digit]]) -> bool:

@@ -18,13 +18,24 @@ def linear(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Va
     return _layer(step, x, weight, axis=-1, reads=1, bias=bias)
 
 
-@handles("addmm baddbmm")
+@handles("addmm")
 def addmm(step: Step, start: Value, x: Value, y: Value, **kwargs: Any) -> Value:
     """``b + x W``."""
-    if step.operation == "baddbmm" or kwargs or not (y.parameter and start.parameter):
+    if kwargs or not (y.parameter and start.parameter):
         result: Value = unknown(step, (start, x, y), kwargs)
         return result
     return _layer(step, x, y, axis=-1, reads=0, bias=start)
+
+
+@handles("baddbmm")
+def baddbmm(step: Step, start: Value, x: Value, y: Value, **kwargs: Any) -> Value:
+    """``beta b + alpha x y``: the scores of attention with something added that does not move."""
+    if not (x.moves and y.moves):
+        result: Value = unknown(step, (start, x, y), kwargs)
+        return result
+    step.bar(start)
+    step.refuse(start)
+    return contract(step, x, y)
 
 
 @handles("matmul mm bmm mv")

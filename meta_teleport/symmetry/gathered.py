@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from meta_teleport.symmetry.views import View
@@ -16,6 +17,12 @@ class Gathered(View):
     """
 
     places: Tensor = field(kw_only=True)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gathered) and self.name == other.name and torch.equal(self.places, other.places)
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(self.places.shape)))
 
     @property
     def size(self) -> int:

@@ -56,6 +56,21 @@ def attention(attend=fused, change=lambda q, k, v: (q, k, v), queries: int = 2, 
     return Net(function, wq=wq, wk=wk, wv=wv, wo=wo)
 
 
+def interleaved(attend) -> nn.Module:
+    """Queries, keys and values of each head beside one another in one weight (GPT-NeoX, BLOOM)."""
+
+    def function(net: Net, x: Tensor) -> Tensor:
+        return net.wo(merge(attend(*heads(net.w(x), 12).chunk(3, -1))))
+
+    return Net(function, w=nn.Linear(8, 24), wo=nn.Linear(8, 8))
+
+
+def by_baddbmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    slope = torch.linspace(0, 1, 5).to(q).expand(4, 5, 5)
+    scores = torch.baddbmm(slope, q.flatten(0, 1), k.flatten(0, 1).mT, beta=1.0, alpha=0.5)
+    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, (2, 2))
+
+
 def repeated(times: int):
     def change(q, k, v):
         return q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
@@ -179,8 +194,19 @@ BROKEN = [
         "keys_turned",
         lambda: attention(fused, lambda q, k, v: (q, k.flip(-1), v)),
         SEQUENCE,
-        (f"gl 4x2: {OUTPUT}",),
-        "lie irregularly in",
+        PLAIN,
+    ),
+    Case(
+        "interleaved",
+        lambda: interleaved(fused),
+        SEQUENCE,
+        ("gl 4x2: w.bias w.weight > w.bias w.weight", "gl 4x2: w.bias w.weight > wo.weight"),
+    ),
+    Case(
+        "interleaved_baddbmm",
+        lambda: interleaved(by_baddbmm),
+        SEQUENCE,
+        ("gl 4x2: w.bias w.weight > w.bias w.weight", "gl 4x2: w.bias w.weight > wo.weight"),
     ),
     Case(
         "queries_are_keys",
@@ -193,7 +219,7 @@ BROKEN = [
         "half_of_the_keys_from_before",
         lambda: attention(fused, lambda q, k, v: (q, torch.cat([k[..., :2], k[..., 2:].roll(1, 2)], -1), v)),
         SEQUENCE,
-        (f"gl 4x2: {OUTPUT}",),
+        (queries("gl", "2x2"), queries("gl", "2x2"), f"gl 4x2: {OUTPUT}"),
     ),
     Case(
         "bias_of_scores_from_units",

@@ -1,10 +1,12 @@
 """Views of parameters, read off the ranks of the units that their entries make."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from meta_teleport.detection.lattice import view
 from meta_teleport.detection.units import Use
+from meta_teleport.symmetry.gathered import Gathered
 from meta_teleport.symmetry.views import View
 
 
@@ -54,11 +56,32 @@ def test_a_view_shows_the_units_that_it_was_made_of() -> None:
     assert torch.equal(rows, torch.arange(4)[:, None].expand(4, 18))
 
 
-def test_irregular_ranks_have_no_view() -> None:
-    assert seen(use_of(4, 3), torch.tensor([3, 2, 1, 0])[:, None], (4, 3), 4) is None
-    assert seen(use_of(4, 3), torch.tensor([0, 1, 3, 2])[:, None], (4, 3), 4) is None
-    assert seen(use_of(4, 3), torch.tensor([0, -1, 1, -1])[:, None], (4, 3), 2) is None
+@pytest.mark.parametrize("ranks", [[3, 2, 1, 0], [0, 1, 3, 2]])
+def test_shuffled_units_are_gathered(ranks: list[int]) -> None:
+    found = seen(use_of(4, 3), torch.tensor(ranks)[:, None], (4, 3), 4)
+    weight = torch.arange(12.0).reshape(4, 3)
+    assert isinstance(found, Gathered)
+    assert torch.equal(found.matrix(weight), weight[torch.tensor(ranks).argsort()])
+
+
+def test_units_with_gaps_are_gathered() -> None:
+    found = seen(use_of(4, 3), torch.tensor([0, -1, 1, -1])[:, None], (4, 3), 2)
+    weight = torch.arange(12.0).reshape(4, 3)
+    assert isinstance(found, Gathered)
+    assert torch.equal(found.matrix(weight), weight[::2])
+
+
+def test_interleaved_heads_are_gathered() -> None:
+    ranks = torch.tensor([[0, 1], [-1, -1], [2, 3], [-1, -1]]).reshape(-1)
+    found = seen(use_of(8, 3), ranks[:, None], (8, 3), 2, blocks=2)
+    weight = torch.arange(24.0).reshape(8, 3)
+    assert isinstance(found, Gathered) and found.front == (2, 2)
+    assert torch.equal(found.matrix(weight), weight.reshape(2, 2, 2, 3)[:, 0])
+
+
+def test_units_that_repeat_at_different_distances_have_no_view() -> None:
     assert seen(use_of(4, 3), torch.tensor([0, 1, 1, 0])[:, None], (4, 3), 2) is None
+    assert seen(use_of(4, 3), torch.tensor([0, 1, 1, 1])[:, None], (4, 3), 2) is None
 
 
 def test_units_of_different_rows_have_no_view() -> None:
