@@ -328,7 +328,7 @@ def test_cuda_where_there_is_none(workplace, capsys, monkeypatch):
 def test_other_refusals(workplace, capsys):
     assert "the following arguments are required: out" in error(capsys, "train")
     assert "the following arguments are required: run" in error(capsys, "evaluate")
-    assert "unknown command 'frob': choose one of train, evaluate, info, doctor" in error(capsys, "frob")
+    assert "unknown command 'frob': choose one of train, evaluate, info, symmetries, doctor" in error(capsys, "frob")
     assert "doctor takes no arguments" in error(capsys, "doctor", "x")
     for command in ("evaluate", "info"):
         assert "there is no run folder none" in error(capsys, command, "none")
