@@ -4,7 +4,7 @@
     python experiments/symmetries.py --smoke    three small ones
 
 torchvision's, transformers' and timm's own classes with random weights, in training mode. Prints a Markdown table and
-writes it, with all sites and refusals as JSON, to --out.
+writes all sites and refusals to symmetries.json in --out.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def row(name: str, found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="three small models")
-    parser.add_argument("--out", type=Path, default=Path("runs/symmetries"), help="folder for results.json")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for symmetries.json")
     args = parser.parse_args()
     torch.manual_seed(0)
     builds = dict(MODELS)
@@ -129,7 +129,7 @@ def main() -> None:
         results[name] = measure(build)
         print(row(name, results[name]), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "results.json", {"models": results, "provenance": provenance("cpu")})
+    write_json(args.out / "symmetries.json", {"models": results, "provenance": provenance("cpu")})
 
 
 if __name__ == "__main__":

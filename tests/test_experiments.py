@@ -28,3 +28,17 @@ def test_learning_to_teleport(tmp_path: Path) -> None:
     assert {"whitening", "last-layer-solve", "adam+ascent", "gd+random", "lbfgs", "gd-warmup"} <= names
     assert results["meta_seeds"] == {"published": 2, "better": 2}
     assert (tmp_path / "learning_to_teleport.png").stat().st_size > 10_000
+
+
+def test_symmetries(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXPERIMENTS / "symmetries.py"), "--smoke", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    models = json.loads((tmp_path / "symmetries.json").read_text())["models"]
+    assert {name: len(found["sites"]) for name, found in models.items()} == {
+        "transformers LLaMA": 11,
+        "peft LoRA on GPT-2": 2,
+        "nn.Transformer": 17,
+    }
+    assert all(found["drift"] < 1e-12 for found in models.values())
+    assert sum(line.startswith("| ") for line in result.stdout.splitlines()) == 1 + len(models)

@@ -41,6 +41,8 @@ def baddbmm(step: Step, start: Value, x: Value, y: Value, **kwargs: Any) -> Valu
 @handles("matmul mm bmm mv")
 def matmul(step: Step, x: Value, y: Value) -> Value:
     """A layer if one factor is a parameter, attention if both move."""
+    if x.parameter and y.parameter and len(x.shape) == len(y.shape) == 2:
+        return _factors(step, x, y)
     if y.parameter and len(y.shape) == 2:
         return _layer(step, x, y, axis=-1, reads=0)
     if x.parameter and len(x.shape) == 2 and len(y.shape) >= 2:
@@ -65,20 +67,27 @@ def _two_movers(step: Step, x: Value, weight: Value, bias: Value | None = None) 
     return step.fixed()
 
 
+def _factors(step: Step, u: Value, v: Value) -> Value:
+    """``U V`` of two parameters, a weight of low rank: what lies between them are units, the product does not move."""
+    units = step.units.fresh(v.shape[0], step.node)
+    step.units.use(v.parameter, v.coordinates, units.unsqueeze(1), None, step.place)
+    step.units.use(u.parameter, u.coordinates, None, units.unsqueeze(0), step.place)
+    return step.fixed()
+
+
 def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Value | None = None) -> Value:
-    """New units from the units along ``axis`` of x, by a matrix whose axis ``reads`` runs along them."""
+    """New units from the units along ``axis`` of x, by a weight whose axis ``reads``, of the first two, runs along
+    them."""
     step.refuse(x)
     right = _units_along(step, x, axis)
     made = step.units.fresh(weight.shape[1 - reads], step.node)
-    step.units.use(
-        weight.parameter,
-        weight.coordinates,
-        made.unsqueeze(reads),
-        None if right is None else right.unsqueeze(1 - reads),
-        step.place,
-    )
-    result = step.labelled(made if axis == -1 else made.unsqueeze(-1))
-    return _with_bias(step, result, made, bias)
+
+    def along(units: Tensor, at: int) -> Tensor:
+        return units.reshape([-1 if i == at else 1 for i in range(len(weight.shape))])
+
+    read = None if right is None else along(right, reads)
+    step.units.use(weight.parameter, weight.coordinates, along(made, 1 - reads), read, step.place)
+    return _with_bias(step, step.labelled(made.reshape(-1, *[1] * (-axis - 1))), made, bias)
 
 
 def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> Value:
@@ -109,11 +118,15 @@ def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
 
 @handles("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d")
 def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *args: Any) -> Value:
-    """A convolution ``(o, i / groups, ...)``: every output channel reads the input channels of its group."""
-    if not weight.parameter or "transpose" in step.operation or step.operation == "convolution":
+    """A convolution ``(o, i / groups, ...)``: every output channel reads the input channels of its group. Transposed
+    ones ``(i, o / groups, ...)``, without groups, are layers whose weight stands the other way round."""
+    if not weight.parameter or step.operation == "convolution":
         return _two_movers(step, x, weight, bias)
-    step.refuse(x)
     space = len(weight.shape) - 2
+    if "transpose" in step.operation:
+        whole = weight.shape[1] == step.shape[-space - 1]
+        return _layer(step, x, weight, -space - 1, 0, bias) if whole else _two_movers(step, x, weight, bias)
+    step.refuse(x)
     made, read = weight.shape[:2]
     groups = (x.shape[-space - 1]) // read
     right = _units_along(step, x, -space - 1)

@@ -6,6 +6,7 @@ of known shapes: what a symmetry is read from. Nothing is executed on real numbe
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
 from meta_teleport.detection.leaves import closed, run
 from meta_teleport.errors import UserError
@@ -74,7 +76,10 @@ def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()
     """
     require_movable(model)
     args, kwargs = arguments(example_inputs)
+    if any(isinstance(t, Tensor) and t.numel() == 0 for t in tree_leaves((args, kwargs))):
+        raise UserError("an example input has no entries: give a batch of at least one example")
     names = dict(model.named_modules())
+    leaves = (leaves,) if isinstance(leaves, str) else leaves
     for leaf in leaves:
         if leaf not in names or not leaf:
             raise UserError(f"no module '{leaf}' to leave closed: choose from model.named_modules()")
@@ -157,8 +162,16 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
         run(model, args, kwargs)
     except Exception as failure:
         raise UserError(f"the model does not run on the example inputs: {shortened(failure)}") from None
-    _, _, call = str(error).partition("The following call raised this error:")
-    raise UserError(f"the model cannot be traced: {shortened(call or error)}; {GO_ON}") from error
+    raise UserError(f"the model cannot be traced: {_call(error) or shortened(error)}; {GO_ON}") from error
+
+
+def _call(error: Exception) -> str:
+    """The line of the model's code that an error of the exporter names, if it does."""
+    quoted = re.findall(r'File "[^"]*?([^/"]+)", line (\d+), in (\w+)\s+(.+)', str(error))
+    if quoted:
+        return "{}:{} in {}: {}".format(*quoted[-1]).strip()
+    short = re.search(r"Caused by: \([^)]*?([^/)]+):(\d+) in (\w+)\)", str(error))
+    return "{}:{} in {} depends on the numbers in a tensor".format(*short.groups()) if short else ""
 
 
 def shortened(message: object) -> str:

@@ -144,3 +144,27 @@ def test_a_trace_names_parameters_once() -> None:
 def _numbers(model: nn.Module) -> dict[str, torch.Tensor]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {key: t for key, t in tensors.items() if not t.is_meta and not nn.parameter.is_lazy(t)}
+
+
+def test_a_branch_on_indices_is_named_by_its_line() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.expert = nn.Linear(4, 2), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            chosen = torch.where(self.gate(x).argmax(-1) == 0)[0]
+            return self.expert(x[chosen]) if len(chosen) > 0 else self.expert(x)
+
+    with pytest.raises(UserError, match=r"cannot be traced: test_trace.py:\d+ in forward.*Symmetry\.manual"):
+        find_symmetries(Routed(), torch.randn(4, 4))
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(UserError, match="an example input has no entries: give a batch of at least one example"):
+        find_symmetries(nn.Linear(2, 2), torch.randn(0, 2))
+
+
+def test_one_leaf_may_be_named_by_a_string() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    assert [site.name for site in find_symmetries(model, torch.randn(4, 2), leaves="0").continuous.sites] == ["2"]
