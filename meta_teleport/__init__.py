@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
     from meta_teleport.tasks.functions import Functions as Functions
     from meta_teleport.tasks.regression import Regression as Regression
+    from meta_teleport.teleportation.gauges import Gauge as Gauge
+    from meta_teleport.teleportation.objectives import Curvature as Curvature
+    from meta_teleport.teleportation.objectives import Sharpness as Sharpness
     from meta_teleport.teleportation.search import Teleport as Teleport
     from meta_teleport.teleportation.search import teleport as teleport
 
@@ -68,6 +71,9 @@ _HOMES = {
     "Factorization": "tasks.factorization",
     "Functions": "tasks.functions",
     "Regression": "tasks.regression",
+    "Gauge": "teleportation.gauges",
+    "Curvature": "teleportation.objectives",
+    "Sharpness": "teleportation.objectives",
     "Teleport": "teleportation.search",
     "teleport": "teleportation.search",
     "TeleportedOptimizer": "optimizers.teleported",
