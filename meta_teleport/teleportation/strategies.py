@@ -42,12 +42,15 @@ def as_strategy(
     generator: torch.Generator | None,
 ) -> Strategy:
     """The strategy for an objective, as ``teleport`` takes it. Raises ``UserError`` for settings that make none."""
-    if isinstance(objective, str) and objective not in CHOICES:
-        raise UserError(f"unknown objective '{objective}': choose one of {', '.join(CHOICES)}, or give a function")
+    known = objective in CHOICES if isinstance(objective, str) else isinstance(objective, Gauge) or callable(objective)
+    if not known or isinstance(objective, type):
+        raise UserError(f"unknown objective {objective!r}: choose one of {', '.join(CHOICES)}, or give a function")
     if direction not in get_args(Direction):
         raise UserError(f"unknown direction '{direction}': choose one of {', '.join(get_args(Direction))}")
-    if steps < 1 or not 0 < size < inf:
-        raise UserError(f"steps={steps} and size={size}: give at least one step, and a positive size")
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"steps={steps!r}: give a whole number, at least 1")
+    if not isinstance(size, int | float) or not 0 < size < inf:
+        raise UserError(f"size={size!r}: give a positive number")
     if objective == "random":
         if generator is None or generator.device.type != "cpu":
             raise UserError(

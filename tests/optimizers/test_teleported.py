@@ -477,7 +477,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"objective": "speed"}, "unknown objective 'speed': choose one of gradient_norm"),
     ({"objective": "random"}, "objective 'random' draws elements: pass generator="),
     ({"direction": "sideways"}, "unknown direction 'sideways'"),
-    ({"size": -1.0}, "give at least one step, and a positive size"),
+    ({"size": -1.0}, "size=-1.0: give a positive number"),
     ({"batches": None}, "objective 'gradient_norm' needs a loss on a batch"),
     ({"base": lambda model: Adadelta(model.parameters())}, "how the state of Adadelta moves is not known"),
     ({"symmetry": HEADS.symmetry}, "site 'query-key' moves 'in_proj.weight', which is not a parameter of the model"),
