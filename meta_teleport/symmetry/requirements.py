@@ -5,6 +5,7 @@ from torch import nn
 
 from meta_teleport.errors import UserError
 
+SHARDED = "is sharded over processes: gather the model, or teleport before sharding"
 HALF = (torch.float16, torch.bfloat16)
 WHOLE = (torch.float32, torch.float64)
 
@@ -12,20 +13,18 @@ WHOLE = (torch.float32, torch.float64)
 def require_movable(model: nn.Module) -> None:
     """Refuses a model whose parameters cannot be moved, before anything happens to it.
 
-    Raises ``UserError`` with the cause and the remedy for a compiled model, for one without trainable parameters, and
-    for parameters that have no numbers yet (meta device, lazy modules), are spread over processes, quantised, or of
-    half precision.
+    Raises ``UserError`` with the cause and the remedy for a model that is compiled or wrapped for many processes, in
+    whole or in part, for one without trainable parameters, and for parameters that have no numbers yet (meta device,
+    lazy modules), are spread over processes, quantised, or of half precision.
     """
-    if hasattr(model, "_orig_mod"):
-        raise UserError("the model is compiled: pass the module that was given to torch.compile (model._orig_mod)")
+    for name, module in model.named_modules():
+        _require_plain(f"module '{name}'" if name else "the model", f"model.{name}" if name else "model", module)
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter) or parameter.is_meta:
             raise UserError(f"parameter '{name}' has no numbers yet (meta device): initialize the model first")
         if hasattr(parameter, "placements") or hasattr(parameter, "_local_shards"):
-            raise UserError(
-                f"parameter '{name}' is sharded over processes: gather the model, or teleport before sharding"
-            )
+            raise UserError(f"parameter '{name}' {SHARDED}")
         if parameter.dtype in HALF:
             raise UserError(
                 f"parameter '{name}' is {str(parameter.dtype).removeprefix('torch.')}: keep the parameters in float32 "
@@ -39,3 +38,21 @@ def require_movable(model: nn.Module) -> None:
         raise UserError("the model is quantised: teleport the float model, then quantise it")
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UserError("the model has no trainable parameters: set requires_grad on those that may move")
+
+
+def _require_plain(what: str, path: str, module: nn.Module) -> None:
+    """Refuses a module that stands for another one: its parameters have other names, or its calls run other code."""
+    if hasattr(module, "_orig_mod"):
+        remedy = "pass" if path == "model" else "put back"
+        raise UserError(f"{what} is compiled: {remedy} the module that was given to torch.compile ({path}._orig_mod)")
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        raise UserError(
+            f"{what} is compiled in place: teleport before calling compile(), or undo it "
+            f"({path}._compiled_call_impl = None)"
+        )
+    wrappers = {cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.")}
+    if "DistributedDataParallel" in wrappers:
+        remedy = "pass the module that was given to it" if path == "model" else "put back the module that it wraps"
+        raise UserError(f"{what} is wrapped in DistributedDataParallel: {remedy} ({path}.module)")
+    if "FullyShardedDataParallel" in wrappers:
+        raise UserError(f"{what} {SHARDED}")
