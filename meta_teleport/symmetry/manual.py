@@ -1,6 +1,9 @@
 """Sites named by hand, for models that cannot be traced."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import Any
 
 from torch import nn
 
@@ -16,18 +19,44 @@ GROUPS: dict[str, type[Group]] = {
     "scaling": PositiveScaling,
     "permutation": Permutation,
 }
+FORM = "(group, [producers], [consumers])"
 Axis = str | tuple[str, int] | View
 
 
 def manual_sites(model: nn.Module, sites: Mapping[str, tuple[str, Sequence[Axis], Sequence[Axis]]]) -> tuple[Site, ...]:
     """One site per entry ``name: (group, producers, consumers)``, see :meth:`Symmetry.manual`."""
     require_movable(model)
-    return tuple(_site(model, name, *spec) for name, spec in sites.items())
+    if not isinstance(sites, Mapping):
+        raise UserError(f"sites are a {type(sites).__name__}: give a dict, {{name: {FORM}}}")
+    return tuple(_site(model, name, *_parsed(name, spec)) for name, spec in sites.items())
+
+
+def _parsed(name: str, spec: Any) -> tuple[str, Sequence[Axis], Sequence[Axis]]:
+    """The three parts of a site, each of its kind."""
+    if not isinstance(spec, (tuple, list)) or len(spec) != 3:
+        raise UserError(f"site '{name}' is {spec!r}: give {FORM}")
+    group, producers, consumers = spec
+    if not isinstance(group, str) or group not in GROUPS:
+        raise UserError(f"site '{name}': unknown group '{group}': choose one of {', '.join(GROUPS)}")
+    for role, side in (("producers", producers), ("consumers", consumers)):
+        if _is_axis(side) or not isinstance(side, (tuple, list)):
+            raise UserError(f"site '{name}': the {role} are {side!r}: give a list of them, [{side!r}]")
+        for axis in side:
+            if not _is_axis(axis):
+                raise UserError(
+                    f"site '{name}': {axis!r} is none of the {role}: give the name of a parameter, (name, axis), or a "
+                    "View"
+                )
+    return group, producers, consumers
+
+
+def _is_axis(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+    return isinstance(value, (str, View))
 
 
 def _site(model: nn.Module, name: str, group: str, producers: Sequence[Axis], consumers: Sequence[Axis]) -> Site:
-    if group not in GROUPS:
-        raise UserError(f"site '{name}': unknown group '{group}': choose one of {', '.join(GROUPS)}")
     views = [
         [_view(model, name, axis, default) for axis in given] for given, default in ((producers, 0), (consumers, 1))
     ]
@@ -50,10 +79,38 @@ def _view(model: nn.Module, site: str, axis: Axis, default: int) -> View:
     parameters = dict(model.named_parameters())
     if name not in parameters:
         raise UserError(f"site '{site}': the model has no parameter '{name}': see model.named_parameters()")
-    shape = parameters[name].shape
+    shape = tuple(parameters[name].shape)
     if isinstance(axis, View):
+        _require_fit(site, axis, shape)
         return axis
     along = min(default, len(shape) - 1) if along is None else along
     if not -len(shape) <= along < len(shape):
-        raise UserError(f"site '{site}': '{name}' of shape {tuple(shape)} has no axis {along}")
+        raise UserError(f"site '{site}': '{name}' of shape {shape} has no axis {along}")
     return View.along(name, shape, along)
+
+
+def _require_fit(site: str, view: View, shape: tuple[int, ...]) -> None:
+    """Refuses a view that does not show a parameter of this shape: its factors must multiply to the axes, in order."""
+    what = f"site '{site}': the View of '{view.name}'"
+    if view.ndim != len(shape):
+        raise UserError(f"{what} has ndim {view.ndim}, and the parameter has shape {shape}: give ndim {len(shape)}")
+    if view.part is not None:
+        axis, start, length = view.part
+        if not (0 <= axis < len(shape) and 0 <= start < start + length <= shape[axis]):
+            raise UserError(
+                f"{what} has part {view.part}, and the parameter has shape {shape}: give (axis, start, length) of a "
+                "slice of it"
+            )
+        shape = (*shape[:axis], length, *shape[axis + 1 :])
+    axes, factors = (list(accumulate(sizes, mul)) for sizes in (shape, view.shape))
+    if not set(axes) <= set(factors) or axes[-1:] != factors[-1:]:
+        raise UserError(
+            f"{what} has shape {view.shape}, and what it shows has shape {shape}: give the same, with an axis cut into "
+            "factors where units or heads lie within it"
+        )
+    places = (*view.blocks, *view.units)
+    if not view.units or len(set(places)) < len(places) or not set(places) <= set(range(len(view.shape))):
+        raise UserError(
+            f"{what} has units {view.units} and blocks {view.blocks}: give different positions in its shape "
+            f"{view.shape}, at least one of units"
+        )

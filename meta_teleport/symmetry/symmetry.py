@@ -57,7 +57,8 @@ class Symmetry:
 
             Symmetry.manual(model, {"hidden": ("scaling", ["0.weight", "0.bias"], ["2.weight"])})
 
-        Raises ``UserError`` for groups and parameters that do not exist and for sizes that do not fit.
+        Raises ``UserError`` for groups and parameters that do not exist, for entries of another form, and for sizes
+        and views that do not fit.
         """
         return Symmetry(manual_sites(model, sites))
 
