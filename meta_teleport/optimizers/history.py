@@ -3,6 +3,7 @@
 Signs are not errors: the loss at the teleport is unchanged all the same. They are
 
     ill-conditioned element        cond(g) above 1 / sqrt(eps): half of the digits of the moved weights are rounding
+                                   (positive scalings round nothing away, however uneven)
     no faster descent afterwards   the loss does not fall faster over the next few losses than over those before
     worse validation loss          the first validation loss after the teleport is above the last one before
 
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.symmetry.groups import Group, PositiveScaling
+from meta_teleport.symmetry.groups import Group
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.conditions import condition_number
 from meta_teleport.teleportation.search import Teleport
 
 ILL_CONDITIONED = "ill-conditioned element"
@@ -124,15 +126,12 @@ def describe(found: Teleport, symmetry: Symmetry, step: int, seconds: float) -> 
         seconds=seconds,
         accepted=found.accepted,
         reason=found.reason,
-        signs=(ILL_CONDITIONED,) if any(not _conditioned(site.group, g) for site, g in pairs) else (),
+        signs=(ILL_CONDITIONED,) if any(_ill_conditioned(site.group, g) for site, g in pairs) else (),
     )
 
 
-def _conditioned(group: Group, g: Tensor) -> bool:
-    """Whether the condition number (in the 1-norm) of every block of g is at most 1 / sqrt(eps)."""
-    diagonal = isinstance(group, PositiveScaling)
-    condition = g.abs().amax(-1) / g.abs().amin(-1) if diagonal else torch.linalg.cond(g, p=1)
-    return bool((condition <= torch.finfo(g.dtype).eps ** -0.5).all())
+def _ill_conditioned(group: Group, g: Tensor) -> bool:
+    return not condition_number(group, g) <= torch.finfo(g.dtype).eps ** -0.5
 
 
 def _descent(losses: Sequence[Tensor | float]) -> float:

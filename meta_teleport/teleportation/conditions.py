@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.symmetry.groups import Group, PositiveScaling
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -78,16 +78,28 @@ def require_finite(what: str, value: Tensor) -> Tensor:
     return value
 
 
+def condition_number(group: Group, g: Tensor) -> float:
+    """By how much acting with g can multiply relative rounding errors of the weights: the largest of
+    ``||g||_1 ||g^-1||_1`` over all blocks, in float64; inf if g is singular, or not finite.
+
+    1 for positive scalings, however uneven: they multiply every weight by one number, so its relative error stays.
+    """
+    if not bool(torch.isfinite(g).all()):
+        return inf
+    if isinstance(group, PositiveScaling):
+        return 1.0 if bool((g > 0).all()) else inf
+    return float(torch.linalg.cond(g.double(), p=1).max())
+
+
 def element_fault(site: Site, g: Tensor, limit: float = inf) -> str:
     """Why an element cannot be used, in one line; empty if it can.
 
-    It is not finite, or singular, or its condition number (1-norm, float64) is above ``limit``: rounding moves the loss
-    by about eps times that. Positive scalings have no such limit, as they multiply every weight by one number.
+    It is not finite, or singular, or its condition number is above ``limit``: rounding moves the loss by about eps
+    times that.
     """
     if not bool(torch.isfinite(g).all()):
         return f"the element at site '{site.name}' is not finite"
-    diagonal = isinstance(site.group, PositiveScaling)
-    condition = (1.0 if bool((g > 0).all()) else inf) if diagonal else float(torch.linalg.cond(g.double(), p=1).max())
+    condition = condition_number(site.group, g)
     if condition == inf:
         return f"the element at site '{site.name}' is singular"
     if condition <= limit:

@@ -122,6 +122,7 @@ def test_an_ill_conditioned_element_is_named(network: Network) -> None:
         elements[-1][(0,) * elements[-1].ndim] = spread
         return describe(found(tuple(elements)), network.symmetry, 0, 0.0).signs
 
-    assert signs(1e4, torch.float32) == signs(1e8, torch.float64) == signs(0.0, torch.float64) == (ILL_CONDITIONED,)
-    assert signs(float("nan"), torch.float64) == (ILL_CONDITIONED,)
+    uneven = () if network.diagonal else (ILL_CONDITIONED,)
+    assert signs(1e4, torch.float32) == signs(1e8, torch.float64) == uneven
+    assert signs(0.0, torch.float64) == signs(float("nan"), torch.float64) == (ILL_CONDITIONED,)
     assert signs(1e3, torch.float32) == signs(1e7, torch.float64) == ()

@@ -18,6 +18,7 @@ from meta_teleport.symmetry.groups import GL, Orthogonal, Permutation, PositiveS
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
 from meta_teleport.symmetry.views import View
+from meta_teleport.teleportation.conditions import condition_number
 from meta_teleport.teleportation.gauges import Gauge
 from meta_teleport.teleportation.objectives import Loss
 
@@ -149,6 +150,27 @@ def constant(element: Tensor) -> Gauge:
 
 def stretched(condition: float) -> Gauge:
     return constant(torch.diag(torch.tensor([1.0, 1.0, 1.0, condition], dtype=torch.float64))[None])
+
+
+def relative_error(group: GL | PositiveScaling, g: Tensor) -> float:
+    """Of a weight vector that is moved and moved back, the worst of its entries, in multiples of eps."""
+    v = torch.linspace(1, 2, group.k, dtype=g.dtype).unsqueeze(-1)
+    back = group.apply(group.inverse(g), group.apply(g, v))
+    return float(((back - v) / v).abs().max() / torch.finfo(g.dtype).eps)
+
+
+def test_the_condition_number_bounds_what_rounding_does(generator: torch.Generator) -> None:
+    """Uneven scalings lose no digits; the same spread along other axes loses as many as its number says."""
+    spread = torch.tensor([1.0, 1.0, 1.0, 1e6])
+    axes = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    turned = axes @ torch.diag(spread) @ axes.mT
+    assert condition_number(PositiveScaling(4), spread) == 1.0 and relative_error(PositiveScaling(4), spread) <= 2
+    assert 1e6 <= condition_number(GL(4), turned) <= 4e6
+    assert 1e3 < relative_error(GL(4), turned) <= 10 * condition_number(GL(4), turned)
+    blocks = torch.stack([torch.eye(4), turned])
+    assert condition_number(GL(4, (2,)), blocks) == pytest.approx(condition_number(GL(4), turned), rel=1e-6)
+    for group, element in ((PositiveScaling(4), spread), (GL(4), turned)):
+        assert condition_number(group, 0 * element) == condition_number(group, element * torch.nan) == torch.inf
 
 
 ZERO = torch.zeros(1, 4, 4)
