@@ -24,6 +24,8 @@ class Delegate(Optimizer):
     Nothing is copied: what changes here changes there, also after ``load_state_dict``, which gives an optimizer new
     dictionaries. Hooks run once, in the base optimizer, which they are given. ``Optimizer.__init__`` is not called: it
     makes groups and state.
+
+    It can be copied and pickled with what it holds, base optimizer included; hooks stay behind, as with any optimizer.
     """
 
     param_groups = _attribute("param_groups")
@@ -42,6 +44,13 @@ class Delegate(Optimizer):
 
     def __init__(self, base: Optimizer) -> None:
         self.base = base
+
+    def __getstate__(self) -> dict[str, Any]:
+        # learning rate schedulers put a step into an optimizer that is bound to this very one
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the base optimizer, whose result it returns."""

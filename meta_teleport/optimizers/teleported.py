@@ -60,6 +60,9 @@ class TeleportedOptimizer(Delegate):
     step, before the teleport. Where a teleport is not accepted or fails by an exception, parameters, gradients and
     state are bitwise what they were before it.
 
+    A copy has a copy of the model: ``copy.deepcopy((model, optimizer))`` keeps the two together. It can be pickled
+    where ``loss`` and ``batches`` can. Torch's own LBFGS cannot step after either, so it cannot here.
+
     Raises ``UserError`` for models that cannot be moved, optimizers of other parameters, sites without a linear action,
     objectives without their loss, schedules that are none, and *transport* of a state that has no law.
     Source: Zhao et al. 2024, Figures 5 and 13 (teleports at given epochs, state kept).
@@ -94,6 +97,13 @@ class TeleportedOptimizer(Delegate):
         self._history, self._taken, self._started = History(), 0, perf_counter()
         self._loss: Tensor | float | None = None
         self._names(self.param_groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_started": self._started - perf_counter()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._started += perf_counter()
 
     @property
     def teleports(self) -> list[TeleportRecord]:

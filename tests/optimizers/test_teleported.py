@@ -1,6 +1,8 @@
 """Torch optimizers with teleports between their steps."""
 
+import copy
 import io
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -226,6 +228,54 @@ def test_on_every_device(base: str, device: str) -> None:
     laws.same_bits(run([]), bare)
     laws.must_fail(laws.same_bits, run([2]), bare)
     assert run([2])[0][:3] == pytest.approx(bare[0][:3], rel=1e-12) and run([2])[0][3] != bare[0][3]
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda pair: pickle.loads(pickle.dumps(pair)),
+}
+
+
+@pytest.mark.parametrize("base", [b for b in BASES if b not in ("lbfgs", "wolfe")])
+@pytest.mark.parametrize("method", COPIES)
+def test_a_copy_trains_on_as_the_original_does_and_apart_from_it(method: str, base: str) -> None:
+    model, options = LINEAR.build(), {"objective": "random", "generator": torch.Generator().manual_seed(3)}
+    optimizer = teleported(LINEAR, model, base, 2, batches=LINEAR.batch, **options)
+    StepLR(optimizer, 100)
+    train(LINEAR, model, optimizer, range(3))
+    other, copied = COPIES[method]((model, optimizer))
+    assert copied.model is other and copied.symmetry == optimizer.symmetry
+    assert {p for group in copied.param_groups for p in group["params"]} <= set(other.parameters())
+    before = snapshot(other, copied)
+    laws.same_bits([before["params"], before["state"]], [(s := snapshot(model, optimizer))["params"], s["state"]])
+    train(LINEAR, model, optimizer, range(3, 7))
+    laws.same_bits(snapshot(other, copied), before)
+    laws.must_fail(laws.same_bits, parameters(model), before["params"])
+    train(LINEAR, other, copied, range(3, 7))
+    laws.same_bits(snapshot(other, copied), snapshot(model, optimizer))
+    records = [[replace(record, seconds=0.0) for record in o.teleports] for o in (optimizer, copied)]
+    assert len(records[0]) == 3 and repr(records[0]) == repr(records[1])
+
+
+def test_a_copy_alone_has_a_model_of_its_own() -> None:
+    model = LINEAR.build()
+    optimizer = teleported(LINEAR, model, "adam")
+    copied, before = copy.deepcopy(optimizer), parameters(model)
+    train(LINEAR, copied.model, copied)
+    assert copied.teleport().accepted and optimizer.teleports == []
+    laws.same_bits(parameters(model), before)
+    laws.must_fail(laws.same_bits, parameters(copied.model), before)
+
+
+def test_time_goes_on_where_another_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("meta_teleport.optimizers.teleported.perf_counter", lambda: clock[0])
+    optimizer = teleported(RELU, RELU.build(), batches=RELU.batch)
+    clock[0] = 130.0
+    saved = pickle.dumps(optimizer)
+    clock[0] = 7.0
+    assert pickle.loads(saved).state_dict()["teleportation"]["elapsed"] == 30.0
+    assert optimizer.state_dict()["teleportation"]["elapsed"] == -93.0
 
 
 def test_states_of_the_wrapper_and_of_its_base_are_interchangeable() -> None:
