@@ -33,7 +33,7 @@ def verify(
     all sites at once, at random weights near the model's, in float64, in training and in evaluation; rounding alone
     gives about 1e-14.
 
-    Raises ``UserError`` if the model cannot move or the inputs do not run.
+    Raises ``UserError`` if the model cannot move, the inputs do not run, or the outputs are not numbers.
     """
     require_movable(model)
     generator = generator or torch.Generator().manual_seed(0)
@@ -44,17 +44,22 @@ def verify(
 
 class Check:
     """A model in float64 (float32 where its code insists on it) with weights near its own, its example inputs, and what
-    it returns on them."""
+    it returns on them.
+
+    Raises ``UserError`` if the inputs do not run, or if the outputs are not numbers, which nothing can be compared to.
+    """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.modes = (model.training, not model.training) if _depends_on_mode(model) else (model.training,)
         try:
-            self._prepare(copy.deepcopy(model).double(), *_cast((args, kwargs), torch.float64))
-        except (RuntimeError, TypeError):
             try:
+                self._prepare(copy.deepcopy(model).double(), *_cast((args, kwargs), torch.float64))
+            except (RuntimeError, TypeError):
                 self._prepare(copy.deepcopy(model), args, kwargs)
-            except Exception as error:
-                raise UserError(f"the model does not run on the example inputs: {shortened(error)}") from None
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"the model does not run on the example inputs: {shortened(error)}") from None
         self.like = next(iter(self.params.values()))
 
     def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -66,8 +71,13 @@ class Check:
             for other in self.modes[1:]:
                 with suppress(ValueError):  # batch norm does not train on one example
                     self.before[other] = self._outputs(params, other)
-            if not any(bool(output.isnan().any()) for outputs in self.before.values() for output in outputs):
+            blank = [mode for mode, outputs in self.before.items() if any(bool(t.isnan().any()) for t in outputs)]
+            if not blank:
                 return
+        raise UserError(
+            f"the model's outputs are not numbers on the example inputs (in {'training' if blank[0] else 'evaluation'})"
+            ": give inputs on which they are, and look for nan among inputs and parameters"
+        )
 
     def random_element(self, site: Site, generator: torch.Generator) -> Tensor:
         """A random element of a site's group: scalings by factors around e^(1/2), matrices exp(T), T of norm 1."""

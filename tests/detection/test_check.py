@@ -1,5 +1,7 @@
 """The check on numbers: it passes what is a symmetry and finds what is none."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from detection.nets import Net, chain, normal
@@ -77,3 +79,41 @@ def test_code_that_insists_on_float32_is_tried_in_float32() -> None:
 def test_inputs_that_do_not_run() -> None:
     with pytest.raises(UserError, match="the model does not run on the example inputs"):
         verify(deep(), Symmetry(tuple(TRUE)), torch.ones(2, 7))
+    with pytest.raises(UserError, match="the model does not run on the example inputs: Expected more than 1 value"):
+        verify(chain(nn.Linear(3, 4), nn.BatchNorm1d(4)), Symmetry(()), ROWS()[:1])
+
+
+def verified(model: nn.Module, x: torch.Tensor) -> float:
+    return verify(model, Symmetry(tuple(TRUE)), x)
+
+
+@pytest.mark.parametrize("look", [verified, find_symmetries])
+def test_outputs_that_are_not_numbers(look: Callable[[nn.Module, torch.Tensor], object]) -> None:
+    message = (
+        r"the model's outputs are not numbers on the example inputs \(in training\): give inputs on which they are"
+    )
+    with pytest.raises(UserError, match=message):
+        look(deep(), ROWS().log())
+    spoilt = deep()
+    spoilt[2].weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=message):
+        look(spoilt, ROWS())
+
+
+def test_the_mode_whose_outputs_are_not_numbers_is_named() -> None:
+    model = chain(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[1].running_var.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"\(in evaluation\)"):
+        verify(model, Symmetry((site(GL, "0", "2", m=2),)), ROWS())
+
+
+def test_outputs_that_are_numbers_at_the_weights_of_the_model_alone() -> None:
+    """Weights near by give nan here, so the check is made at the model's own; a false site is still seen."""
+    model = Net(
+        lambda net, x: net.b(net.a(x)) + (net.c - 1).sqrt().sum(),
+        a=nn.Linear(3, 4), b=nn.Linear(4, 4), c=torch.ones(9),
+    )  # fmt: skip
+    whole = Symmetry.manual(model, {"pair": ("gl", ["a.weight", "a.bias"], ["b.weight"])})
+    half = Symmetry.manual(model, {"pair": ("gl", ["a.weight"], ["b.weight"])})
+    assert verify(model, whole, ROWS()) <= 1e-12
+    assert verify(model, half, ROWS()) > 1e-3
