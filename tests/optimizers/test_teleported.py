@@ -334,31 +334,47 @@ def test_clipping_limits_the_gradient_at_the_moved_weights() -> None:
     assert len(optimizer.teleports) == 4
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["step outside autocast", "step inside autocast"])
 @pytest.mark.parametrize("base", ["adam", "fused"])
-def test_a_gradient_scaler_works_and_its_skipped_steps_are_no_steps(base: str) -> None:
-    def run(wrap: Callable[[nn.Module], Optimizer], poisoned: int = -1) -> tuple[nn.Module, Optimizer]:
-        model, scaler = RELU.build(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+@pytest.mark.parametrize("network", [RELU, LINEAR], ids=str)
+def test_mixed_precision_with_a_gradient_scaler_whose_skipped_steps_are_no_steps(
+    network: Network, base: str, inside: bool
+) -> None:
+    """Losses in bfloat16, parameters in float32: teleports keep the loss to the digits of the latter."""
+
+    def batch(seed: int) -> network_cases.Batch:
+        inputs, labels = network.batch(seed)
+        return inputs.float(), labels.float()
+
+    def run(wrap: Callable[[nn.Module], Any], poisoned: int = -1, half: bool = True) -> tuple[nn.Module, Any]:
+        model, scaler = network.build().float(), torch.amp.GradScaler("cpu", init_scale=1024.0)
         optimizer = wrap(model)
         for seed in range(5):
             optimizer.zero_grad()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
-                value = network_cases.loss(model, RELU.batch(seed))
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                value = network_cases.loss(model, batch(seed))
             scaler.scale(value).backward()
             if seed == poisoned:
                 model[0].weight.grad[0, 0] = float("inf")
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            scaler.step(optimizer)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+                scaler.step(optimizer)
             scaler.update()
         return model, optimizer
 
+    def wrapped(schedule: Any) -> Callable[[nn.Module], Optimizer]:
+        return lambda model: teleported(network, model, base, schedule, batches=lambda: batch(99))
+
     bare = snapshot(*run(lambda model: BASES[base](list(model.parameters()))))["params"]
-    laws.same_bits(parameters(run(lambda model: teleported(RELU, model, base))[0]), bare)
-    _, optimizer = run(lambda model: teleported(RELU, model, base, 2))
-    assert [r.step for r in optimizer.teleports] == [2, 4]
-    _, optimizer = run(lambda model: teleported(RELU, model, base, 2), poisoned=1)
-    assert [r.step for r in optimizer.teleports] == [2, 4]
-    _, optimizer = run(lambda model: teleported(RELU, model, base, 5), poisoned=1)
+    laws.same_bits(parameters(run(wrapped(()))[0]), bare)
+    laws.must_fail(laws.same_bits, parameters(run(wrapped(()), half=False)[0]), bare)
+    for poisoned in (-1, 1):
+        model, optimizer = run(wrapped(2), poisoned)
+        assert [r.step for r in optimizer.teleports] == [2, 4] and all(r.accepted for r in optimizer.teleports)
+        assert all(r.drift < 1e-6 and r.after > r.before and r.sizes["0"] > 0.01 for r in optimizer.teleports)
+        assert all(p.dtype == torch.float32 and bool(torch.isfinite(p).all()) for p in model.parameters())
+    _, optimizer = run(wrapped(5), poisoned=1)
     assert optimizer.teleports == []
 
 
