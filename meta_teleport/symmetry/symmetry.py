@@ -98,13 +98,22 @@ class Symmetry:
         Each data-dependent site sees the input of its layer recomputed from the weights that the sites below it
         have moved. ``inputs`` are the network's, ``(*tasks, n, d)``, or :meth:`prepare` of them; sites that are
         exact for every input need none. ``inverses`` of the elements, where they are known, save solving for them.
+
+        Raises ``UserError`` for a number of elements that is not that of the sites, and for a singular matrix. Elements
+        that are not finite, or singular scalings, give parameters that are not: to look at the numbers would make
+        every step wait for the device, so refusing them is left to ``meta_teleport.teleport``.
         """
         self._count(elements)
         last = max((i for i, site in enumerate(self.sites) if site.needs_inputs), default=-1)
         at = self.prepare(inputs) if isinstance(inputs, Tensor) else inputs
         known = (None,) * len(elements) if inverses is None else inverses
         for i, (site, g, inverse) in enumerate(zip(self.sites, elements, known, strict=True)):
-            params = site.act(params, g, at, inverse)
+            try:
+                params = site.act(params, g, at, inverse)
+            except torch.linalg.LinAlgError as error:
+                raise UserError(
+                    f"the element at site '{site.name}' is singular: give one that has an inverse, such as exp(T)"
+                ) from error
             if at is not None and i < last:
                 at = LayerInput(self.layers[i].forward(params, at.columns))
         return params

@@ -125,6 +125,26 @@ def test_one_element_per_site() -> None:
     assert str(error.value) == "1 elements for 2 sites: give one per site, in the order of .sites"
 
 
+def test_a_singular_element_is_named() -> None:
+    instance = build(Case("linear", "identity", True, (6, 7, 5, 4), 4))
+    g = [site.group.identity(3, dtype=torch.float64).clone() for site in instance.symmetry.sites]
+    g[1][2, 0] = 0
+    before = {name: p.clone() for name, p in instance.params.items()}
+    with pytest.raises(UserError) as error:
+        instance.symmetry.act(instance.params, g)
+    assert str(error.value) == (
+        "the element at site 'layers.1' is singular: give one that has an inverse, such as exp(T)"
+    )
+    assert all(torch.equal(before[name], p) for name, p in instance.params.items())
+
+
+def test_elements_without_finite_numbers_give_parameters_without() -> None:
+    """Nothing looks at the numbers of an element while it acts."""
+    instance = build(Case("scaling", "relu", True, (6, 7, 4), 4))
+    moved = instance.symmetry.act(instance.params, [torch.full((3, 7), torch.inf, dtype=torch.float64)])
+    assert not bool(torch.isfinite(moved["layers.0.weight"]).any())
+
+
 @pytest.mark.parametrize("action", ["general_linear", "pseudo_inverse"])
 def test_data_dependent_actions_want_inputs(action: str) -> None:
     case = Case(action, "identity", False, (6, 5, 4), 4)
