@@ -31,7 +31,7 @@ def inventory(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
                 "blocks": list(site.group.blocks),
                 "producers": [view.name for view in site.producers],
                 "consumers": [view.name for view in site.consumers],
-                "exact": not site.needs_inputs,
+                "exact": site.exact,
             }
             for site in symmetry.sites
         ],

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from meta_teleport.activations import Activation
 from meta_teleport.params import Params
-from meta_teleport.symmetry.groups import Group
+from meta_teleport.symmetry.groups import FirstOrder, Group
 from meta_teleport.symmetry.views import View
 
 
@@ -79,6 +79,21 @@ class Site:
     consumers: tuple[View, ...]
 
     needs_inputs = False
+
+    def __str__(self) -> str:
+        """``hidden: 3 x GL(8), 0.weight, 0.bias -> 2.weight``: name, copies of the group, producers, consumers."""
+        made, read = ([view.name for view in views] for views in (self.producers, self.consumers))
+        made = made or [name for name in self.parameters if name not in read]
+        read = read or [name for name in self.parameters if name not in made]
+        copies = "".join(f"{n} x " for n in self.group.blocks)
+        sides = (", ".join(dict.fromkeys(names)) for names in (made, read))
+        return f"{self.name}: {copies}{type(self.group).__name__}({self.group.k}), {' -> '.join(sides)}"
+
+    @property
+    def exact(self) -> bool:
+        """Whether every element leaves the function of the network unchanged for every input: not where the action
+        depends on data, and not with elements of first order."""
+        return not self.needs_inputs and not isinstance(self.group, FirstOrder)
 
     @property
     def parameters(self) -> tuple[str, ...]:

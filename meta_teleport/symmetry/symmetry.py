@@ -42,6 +42,10 @@ class Symmetry:
     keeps_loss: bool = True
     refusals: tuple[Refusal, ...] = ()
 
+    def __str__(self) -> str:
+        """One line per site, and one with the number of refusals."""
+        return "\n".join([*map(str, self.sites), f"refusals: {len(self.refusals)}"])
+
     @property
     def continuous(self) -> "Symmetry":
         """The same without permutations: the sites whose group has a Lie algebra, which a search can follow."""

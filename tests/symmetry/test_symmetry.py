@@ -9,8 +9,9 @@ from meta_teleport.activations import ACTIVATIONS, activation
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.symmetry.general_linear import invert_columns
-from meta_teleport.symmetry.site import LayerInput
-from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.symmetry.groups import GL
+from meta_teleport.symmetry.site import LayerInput, Site
+from meta_teleport.symmetry.symmetry import Refusal, Symmetry, mlp_symmetry
 from meta_teleport.symmetry.views import View
 
 DEEP = Case("general_linear", "leaky_relu", True, (6, 7, 5, 4), 4)
@@ -153,6 +154,44 @@ def test_data_dependent_actions_want_inputs(action: str) -> None:
     with pytest.raises(UserError) as error:
         instance.symmetry.act(instance.params, g)
     assert str(error.value) == "site 'layers.0' acts on a batch: pass the inputs of the network to act"
+
+
+@pytest.mark.parametrize(
+    ("action", "group", "exact"),
+    [
+        ("linear", "gl", True),
+        ("linear", "orthogonal", True),
+        ("scaling", "gl", True),
+        ("permutation", "gl", True),
+        ("linear", "first_order", False),
+        ("general_linear", "gl", False),
+        ("pseudo_inverse", "gl", False),
+    ],
+)
+def test_sites_that_are_exact(action: str, group: str, exact: bool) -> None:
+    sites = mlp_symmetry(MLP((6, 7, 5, 4), "identity"), action, group).sites
+    assert [site.exact for site in sites] == [exact, exact]
+
+
+@pytest.mark.parametrize(
+    ("action", "group"), [("scaling", "PositiveScaling"), ("general_linear", "GL"), ("pseudo_inverse", "GL")]
+)
+def test_a_symmetry_reads_as_one_line_per_site(action: str, group: str) -> None:
+    symmetry = mlp_symmetry(MLP((6, 7, 5, 4), "leaky_relu", bias=True), action)
+    written = "layers.2.weight, layers.2.bias" if action == "pseudo_inverse" else "layers.2.weight"
+    assert str(symmetry.only("layers.1")) == (
+        f"layers.1: {group}(5), layers.1.weight, layers.1.bias -> {written}\nrefusals: 0"
+    )
+    assert len(str(symmetry).splitlines()) == 3
+    assert repr(symmetry).startswith("Symmetry(sites=(")
+
+
+def test_copies_and_refusals_are_counted() -> None:
+    packed = View("in", 2, (2, 4, 3), units=(1,), blocks=(0,))
+    heads = Site("heads", GL(4, (2,)), (packed, packed), (packed,))
+    symmetry = Symmetry((heads,), refusals=(Refusal(("a",), "why"), Refusal(("b",), "why")))
+    assert str(symmetry) == "heads: 2 x GL(4), in -> in\nrefusals: 2"
+    assert str(Symmetry(())) == "refusals: 0"
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (6, 4), (4, 6)], ids=str)
