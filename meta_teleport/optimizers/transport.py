@@ -7,6 +7,8 @@ remembers was measured at the old weights, and each memory moves by the law of w
     weights, or differences of them   s    g s             s g^-1            the action is linear
     gradients                         m    g^-T m          m g^T             the dual action
     squared gradients                 v    (g^-T)^2 v      v (g^T)^2         entries squared
+    squared differences of weights    a    g^2 a           a (g^-1)^2        entries squared
+    bounds on gradients               b    |g^-T| b        b |g^T|           absolute values of entries
 
 The second line is the chain rule: differentiating L(g.w) = L(w) by V gives g^T (dL/dV)(g.w) = (dL/dV)(w). Sums of
 gradients with fixed weights (momenta) move alike, so after a teleport a momentum is what it would be had all its
@@ -19,11 +21,14 @@ keeps the curvature pairs of L-BFGS valid: s'.y' = s.y.
 
 The third line is exact for diagonal groups. Under GL a new gradient is a combination of old ones,
 G'_il = sum_j (g^-T)_ij G_jl, and the mean of its square is the line above where the G_jl of one column l are
-uncorrelated; what correlates is left out.
+uncorrelated; what correlates is left out. The fourth is the same for steps in place of gradients (Adadelta, whose steps
+do not change under diagonal groups but for its eps). The fifth, too, is exact for diagonal groups; under GL it is the
+least bound that follows from the old one, too large where gradients cancel, until it has decayed (Adamax).
 
 No law, and therefore left as they are: step counts; RMSprop's momentum buffer, which sums G / sqrt(v): that does not
 change under diagonal groups, and has no law under GL. Weight decay that is added to the gradient (SGD, Adam) puts
-multiples of the weights, which move otherwise, into the moments: transport is exact without it.
+multiples of the weights, which move otherwise, into the moments: transport is exact without it. Rprop (its step sizes
+belong to single coordinates), Adafactor and SparseAdam have no laws here.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +37,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import ASGD, LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params, flatten, unflatten
@@ -58,6 +63,18 @@ def as_squares(site: Site, vectors: Params, g: Tensor) -> Params:
     return site.transport_squares(vectors, g)
 
 
+def as_squared_weights(site: Site, vectors: Params, g: Tensor) -> Params:
+    """The law of sums of squared differences of weights."""
+    group = site.group
+    return site.act(vectors, group.squared(g), inverse=group.squared(group.inverse(g)))
+
+
+def as_bounds(site: Site, vectors: Params, g: Tensor) -> Params:
+    """The law of bounds on the absolute values of gradients."""
+    dual = site.group.dual(g)
+    return site.act(vectors, dual.abs(), inverse=site.group.inverse(dual).abs())
+
+
 _ADAM: dict[str, Law] = {"exp_avg": as_gradients, "exp_avg_sq": as_squares, "max_exp_avg_sq": as_squares}
 
 LAWS: dict[type[Optimizer], dict[str, Law]] = {
@@ -68,6 +85,9 @@ LAWS: dict[type[Optimizer], dict[str, Law]] = {
     AdamW: _ADAM,
     NAdam: _ADAM,
     RAdam: _ADAM,
+    Adamax: {"exp_avg": as_gradients, "exp_inf": as_bounds},
+    Adadelta: {"square_avg": as_squares, "acc_delta": as_squared_weights},
+    ASGD: {"ax": as_weights},
     LBFGS: {"d": as_weights, "prev_flat_grad": as_gradients, "old_stps": as_weights, "old_dirs": as_gradients},
 }
 """Per optimizer class (subclasses included) the law of every entry of its state; add a line for a class of your own."""

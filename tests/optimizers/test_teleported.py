@@ -13,7 +13,7 @@ import pytest
 import torch
 from network_cases import HEADS, LINEAR, NETWORKS, RELU, Network, parameters
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import ASGD, LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Optimizer, RMSprop, Rprop
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -36,6 +36,9 @@ BASES: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "amsgrad": lambda p: Adam(p, 0.02, amsgrad=True),
     "fused": lambda p: Adam(p, 0.02, fused=True),
     "adamw": lambda p: AdamW(p, 0.02),
+    "adamax": lambda p: Adamax(p, 0.02),
+    "adadelta": lambda p: Adadelta(p, 1.0),
+    "asgd": lambda p: ASGD(p, 0.05, t0=1),
     "lbfgs": lambda p: LBFGS(p, 0.3, max_iter=3),
     "wolfe": lambda p: LBFGS(p, max_iter=3, line_search_fn="strong_wolfe"),
 }
@@ -545,7 +548,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"direction": "sideways"}, "unknown direction 'sideways'"),
     ({"size": -1.0}, "size=-1.0: give a positive number"),
     ({"batches": None}, "objective 'gradient_norm' needs a loss on a batch"),
-    ({"base": lambda model: Adadelta(model.parameters())}, "how the state of Adadelta moves is not known"),
+    ({"base": lambda model: Rprop(model.parameters())}, "how the state of Rprop moves is not known"),
     ({"symmetry": HEADS.symmetry}, "site 'query-key' moves 'in_proj.weight', which is not a parameter of the model"),
     ({"symmetry": Symmetry(())}, "the symmetry has no site"),
     ({"model": nn.Linear(2, 2).half()}, "parameter 'weight' is float16"),

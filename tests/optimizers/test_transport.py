@@ -1,8 +1,9 @@
 """Optimizer state along the group action."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import laws
 import network_cases
@@ -10,13 +11,30 @@ import pytest
 import torch
 from network_cases import HEADS, LINEAR, NETWORKS, RELU, Network, parameters, write
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import (
+    ASGD,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.transport import (
     LAWS,
+    Law,
+    as_bounds,
     as_gradients,
+    as_squared_weights,
     as_squares,
     as_weights,
     laws_of,
@@ -42,6 +60,9 @@ BASES: dict[str, Make] = {
     "adamw": lambda p, lr: AdamW(p, lr),
     "nadam": lambda p, lr: NAdam(p, lr),
     "radam": lambda p, lr: RAdam(p, lr),
+    "adamax": lambda p, lr: Adamax(p, lr, eps=1e-30),
+    "adadelta": lambda p, lr: Adadelta(p, lr),
+    "asgd": lambda p, lr: ASGD(p, lr),
 }
 if hasattr(torch.optim, "Muon"):
     BASES["muon"] = lambda p, lr: torch.optim.Muon([q for q in p if q.ndim == 2], lr)
@@ -54,6 +75,9 @@ KEYS = {
     "adagrad": {"sum"},
     "rmsprop": {"square_avg", "grad_avg"},
     "amsgrad": {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"},
+    "adamax": {"exp_avg", "exp_inf"},
+    "adadelta": {"square_avg", "acc_delta"},
+    "asgd": {"ax"},
 }
 """What each remembers (the others: as Adam)."""
 
@@ -112,7 +136,7 @@ def test_gradients_move_by_the_dual_element(network: Network, generator: torch.G
 def test_state_after_a_teleport_is_what_would_have_been_gathered_there(
     network: Network, base: str, generator: torch.Generator
 ) -> None:
-    """Moments of gradients for every group, of squared gradients for diagonal ones."""
+    """Means of weights and gradients for every group, squares of gradients and bounds on them for diagonal ones."""
     start, elements = parameters(network.build()), network.elements(generator)
     model, optimizer = trained(network, BASES[base], start)
     other, reference = trained(network, BASES[base], network.symmetry.act(start, elements))
@@ -121,7 +145,8 @@ def test_state_after_a_teleport_is_what_would_have_been_gathered_there(
     assert set(kept) == KEYS.get(base, {"exp_avg", "exp_avg_sq"})
     apply(moved_state(optimizer, names_of(model), network.symmetry, elements))
     for key, here in kept.items():
-        if laws_here[key] is as_gradients or network.diagonal:
+        everywhere, diagonally = (as_gradients, as_weights), (as_squares, as_bounds)
+        if laws_here[key] in everywhere or (network.diagonal and laws_here[key] in diagonally):
             there, moved = entries(other, reference, key), entries(model, optimizer, key)
             laws.memory_moves(here, there, lambda _, moved=moved: moved)
             laws.must_fail(laws.memory_moves, here, there, lambda state: state)
@@ -139,6 +164,32 @@ def test_momentum_of_rmsprop_does_not_change_under_diagonal_groups(generator: to
     apply(moved_state(optimizer, names_of(model), RELU.symmetry, elements))
     laws.same_bits(entries(model, optimizer, "momentum_buffer"), here)
     laws.must_fail(laws.memory_moves, here, there, lambda v: move(as_gradients, RELU.symmetry, v, elements))
+
+
+def test_a_step_of_adadelta_does_not_change_under_diagonal_groups(generator: torch.Generator) -> None:
+    """Mapped back to where it came from; but for the eps, which is taken away once there is something to divide by."""
+    model, optimizer = trained(RELU, BASES["adadelta"], parameters(RELU.build()))
+    optimizer.param_groups[0].update(lr=100.0, eps=1e-30)
+    elements, batch = RELU.elements(generator), RELU.batch(7)
+
+    def step(moved: bool, keys: set[str]) -> Params:
+        there, other = deepcopy((model, optimizer))
+        if moved:
+            write(there, RELU.symmetry.act(parameters(there), elements))
+        kept = {key: entries(there, other, key) for key in KEYS["adadelta"] - keys}
+        apply(moved_state(other, names_of(there), RELU.symmetry, elements))
+        for key, old in kept.items():
+            apply([(other.state[p][key], old[name]) for p, name in names_of(there).items()])
+        gradient(RELU, there, batch)
+        other.step()
+        return parameters(there)
+
+    here = step(moved=False, keys=set())
+    laws.must_fail(laws.memory_moves, here, parameters(model), lambda state: state, 1e-2)
+    expected = RELU.symmetry.act(here, elements)
+    laws.memory_moves(here, expected, lambda _: step(moved=True, keys=KEYS["adadelta"]))
+    for keys in (set(), {"square_avg"}, {"acc_delta"}):
+        laws.must_fail(laws.memory_moves, here, expected, lambda _, keys=keys: step(moved=True, keys=keys))
 
 
 def blocks(network: Network, g: Tensor, v: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,8 +234,11 @@ def test_a_momentum_step_after_a_teleport_mapped_back_is_preconditioned(
     laws.must_fail(laws.memory_moves, derived, step_after(transported=False), lambda state: state)
 
 
-def test_squares_move_as_the_mean_of_uncorrelated_gradients_does(generator: torch.Generator) -> None:
-    """Under GL, to 5 standard errors of 4000 draws; not if the gradients of one column are correlated."""
+@pytest.mark.parametrize(("law", "law_of_squares"), [(as_gradients, as_squares), (as_weights, as_squared_weights)])
+def test_squares_move_as_their_mean_does_where_nothing_correlates(
+    law: Law, law_of_squares: Law, generator: torch.Generator
+) -> None:
+    """Under GL, to 5 standard errors of 4000 draws; not if the entries of one column are correlated."""
     elements, draws = LINEAR.elements(generator), 4000
     spread = {name: p.abs() + 0.1 for name, p in parameters(LINEAR.build()).items()}
 
@@ -192,14 +246,26 @@ def test_squares_move_as_the_mean_of_uncorrelated_gradients_does(generator: torc
         drawn = {n: torch.randn(draws, *s.shape, generator=generator, dtype=s.dtype) * s for n, s in spread.items()}
         if correlated:
             drawn = {n: torch.randn(draws, *[1] * s.ndim, generator=generator).to(s) * s for n, s in spread.items()}
-        squares = {n: t.square() for n, t in move(as_gradients, LINEAR.symmetry, drawn, elements).items()}
-        expected = move(as_squares, LINEAR.symmetry, {n: s.square() for n, s in spread.items()}, elements)
+        squares = {n: t.square() for n, t in move(law, LINEAR.symmetry, drawn, elements).items()}
+        expected = move(law_of_squares, LINEAR.symmetry, {n: s.square() for n, s in spread.items()}, elements)
         for name, samples in squares.items():
             error = (samples.mean(0) - expected[name]).abs()
             assert bool((error <= 5 * samples.std(0) / draws**0.5).all())
 
     law_holds(correlated=False)
     laws.must_fail(law_holds, correlated=True)
+
+
+def test_bounds_move_to_the_largest_gradients_within_them(generator: torch.Generator) -> None:
+    """Under GL: of all signs that the gradients of one column can have."""
+    elements = LINEAR.elements(generator)
+    bounds = {name: p.abs() + 0.1 for name, p in parameters(LINEAR.build()).items() if name != "1.bias"}
+    signs = torch.tensor(list(product((-1.0, 1.0), repeat=4)), dtype=torch.float64)
+    along = {"0.weight": signs[:, :, None], "0.bias": signs, "1.weight": signs[:, None, :]}
+    extremes = move(as_gradients, LINEAR.symmetry, {n: along[n] * b for n, b in bounds.items()}, elements)
+    largest = {name: g.abs().amax(0) for name, g in extremes.items()}
+    laws.memory_moves(bounds, largest, lambda b: move(as_bounds, LINEAR.symmetry, b, elements))
+    laws.must_fail(laws.memory_moves, bounds, largest, lambda b: move(as_gradients, LINEAR.symmetry, b, elements))
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -301,11 +367,11 @@ def test_reset_leaves_parameters_alone_that_no_site_moves() -> None:
 
 
 def test_a_state_without_law_is_refused_and_can_be_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer = Adadelta(LINEAR.build().parameters())
-    with pytest.raises(UserError, match="how the state of Adadelta moves is not known: use state='reset' or 'keep'"):
+    optimizer = Rprop(LINEAR.build().parameters())
+    with pytest.raises(UserError, match="how the state of Rprop moves is not known: use state='reset' or 'keep'"):
         laws_of(optimizer)
-    monkeypatch.setitem(LAWS, Adadelta, {"square_avg": as_squares})
-    assert laws_of(optimizer) == {"square_avg": as_squares}
+    monkeypatch.setitem(LAWS, Rprop, {"prev": as_gradients})
+    assert laws_of(optimizer) == {"prev": as_gradients}
 
 
 def test_sites_that_are_not_linear_are_refused() -> None:
