@@ -3,8 +3,8 @@
 import gc
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 
 import peft
@@ -22,6 +22,7 @@ from meta_teleport.detection.inventory import reached
 from meta_teleport.detection.trace import Examples
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.views import View
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,30 @@ def test_outputs_stay_at_twenty_elements_of_all_sites(real: Real, dtype: torch.d
 def test_outputs_stay_in_training_too(real: Real) -> None:
     worst = drifts(real.model(), real.inputs(), found(real).sites, 5, modes=(True,))
     assert max(worst.values()) <= 1e-10, worst
+
+
+def lacking_one(site: Site) -> Iterator[tuple[Site, View]]:
+    """The site without one of its producers or consumers, each in turn, and the one that it lacks."""
+    for i, view in enumerate(site.producers):
+        yield replace(site, producers=site.producers[:i] + site.producers[i + 1 :]), view
+    for i, view in enumerate(site.consumers):
+        yield replace(site, consumers=site.consumers[:i] + site.consumers[i + 1 :]), view
+
+
+@pytest.mark.parametrize("real", SMALL, ids=lambda real: real.name)
+def test_a_site_that_lacks_one_view_moves_the_outputs(real: Real) -> None:
+    """All do but one kind: what the bias of the keys adds is the same for every key, and softmax ignores it. Query-key
+    pairs move the outputs least (1e-6), as small random weights attend to all places nearly alike."""
+    model, inputs = real.model(), real.inputs()
+    seen, ignored = [], []
+    for site in found(real).sites:
+        for lacking, view in lacking_one(site):
+            key_bias = "query-key" in site.name and view.ndim == 1 and view in site.consumers
+            drift = drifts(model, inputs, (lacking,), 1, alone=False, modes=(False,))["all"]
+            (ignored if key_bias else seen).append(drift)
+    assert max(seen) > 1e-3
+    assert min(seen) > 1e-7
+    assert max(ignored, default=0.0) <= 1e-12
 
 
 @pytest.mark.slow
