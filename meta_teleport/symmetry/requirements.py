@@ -42,7 +42,7 @@ def require_movable(model: nn.Module) -> None:
 
 def _require_plain(what: str, path: str, module: nn.Module) -> None:
     """Refuses a module that stands for another one: its parameters have other names, or its calls run other code."""
-    if hasattr(module, "_orig_mod"):
+    if "_orig_mod" in module._modules:
         remedy = "pass" if path == "model" else "put back"
         raise UserError(f"{what} is compiled: {remedy} the module that was given to torch.compile ({path}._orig_mod)")
     if getattr(module, "_compiled_call_impl", None) is not None:

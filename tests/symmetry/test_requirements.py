@@ -29,6 +29,20 @@ def with_first(first: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(first(), nn.ReLU(), nn.Linear(6, 3))
 
 
+class Forwarding(nn.Module):
+    """A wrapper that has the attributes of what it wraps, as adapters have."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["inner"], name)
+
+
 def compiled_in_part() -> nn.Module:
     return torch.compile(nn.Linear(4, 6))
 
@@ -85,6 +99,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "compiled_in_place_in_part": (
         with_first(compiled_in_place_in_part),
         "module '0' is compiled in place: teleport before calling compile(), or undo it",
+    ),
+    "compiled_inside": (
+        lambda: Forwarding(torch.compile(mlp())),
+        "module 'inner' is compiled: put back the module that was given to torch.compile (model.inner._orig_mod)",
     ),
     "parallel": (
         lambda: parallel(mlp()),
