@@ -36,6 +36,7 @@ def verify(
     Raises ``UserError`` if the model cannot move, the inputs do not run, or the outputs are not numbers.
     """
     require_movable(model)
+    symmetry.require_fit(model)
     generator = generator or torch.Generator().manual_seed(0)
     check = Check(model, *arguments(example_inputs))
     draws = ([check.random_element(site, generator) for site in symmetry.sites] for _ in range(trials))

@@ -19,7 +19,7 @@ from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
-from meta_teleport.teleportation.conditions import trainable_sites
+from meta_teleport.teleportation.conditions import require_tolerance, trainable_sites
 from meta_teleport.teleportation.drift import LIMIT
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
 from meta_teleport.teleportation.objectives import Objective
@@ -43,9 +43,10 @@ class TeleportedOptimizer(Delegate):
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
-    steps), a list of steps, or a schedule of ``meta_teleport.optimizers.schedules``; with an empty list the wrapper
-    is bitwise the base optimizer. ``loss(model, batch)`` and ``batches()``, which gives the batch to teleport on:
-    gauges and random elements need neither, and measure their drift if they are given.
+    steps), a list of steps, or a schedule of ``meta_teleport.optimizers.schedules``; with an empty list (the default)
+    the wrapper is bitwise the base optimizer and teleports only when :meth:`teleport` is called. ``loss(model, batch)``
+    and ``batches()``, which gives the batch to teleport on: gauges and random elements need neither, and measure their
+    drift if they are given.
 
     ``state`` says what becomes of the base optimizer's state at a teleport: *transport* moves it along (see the module
     ``transport``), *reset* makes the state of the moved parameters new, step counts included, *keep* leaves it.
@@ -87,6 +88,7 @@ class TeleportedOptimizer(Delegate):
     ) -> None:
         _check(base_optimizer, objective, loss, batches, state)
         as_strategy(objective, direction, steps, size, generator)
+        require_tolerance(tolerance)
         require_movable(model)
         trainable_sites(model, symmetry)
         super().__init__(base_optimizer)
@@ -213,6 +215,11 @@ class TeleportedOptimizer(Delegate):
 def _check(base: Optimizer, objective: str | Objective | Gauge, loss: Any, batches: Any, state: str) -> None:
     if not isinstance(base, Optimizer):
         raise UserError(f"the base optimizer is {base!r}: give an instance of torch.optim.Optimizer")
+    if isinstance(base, TeleportedOptimizer):
+        raise UserError("the base optimizer teleports already: wrap the one inside it (.base)")
+    for name, function in (("loss", loss), ("batches", batches)):
+        if function is not None and not callable(function):
+            raise UserError(f"{name} is a {type(function).__name__}: give a function, loss(model, batch) and batches()")
     if state not in STATES:
         raise UserError(f"unknown state '{state}': choose one of {', '.join(STATES)}")
     if state == "transport":

@@ -118,8 +118,14 @@ def move(law: Law, symmetry: Symmetry, vectors: Params, elements: tuple[Tensor, 
 
 
 def moved_gradients(names: Mapping[Tensor, str], symmetry: Symmetry, elements: tuple[Tensor, ...]) -> Writes:
-    """What to write into the ``.grad`` of the named parameters when they move: pairs of a tensor and its new value."""
+    """What to write into the ``.grad`` of the named parameters when they move: pairs of a tensor and its new value.
+
+    Raises ``UserError`` for a sparse gradient.
+    """
     gradients = {name: p.grad for p, name in names.items() if p.grad is not None}
+    for name in {name for site in symmetry.sites for name in site.parameters} & gradients.keys():
+        if gradients[name].layout != torch.strided:
+            raise UserError(f"the gradient of '{name}' is sparse and cannot move: use sparse=False")
     return _moved(as_gradients, symmetry, gradients, elements)
 
 

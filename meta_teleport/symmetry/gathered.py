@@ -1,5 +1,6 @@
 """Views of parameters whose units lie in no lattice: interleaved heads, shuffled channels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +32,9 @@ class Gathered(View):
     @property
     def front(self) -> tuple[int, ...]:
         return tuple(self.places.shape[:-1])
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        return tuple(shape) == self.shape
 
     def matrix(self, parameter: Tensor) -> Tensor:
         return parameter.flatten(parameter.ndim - self.ndim)[..., self.places.to(parameter.device)]

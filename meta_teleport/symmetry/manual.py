@@ -1,8 +1,6 @@
 """Sites named by hand, for models that cannot be traced."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from operator import mul
 from typing import Any
 
 from torch import nn
@@ -94,6 +92,7 @@ def _require_fit(site: str, view: View, shape: tuple[int, ...]) -> None:
     what = f"site '{site}': the View of '{view.name}'"
     if view.ndim != len(shape):
         raise UserError(f"{what} has ndim {view.ndim}, and the parameter has shape {shape}: give ndim {len(shape)}")
+    shown = shape
     if view.part is not None:
         axis, start, length = view.part
         if not (0 <= axis < len(shape) and 0 <= start < start + length <= shape[axis]):
@@ -101,11 +100,10 @@ def _require_fit(site: str, view: View, shape: tuple[int, ...]) -> None:
                 f"{what} has part {view.part}, and the parameter has shape {shape}: give (axis, start, length) of a "
                 "slice of it"
             )
-        shape = (*shape[:axis], length, *shape[axis + 1 :])
-    axes, factors = (list(accumulate(sizes, mul)) for sizes in (shape, view.shape))
-    if not set(axes) <= set(factors) or axes[-1:] != factors[-1:]:
+        shown = (*shape[:axis], length, *shape[axis + 1 :])
+    if not view.fits(shape):
         raise UserError(
-            f"{what} has shape {view.shape}, and what it shows has shape {shape}: give the same, with an axis cut into "
+            f"{what} has shape {view.shape}, and what it shows has shape {shown}: give the same, with an axis cut into "
             "factors where units or heads lie within it"
         )
     places = (*view.blocks, *view.units)

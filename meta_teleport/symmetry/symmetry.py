@@ -74,6 +74,17 @@ class Symmetry:
                 raise UserError(f"no site '{name}': choose from {', '.join(known) or 'none, as there are no sites'}")
         return replace(self, sites=tuple(known[name] for name in names))
 
+    def require_fit(self, model: nn.Module) -> None:
+        """Raises ``UserError`` if a site belongs to another model: by the names or the shapes of its parameters."""
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        for site in self.sites:
+            for view in site.producers + site.consumers:
+                if view.name in shapes and view.fits(shapes[view.name]):
+                    continue
+                shape = tuple(shapes[view.name]) if view.name in shapes else None
+                why = f"has shape {shape} in this model" if shape else "is not a parameter of the model"
+                raise UserError(f"site '{site.name}' moves '{view.name}', which {why}: find the symmetry of this model")
+
     def prepare(self, inputs: Tensor) -> LayerInput:
         """The network's inputs ``(*tasks, n, d)`` as the first layer sees them.
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
+from operator import mul
 from typing import Self
 
 import torch
@@ -46,6 +48,17 @@ class View:
     def front(self) -> tuple[int, ...]:
         """Blocks and units: ``(*blocks, k)``."""
         return (*(self.shape[i] for i in self.blocks), prod(self.shape[i] for i in self.units))
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether this is a view of parameters of that shape: every axis is a product of successive factors."""
+        shown = list(shape)
+        if self.part is not None:
+            axis, start, length = self.part
+            if len(shown) != self.ndim or shown[axis] < start + length:
+                return False
+            shown[axis] = length
+        axes, factors = (list(accumulate(sizes, mul)) for sizes in (shown, self.shape))
+        return len(shown) == self.ndim and set(axes) <= set(factors) and axes[-1:] == factors[-1:]
 
     def matrix(self, parameter: Tensor) -> Tensor:
         """The parameter as ``(*tasks, *blocks, k, rest)``."""

@@ -41,14 +41,8 @@ def trainable_sites(model: nn.Module, symmetry: Symmetry) -> Symmetry:
     """
     continuous = symmetry.continuous
     known = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for site in continuous.sites:
-        for name in site.parameters:
-            if name not in known:
-                raise UserError(
-                    f"site '{site.name}' moves '{name}', which is not a parameter of the model: find the symmetry of "
-                    "this very model"
-                )
     require_linear(continuous)
+    continuous.require_fit(model)
     if not continuous.sites:
         raise UserError(
             "the symmetry has no site with a Lie algebra, so there is nothing to search: its refusals give the reasons"
@@ -57,6 +51,12 @@ def trainable_sites(model: nn.Module, symmetry: Symmetry) -> Symmetry:
     if not free:
         raise UserError("every site has a frozen parameter: set requires_grad on the parameters of one that may move")
     return replace(continuous, sites=free)
+
+
+def require_tolerance(tolerance: float) -> None:
+    """Raises ``UserError`` for a bound on the drift that is none."""
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise UserError(f"tolerance={tolerance!r}: give a number that is not negative")
 
 
 def require_linear(symmetry: Symmetry) -> None:

@@ -19,6 +19,7 @@ from meta_teleport.teleportation.conditions import (
     element_faults,
     params_fault,
     require_finite,
+    require_tolerance,
     trainable_parameters,
     trainable_sites,
 )
@@ -100,8 +101,7 @@ def teleport(
     """
     started = perf_counter()
     strategy = as_strategy(objective, direction, steps, size, generator)
-    if not tolerance >= 0:
-        raise UserError(f"tolerance={tolerance}: give a number that is not negative")
+    require_tolerance(tolerance)
     params, movable = trainable_parameters(model), trainable_sites(model, symmetry)
     like = next(iter(params.values()))
     searched = _no_loss if loss is None else bind(model, loss, batch)

@@ -52,7 +52,7 @@ def as_strategy(
     if not isinstance(size, int | float) or not 0 < size < inf:
         raise UserError(f"size={size!r}: give a positive number")
     if objective == "random":
-        if generator is None or generator.device.type != "cpu":
+        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
             raise UserError(
                 "objective 'random' draws elements: pass generator=torch.Generator().manual_seed(0), on the CPU"
             )

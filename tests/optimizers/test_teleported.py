@@ -51,7 +51,8 @@ def teleported(
 ) -> TeleportedOptimizer:
     options = {"loss": network_cases.loss, "batches": lambda: network.batch(99), **options}
     optimizer = BASES[base](list(model.parameters()))
-    return TeleportedOptimizer(optimizer, model, network.symmetry, schedule=schedule, **options)
+    objective = options.pop("objective", "gradient_norm")
+    return TeleportedOptimizer(optimizer, model, network.symmetry, objective, schedule, **options)
 
 
 def closure_of(network: Network, model: nn.Module, seed: int) -> Callable[[], Tensor]:
@@ -547,6 +548,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"objective": "random"}, "objective 'random' draws elements: pass generator="),
     ({"direction": "sideways"}, "unknown direction 'sideways'"),
     ({"size": -1.0}, "size=-1.0: give a positive number"),
+    ({"tolerance": float("nan")}, "tolerance=nan: give a number that is not negative"),
+    ({"tolerance": "a"}, "tolerance='a': give a number"),
+    ({"loss": 3.0}, r"loss is a float: give a function, loss\(model, batch\) and batches\(\)"),
+    ({"batches": (1, 2)}, "batches is a tuple: give a function"),
+    (
+        {"base": lambda m: TeleportedOptimizer(Adam(m.parameters()), m, LINEAR.symmetry, "balanced", 5)},
+        "teleports already: wrap the one inside it",
+    ),
     ({"batches": None}, "objective 'gradient_norm' needs a loss on a batch"),
     ({"base": lambda model: Rprop(model.parameters())}, "how the state of Rprop moves is not known"),
     ({"symmetry": HEADS.symmetry}, "site 'query-key' moves 'in_proj.weight', which is not a parameter of the model"),
@@ -561,6 +570,7 @@ def test_what_is_refused_at_the_door(options: dict[str, Any], text: str) -> None
     before = parameters(model)
     base = options.get("base", lambda m: Adam(m.parameters()))
     arguments = {"model": model, "symmetry": LINEAR.symmetry, "loss": network_cases.loss, "batches": LINEAR.batch}
+    arguments |= {"objective": "gradient_norm", "schedule": ()}
     arguments |= {key: value for key, value in options.items() if key != "base"}
     with pytest.raises(UserError, match=text):
         TeleportedOptimizer(base if base is Adam else base(model), **arguments)
@@ -572,5 +582,26 @@ def test_data_dependent_sites_are_refused() -> None:
     symmetry = mlp_symmetry(model, "general_linear")
     with pytest.raises(UserError, match="which is not the same linear map for every input"):
         TeleportedOptimizer(
-            SGD(model.parameters(), 0.1), model, symmetry, loss=network_cases.loss, batches=LINEAR.batch
+            SGD(model.parameters(), 0.1), model, symmetry, "balanced", (), loss=network_cases.loss, batches=LINEAR.batch
         )
+
+
+def test_a_sparse_gradient_is_refused_and_nothing_moves() -> None:
+    model = nn.Sequential(nn.Embedding(6, 4, sparse=True), nn.Linear(4, 5))
+    sites = {"pair": ("gl", [("0.weight", 1)], [("1.weight", 1)])}
+    optimizer = TeleportedOptimizer(
+        SGD(model.parameters(), 0.1), model, Symmetry.manual(model, sites), "balanced", 1, state="keep"
+    )
+    model(torch.tensor([1, 2])).sum().backward()
+    optimizer.base.step()
+    before = parameters(model)
+    with pytest.raises(UserError, match=r"the gradient of '0\.weight' is sparse and cannot move: use sparse=False"):
+        optimizer.teleport()
+    laws.same_bits(parameters(model), before)
+
+
+def test_the_symmetry_of_a_wider_model_is_refused() -> None:
+    wide, narrow = (nn.Sequential(nn.Linear(3, k), nn.ReLU(), nn.Linear(k, 2)) for k in (8, 4))
+    symmetry = Symmetry.manual(wide, {"hidden": ("scaling", ["0.weight", "0.bias"], ["2.weight"])})
+    with pytest.raises(UserError, match=r"moves '0\.weight', which has shape \(4, 3\) in this model"):
+        TeleportedOptimizer(Adam(narrow.parameters()), narrow, symmetry, "balanced", 5)
