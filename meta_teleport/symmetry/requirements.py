@@ -15,7 +15,7 @@ def require_movable(model: nn.Module) -> None:
 
     Raises ``UserError`` with the cause and the remedy for a model that is compiled or wrapped for many processes, in
     whole or in part, for one without trainable parameters, and for parameters that have no numbers yet (meta device,
-    lazy modules), are spread over processes, quantised, or of half precision.
+    lazy modules), are spread over processes, quantised, or trainable and of half precision.
     """
     for name, module in model.named_modules():
         _require_plain(f"module '{name}'" if name else "the model", f"model.{name}" if name else "model", module)
@@ -25,13 +25,13 @@ def require_movable(model: nn.Module) -> None:
             raise UserError(f"parameter '{name}' has no numbers yet (meta device): initialize the model first")
         if hasattr(parameter, "placements") or hasattr(parameter, "_local_shards"):
             raise UserError(f"parameter '{name}' {SHARDED}")
-        if parameter.dtype in HALF:
+        if parameter.dtype in HALF and parameter.requires_grad:
             raise UserError(
                 f"parameter '{name}' is {str(parameter.dtype).removeprefix('torch.')}: keep the parameters in float32 "
                 "(model.float()) and use torch.autocast for speed"
             )
-        if parameter.dtype not in WHOLE:
-            raise UserError(f"parameter '{name}' is {parameter.dtype}: quantised models cannot move, use the float one")
+        if parameter.dtype not in (*WHOLE, *HALF):
+            raise UserError(f"parameter '{name}' is {parameter.dtype}: only float32 and float64 can move, convert it")
     if any(tensor.is_quantized for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)) or any(
         "quantized" in type(module).__module__ for module in model.modules()
     ):

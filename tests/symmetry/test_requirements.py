@@ -193,3 +193,20 @@ def test_remedies_are_remedies() -> None:
     place._compiled_call_impl = None
     for model in (whole._orig_mod, parallel(mlp()).module, place):
         require_movable(model)
+
+
+def test_a_frozen_base_may_be_of_half_precision() -> None:
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.Linear(6, 5).to(torch.bfloat16).requires_grad_(False)
+            self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 5, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.base(x.to(self.base.weight.dtype)).to(x.dtype) + self.up(self.down(x))
+
+    model, x = Adapted(), torch.randn(3, 6)
+    symmetry = mt.find_symmetries(model, x)
+    assert [(site.name, site.parameters) for site in symmetry.sites] == [("down", ("down.weight", "up.weight"))]
+    assert mt.verify(model, symmetry, x) < 1e-9
+    assert mt.teleport(model, symmetry, "balanced").accepted
