@@ -12,7 +12,7 @@ from torch import Tensor
 from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.gauges import whitened
+from meta_teleport.teleportation.gauges import whitened_activations
 
 Setting = float | Tensor
 
@@ -111,7 +111,9 @@ class Whitening(Rule):
         return NoState()
 
     def forward(self, observation: Observation, state: NoState) -> tuple[Proposal, NoState]:
-        algebra = tuple(whitened(group, h) for group, h in zip(self.groups, observation.hidden, strict=True))
+        algebra = tuple(
+            whitened_activations(group, h) for group, h in zip(self.groups, observation.hidden, strict=True)
+        )
         group, h = self.groups[-1], observation.hidden[-1]
         g = group.exp(algebra[-1])
         white = group.apply(g, h)

@@ -83,7 +83,7 @@ def kappa(symmetry: Symmetry, algebra: Sequence[Tensor], inputs: Tensor | LayerI
     return torch.where(bent, torch.where(bent, square, 1.0).sqrt() / speed_squared, 0.0)
 
 
-def random_element(
+def unit_algebra(
     symmetry: Symmetry, sites: Sequence[str] | None, like: Tensor, generator: torch.Generator
 ) -> list[Tensor]:
     """Algebra coordinates M, one tensor ``(tasks, *algebra_shape)`` per site: uniform on the sphere of Frobenius norm

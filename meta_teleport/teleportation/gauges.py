@@ -101,7 +101,7 @@ GAUGES = {
 }
 
 
-def whitened(group: Group, hidden: Tensor) -> Tensor:
+def whitened_activations(group: Group, hidden: Tensor) -> Tensor:
     """Algebra coordinates of the element that whitens the activations of one site.
 
     For GL, ``T = -1/2 log(h h^T)``, so that g = exp(T) gives ``(g h)(g h)^T = I`` on the span of h; for positive

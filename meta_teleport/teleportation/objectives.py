@@ -21,7 +21,7 @@ from meta_teleport.params import Params, aliases, axpy, rows
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.averages import average
-from meta_teleport.teleportation.curvature import kappa, random_element
+from meta_teleport.teleportation.curvature import kappa, unit_algebra
 
 Loss = Callable[[Params], Tensor]
 Objective = Callable[[Loss, Params], Tensor]
@@ -123,7 +123,7 @@ class Curvature:
         symmetry, like = self.symmetry.continuous, next(iter(params.values()))
         inputs = symmetry.prepare(self.inputs) if isinstance(self.inputs, Tensor) else self.inputs
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = (random_element(symmetry, self.sites, like, generator) for _ in range(self.directions))
+        drawn = (unit_algebra(symmetry, self.sites, like, generator) for _ in range(self.directions))
         return average((partial(kappa, symmetry, algebra, inputs) for algebra in drawn), params)
 
 

@@ -13,7 +13,7 @@ from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import Direction, ascend, identities
 from meta_teleport.teleportation.conditions import element_fault, require_finite
-from meta_teleport.teleportation.curvature import random_element
+from meta_teleport.teleportation.curvature import unit_algebra
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
 from meta_teleport.teleportation.objectives import NAMES, Loss, Objective, gradient_norm, named
 
@@ -112,7 +112,7 @@ def fix(symmetry: Symmetry, params: Params, loss: Loss, *, gauge: Gauge, sweeps:
 
 def draw(symmetry: Symmetry, params: Params, loss: Loss, *, size: float, generator: torch.Generator) -> Found:
     """A random element."""
-    algebra = [size * t for t in random_element(symmetry, None, next(iter(params.values())), generator)]
+    algebra = [size * t for t in unit_algebra(symmetry, None, next(iter(params.values())), generator)]
     return Found(symmetry.flow(params, algebra), symmetry.exp(algebra))
 
 

@@ -11,7 +11,7 @@ from meta_teleport.symmetry.groups import GL, FirstOrder, Group, Orthogonal, Pos
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
-from meta_teleport.teleportation.curvature import kappa, random_element, velocity_and_acceleration
+from meta_teleport.teleportation.curvature import kappa, unit_algebra, velocity_and_acceleration
 
 DATA_DEPENDENT = [
     Case("general_linear", "leaky_relu", False, (6, 7, 5, 4), 4),
@@ -35,7 +35,7 @@ def test_there_are_cases() -> None:
 
 
 def drawn(instance: Instance, sites: tuple[str, ...] | None = None) -> list[Tensor]:
-    return random_element(instance.symmetry, sites, instance.inputs, torch.Generator().manual_seed(5))
+    return unit_algebra(instance.symmetry, sites, instance.inputs, torch.Generator().manual_seed(5))
 
 
 def matrices(instance: Instance, algebra: list[Tensor]) -> list[Tensor]:
@@ -147,7 +147,7 @@ def test_blocks_of_a_group(group: Group, generator: torch.Generator) -> None:
         name: torch.randn(2, *shape, generator=generator, dtype=torch.float64)
         for name, shape in (("packed", (10, 5)), ("out", (7, 6)), ("other", (3,)))
     }
-    algebra = random_element(symmetry, None, params["out"], generator)
+    algebra = unit_algebra(symmetry, None, params["out"], generator)
     ours = velocity_and_acceleration(symmetry, algebra, None, params)
     expected = difference_quotients(symmetry, algebra, None, params)
     assert ours[0].keys() == {"packed", "out"}
@@ -165,7 +165,7 @@ def plane(group: Group, producers: tuple[str, ...], consumers: tuple[str, ...]) 
 def test_curvature_of_a_circle(generator: torch.Generator) -> None:
     symmetry = plane(Orthogonal(2), ("w",), ())
     params = {"w": torch.randn(6, 2, generator=generator, dtype=torch.float64)}
-    algebra = random_element(symmetry, None, params["w"], generator)
+    algebra = unit_algebra(symmetry, None, params["w"], generator)
     found = kappa(symmetry, algebra, None, params)
     laws.assert_close(found, 1 / params["w"].norm(dim=1), 1e-12)
     laws.must_fail(laws.assert_close, found, params["w"].norm(dim=1), 1e-2)
@@ -175,7 +175,7 @@ def test_curvature_of_a_hyperbola(generator: torch.Generator) -> None:
     """(v, u) -> (v s, u / s) moves on u v = constant."""
     symmetry = plane(PositiveScaling(1), ("v",), ("u",))
     params = {n: torch.randn(6, 1, generator=generator, dtype=torch.float64) for n in ("v", "u")}
-    algebra = random_element(symmetry, None, params["u"], generator)
+    algebra = unit_algebra(symmetry, None, params["u"], generator)
     v, u = params["v"].squeeze(1), params["u"].squeeze(1)
     expected = 2 * (u * v).abs() / (u**2 + v**2) ** 1.5
     found = kappa(symmetry, algebra, None, params)
@@ -190,7 +190,7 @@ def test_lines_and_points_have_no_curvature(still: bool, generator: torch.Genera
     symmetry = plane(GL(3), ("v",), ("u",)) if still else plane(FirstOrder(3), ("v",), ("u",))
     drawn = {n: torch.randn(2, 3, generator=generator, dtype=torch.float64) for n in ("v", "u")}
     params = {n: (0 * p if still else p).requires_grad_() for n, p in drawn.items()}
-    algebra = random_element(symmetry, None, params["u"], generator)
+    algebra = unit_algebra(symmetry, None, params["u"], generator)
     found = kappa(symmetry, algebra, None, params)
     gradients = torch.autograd.grad(found.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
     assert not found.any() and not any(g.any() for g in gradients)
@@ -201,8 +201,8 @@ def test_lines_and_points_have_no_curvature(still: bool, generator: torch.Genera
 def test_random_elements_have_norm_one_over_the_chosen_sites(generator: torch.Generator) -> None:
     symmetry = build(DATA_DEPENDENT[0]).symmetry
     like = torch.zeros(3, 2, dtype=torch.float32)
-    both = random_element(symmetry, None, like, generator)
-    one = random_element(symmetry, (symmetry.sites[1].name,), like, generator)
+    both = unit_algebra(symmetry, None, like, generator)
+    one = unit_algebra(symmetry, (symmetry.sites[1].name,), like, generator)
     assert [m.shape for m in both] == [(3, 7, 7), (3, 5, 5)] and all(m.dtype == torch.float32 for m in both)
     for algebra in (both, one):
         assert torch.allclose(sum(m.square().flatten(1).sum(1) for m in algebra), torch.ones(3))

@@ -18,7 +18,7 @@ from meta_teleport.teleportation.gauges import (
     GAUGES,
     balanced,
     principal_axes,
-    whitened,
+    whitened_activations,
     whitened_consumers,
     whitened_producers,
 )
@@ -239,7 +239,7 @@ def test_gauges_have_names() -> None:
 def test_whitened_activations(n: int, generator: torch.Generator) -> None:
     h = torch.randn(4, 6, n, generator=generator, dtype=torch.float64)
     group = GL(6)
-    gh = group.apply(group.exp(whitened(group, h)), h)
+    gh = group.apply(group.exp(whitened_activations(group, h)), h)
     if n >= 6:
         laws.assert_close(gh @ gh.mT, torch.eye(6).double().expand(4, 6, 6), 1e-9)
         laws.must_fail(laws.assert_close, h @ h.mT, torch.eye(6).double().expand(4, 6, 6), 1e-3)
@@ -250,11 +250,11 @@ def test_whitened_activations(n: int, generator: torch.Generator) -> None:
 def test_whitened_scalings_give_every_unit_norm_one(generator: torch.Generator) -> None:
     h = torch.randn(4, 6, 9, generator=generator, dtype=torch.float64)
     group = PositiveScaling(6)
-    gh = group.apply(group.exp(whitened(group, h)), h)
+    gh = group.apply(group.exp(whitened_activations(group, h)), h)
     assert torch.allclose(gh.norm(dim=2), torch.ones(4, 6).double(), rtol=1e-12)
 
 
 def test_whitening_is_refused_where_no_element_whitens(generator: torch.Generator) -> None:
     site = Functions("booth").sample(1, generator).symmetry.sites[0]
     with pytest.raises(TypeError, match="no element of Orthogonal whitens activations"):
-        whitened(site.group, torch.ones(1, 2, 1))
+        whitened_activations(site.group, torch.ones(1, 2, 1))

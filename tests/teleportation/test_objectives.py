@@ -16,7 +16,7 @@ from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 from meta_teleport.teleportation.ascent import Direction, ascend
-from meta_teleport.teleportation.curvature import kappa, random_element
+from meta_teleport.teleportation.curvature import kappa, unit_algebra
 from meta_teleport.teleportation.objectives import (
     NAMES,
     Curvature,
@@ -160,7 +160,7 @@ def test_curvature_is_the_mean_over_its_elements() -> None:
     for sites in (None, (name,)):
         found = Curvature(symmetry, instance.inputs, directions=3, seed=8, sites=sites)(None, instance.params)
         generator = torch.Generator().manual_seed(8)
-        drawn = [random_element(symmetry, sites, instance.inputs, generator) for _ in range(3)]
+        drawn = [unit_algebra(symmetry, sites, instance.inputs, generator) for _ in range(3)]
         each = [kappa(symmetry, algebra, instance.inputs, instance.params) for algebra in drawn]
         laws.assert_close(found, torch.stack(each).mean(0), 1e-9)
         laws.must_fail(laws.assert_close, found, each[0], 1e-3)
