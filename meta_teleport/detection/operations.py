@@ -121,6 +121,13 @@ def reduce(step: Step, value: Value, axes: Any = None, keep_axes: bool = False, 
     return step.labelled(labels)
 
 
+@handles("amax amin")
+def extreme(step: Step, value: Value, axes: Any = None, keep_axes: bool = False, **kwargs: Any) -> Value:
+    """Positively homogeneous over the places of a unit."""
+    step.bar(value, kinds=["mix"], reason="pass")
+    return reduce(step, value, axes, keep_axes)
+
+
 @handles("masked_fill")
 def masked_fill(step: Step, value: Value, mask: Value, filling: Any) -> Value:
     """Zeros in some places."""

@@ -92,6 +92,8 @@ FUNCTIONS: dict[str, tuple[Function, str]] = {
     "top": (lambda h: h.topk(4, -1)[0], NONE),
     "cumulated": (lambda h: h.cumsum(-1), NONE),
     "maxout": (lambda h: h.view(2, 5, 2, 2).amax(-1).repeat(1, 1, 2), NONE),
+    "largest_over_places": (lambda h: h.amax(1, keepdim=True).expand(2, 5, 4), BOTH),
+    "least_over_places": (lambda h: h.amin(1, keepdim=True).expand(2, 5, 4), BOTH),
     "maximum_of_halves": (lambda h: torch.maximum(h[..., :2], h[..., 2:]).repeat(1, 1, 2), NONE),
     "largest": (lambda h: h.max(-1, keepdim=True)[0].expand(2, 5, 4), NONE),
     "where": (lambda h: torch.where(h > 0.1, h, torch.zeros_like(h)), NONE),
