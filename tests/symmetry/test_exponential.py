@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meta_teleport.symmetry.groups import NORM_LIMIT, matrix_exp
+from meta_teleport.symmetry.exponential import NORM_LIMIT, matrix_exp
 
 NORMS = (0.0, 1e-3, 1e-2, 0.1, 0.5, 1.0, 3.0, 10.0)
 
