@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from meta_teleport.learned.rule import shapes_of as shapes_of
     from meta_teleport.meta.settings import Training as Training
     from meta_teleport.meta.training import train as train
+    from meta_teleport.optimizers.copies import Copies as Copies
     from meta_teleport.optimizers.schedules import Budget as Budget
     from meta_teleport.optimizers.schedules import Epochs as Epochs
     from meta_teleport.optimizers.schedules import Every as Every
     from meta_teleport.optimizers.schedules import Plateau as Plateau
     from meta_teleport.optimizers.schedules import Steps as Steps
+    from meta_teleport.optimizers.settings import each as each
     from meta_teleport.optimizers.teleported import TeleportedOptimizer as TeleportedOptimizer
     from meta_teleport.record import Run as Run
     from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.factorization import Factorization as Factorization
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
     from meta_teleport.tasks.functions import Functions as Functions
+    from meta_teleport.tasks.images import Images as Images
+    from meta_teleport.tasks.images import load_images as load_images
     from meta_teleport.tasks.regression import Regression as Regression
     from meta_teleport.teleportation.gauges import Gauge as Gauge
     from meta_teleport.teleportation.objectives import Curvature as Curvature
@@ -70,6 +74,8 @@ _HOMES = {
     "TaskFamily": "tasks.family",
     "Factorization": "tasks.factorization",
     "Functions": "tasks.functions",
+    "Images": "tasks.images",
+    "load_images": "tasks.images",
     "Regression": "tasks.regression",
     "Gauge": "teleportation.gauges",
     "Curvature": "teleportation.objectives",
@@ -77,6 +83,8 @@ _HOMES = {
     "Teleport": "teleportation.search",
     "teleport": "teleportation.search",
     "TeleportedOptimizer": "optimizers.teleported",
+    "Copies": "optimizers.copies",
+    "each": "optimizers.settings",
     "Budget": "optimizers.schedules",
     "Epochs": "optimizers.schedules",
     "Every": "optimizers.schedules",

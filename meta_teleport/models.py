@@ -16,7 +16,8 @@ class MLP(nn.Module):
     Inputs have shape ``(n, d_0)``, outputs ``(n, d_L)``; ``activation`` is a name of the activation table. The
     parameters are called ``layers.0.weight``, ``layers.0.bias``, ...
 
-    The forward pass broadcasts: with parameters ``(tasks, *shape)`` it takes inputs ``(tasks, n, d_0)``.
+    The forward pass broadcasts: with parameters ``(tasks, *shape)`` it takes inputs ``(tasks, n, d_0)``, or, where all
+    tasks see the same, ``(n, d_0)``.
     """
 
     broadcasts = True
@@ -33,7 +34,15 @@ class MLP(nn.Module):
         for i in range(len(self.layers)):
             linear = cast(nn.Linear, self.layers[i])
             x = self.activation(x) if i else x
-            x = x @ linear.weight.mT
+            x = _product(x, linear.weight)
             if linear.bias is not None:
                 x = x + linear.bias.unsqueeze(-2)
         return x
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W^T``; shared inputs ``(n, d)`` meet the weights ``(tasks, k, d)`` of all tasks in one matrix product, which
+    is more than twice as fast as a batch of products."""
+    if x.ndim == 2 and weight.ndim == 3:
+        return (weight.flatten(0, 1) @ x.mT).unflatten(0, weight.shape[:2]).mT
+    return x @ weight.mT

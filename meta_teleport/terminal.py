@@ -70,6 +70,18 @@ def method_bars() -> "Iterator[Report | None]":
         yield report
 
 
+@contextmanager
+def counting_bar(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A bar over ``total`` pieces of work with the time left; the yielded function takes how many are done, and what
+    is going on."""
+    with _bar("{task.description}") as bar:
+        if bar is None:
+            yield lambda completed, text: None
+            return
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda completed, text: bar.update(task, completed=completed, description=text)
+
+
 def show(renderable: Any) -> None:
     """A rich table on standard output, as wide as the terminal or, piped, as 140 columns."""
     console = Console()

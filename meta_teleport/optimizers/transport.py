@@ -132,7 +132,8 @@ def moved_gradients(names: Mapping[Tensor, str], symmetry: Symmetry, elements: t
 def moved_state(
     optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Symmetry, elements: tuple[Tensor, ...]
 ) -> Writes:
-    """What to write into the optimizer's state when the named parameters move: pairs of a tensor and its new value.
+    """What to write into the optimizer's state of the named parameters when they move: pairs of a tensor and its new
+    value.
 
     Raises ``UserError`` for an optimizer whose state has no law.
     """
@@ -141,13 +142,13 @@ def moved_state(
         return _moved_history(optimizer, laws, names, symmetry, elements)
     writes: Writes = []
     for key, law in laws.items():
-        entries = {names[p]: state[key] for p, state in optimizer.state.items() if state.get(key) is not None}
+        entries = {names[p]: s[key] for p, s in optimizer.state.items() if p in names and s.get(key) is not None}
         writes += _moved(law, symmetry, entries, elements)
     return writes
 
 
 def reset_state(optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Symmetry) -> None:
-    """Makes the state of every parameter that a site moves what it was before the first step.
+    """Makes the state of every named parameter that a site moves what it was before the first step.
 
     Step counts too: Adam corrects the bias of means that began empty by them. The history of L-BFGS is one for all
     parameters and goes whole.
@@ -155,7 +156,7 @@ def reset_state(optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Sym
     touched = {name for site in symmetry.sites for name in site.parameters}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if p not in optimizer.state or not (names[p] in touched or isinstance(optimizer, LBFGS)):
+            if p not in optimizer.state or not (names.get(p) in touched or isinstance(optimizer, LBFGS)):
                 continue
             if isinstance(optimizer, Adagrad):
                 optimizer.state[p]["step"].zero_()

@@ -1,0 +1,220 @@
+"""R copies of one network, trained side by side as one batched program.
+
+Copies differ in their seed, in their optimizer and its settings, and in how they are teleported. Their parameters are
+stacked, ``(R, *shape)``, so that one forward and one backward pass serve all of them; the optimizer of each setting
+then moves its own rows. Where all see the same batch, the first layer of an MLP is one matrix product for all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from meta_teleport.errors import UserError
+from meta_teleport.optimizers.settings import Factory, Setting
+from meta_teleport.params import Params, per_task, where
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.ascent import identities
+from meta_teleport.teleportation.objectives import Loss
+
+CHUNK = 1000
+
+
+class Moved(NamedTuple):
+    """Where a search ended: parameters ``(copies, *shape)``, how far that is in the Lie algebra ``(copies,)``, and,
+    where all sites are exact, one element per site."""
+
+    params: Params
+    size: Tensor
+    elements: Sequence[Tensor] | None = None
+
+
+Search = Callable[[Symmetry, Params, Loss, Tensor], Moved]
+"""From a symmetry, parameters ``(copies, *shape)``, their loss and the inputs ``(n, ...)`` of its batch."""
+
+
+class Jump(NamedTuple):
+    """What one teleport did to the copies of one setting: the loss on its batch before and after, how far it went in
+    the Lie algebra, and whether it was kept (undone where a parameter or the loss is not finite), each ``(seeds,)``."""
+
+    before: Tensor
+    after: Tensor
+    size: Tensor
+    kept: Tensor
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross entropy of every copy, ``(copies,)``, from outputs ``(copies, n, classes)`` and labels
+    ``(copies, n)``."""
+    losses = F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none")
+    return losses.reshape(labels.shape).mean(1)
+
+
+class Copies:
+    """``len(settings) * len(seeds)`` copies of the network that ``build()`` makes.
+
+    Copy ``i * len(seeds) + j`` has setting i and seed j. Its initial weights are those of ``build()`` after
+    ``torch.manual_seed(seeds[j])``, and what it becomes is what a separate run would give, up to rounding: every copy
+    has its own loss, gradient, optimizer state and buffers. A copy that diverges harms no other.
+
+    ``settings`` are functions from a list of parameters to an optimizer, such as ``partial(torch.optim.Adam,
+    lr=1e-3)``; :func:`meta_teleport.each` marks those that do not work entry by entry. ``loss`` maps outputs ``(copies,
+    n, ...)`` and labels ``(copies, n, ...)`` to ``(copies,)``.
+
+    Batches have one more leading dimension: inputs ``(1, n, ...)`` are seen by all copies, inputs ``(seeds, n, ...)``
+    by the copies of their seed; labels alike.
+
+    Raises ``UserError`` without seeds or settings, and where inputs do not fit the model.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        seeds: Sequence[int],
+        settings: Sequence[Factory],
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not seeds or not settings:
+            raise UserError("copies need at least one seed and one setting")
+        models = [_initialized(build, seed).to(device) for seed in seeds]
+        self.model, self.seeds, self.loss = models[0], tuple(seeds), loss
+        self.params: Params = {
+            name: torch.stack([m.get_parameter(name).detach() for m in models]).repeat(len(settings), *(1,) * p.ndim)
+            for name, p in self.model.named_parameters()
+        }
+        self.buffers = {
+            name: torch.stack([m.get_buffer(name) for m in models]).repeat(len(settings), *(1,) * b.ndim)
+            for name, b in self.model.named_buffers()
+        }
+        starts = range(0, len(seeds) * len(settings), len(seeds))
+        rows = [slice(start, start + len(seeds)) for start in starts]
+        self.settings = [Setting.of(self.params, own, factory) for own, factory in zip(rows, settings, strict=True)]
+        for p in self.params.values():
+            p.requires_grad_()
+
+    @property
+    def count(self) -> int:
+        """How many copies there are."""
+        return len(self.seeds) * len(self.settings)
+
+    def outputs(self, inputs: Tensor, params: Params | None = None, buffers: Params | None = None) -> Tensor:
+        """The outputs ``(copies, n, ...)`` on inputs ``(1 or seeds, n, ...)``; with the parameters and buffers of some
+        of the copies, theirs. In training mode, buffers such as running means are updated in place."""
+        params = self.params if params is None else params
+        buffers = self.buffers if buffers is None else buffers
+        shared = len(inputs) == 1
+        x = inputs[0] if shared else _repeated(inputs, len(next(iter(params.values()))))
+
+        def single(params: Params, buffers: Params, x: Tensor) -> Tensor:
+            return functional_call(self.model, (params, buffers), (x,))
+
+        try:
+            if getattr(self.model, "broadcasts", False):
+                return single(params, buffers, x)
+            return vmap(single, in_dims=(0, 0, None if shared else 0), randomness="different")(params, buffers, x)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"inputs of shape {tuple(x.shape)} do not fit the model: {reason}") from error
+
+    def losses(
+        self, inputs: Tensor, labels: Tensor, params: Params | None = None, buffers: Params | None = None
+    ) -> Tensor:
+        """The loss of every copy, ``(copies,)``; arguments as for :meth:`outputs`."""
+        outputs = self.outputs(inputs, params, buffers)
+        return self.loss(outputs, _repeated(labels, len(outputs)))
+
+    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """One step of every optimizer; gives the losses before it, ``(copies,)``."""
+        losses = self.losses(inputs, labels)
+        gradients = dict(zip(self.params, torch.autograd.grad(losses.sum(), list(self.params.values())), strict=True))
+        for setting in self.settings:
+            setting.step(gradients)
+        return losses.detach()
+
+    @torch.no_grad()
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss and accuracy of every copy in evaluation mode, each ``(copies,)``, on inputs ``(n, ...)``."""
+        loss = accuracy = torch.zeros(self.count, device=inputs.device)
+        with self._evaluating():
+            for x, y in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True):
+                outputs, expected = self.outputs(x[None]), y.expand(self.count, *y.shape)
+                loss = loss + len(y) / len(labels) * self.loss(outputs, expected)
+                accuracy = accuracy + (outputs.argmax(-1) == expected).float().sum(1) / len(labels)
+        return loss, accuracy
+
+    def teleport(
+        self, number: int, symmetry: Symmetry, search: Search, inputs: Tensor, labels: Tensor, state: str = "transport"
+    ) -> Jump:
+        """Moves the copies of one setting to where ``search`` ends, on a batch ``(n, ...)`` that all of them see.
+
+        ``state`` says what becomes of the optimizer's: *transport* moves it along (which needs the elements), *reset*
+        begins it anew, *keep* leaves it.
+        """
+        setting = self.settings[number]
+        start = {name: p.detach()[setting.rows] for name, p in self.params.items()}
+        buffers = {name: b[setting.rows] for name, b in self.buffers.items()}
+
+        def loss(params: Params) -> Tensor:
+            return self.losses(inputs[None], labels[None], params, {name: b.clone() for name, b in buffers.items()})
+
+        found = search(symmetry, start, loss, inputs)
+        with torch.no_grad():
+            before, after = loss(start), loss(found.params)
+            kept = (
+                torch.stack([p.flatten(1).isfinite().all(1) for p in found.params.values()]).all(0) & after.isfinite()
+            )
+            for name, p in where(kept, found.params, start).items():
+                self.params[name].data[setting.rows] = p
+        if state == "reset":
+            setting.reset(symmetry)
+        elif state == "transport":
+            setting.transport(symmetry, _elements(symmetry, found, kept))
+        return Jump(before, torch.where(kept, after, before), torch.where(kept, found.size, 0.0), kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that changes during training, by name; :meth:`restore` of it goes on bit for bit."""
+        tensors = {f"params.{name}": p.detach() for name, p in self.params.items()}
+        tensors |= {f"buffers.{name}": b for name, b in self.buffers.items()}
+        for number, setting in enumerate(self.settings):
+            tensors |= {f"settings.{number}.{name}": tensor for name, tensor in setting.state().items()}
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over what :meth:`state` gave."""
+        for kind, own in (("params", self.params), ("buffers", self.buffers)):
+            for name, tensor in own.items():
+                tensor.data.copy_(tensors[f"{kind}.{name}"])
+        for number, setting in enumerate(self.settings):
+            lead = f"settings.{number}."
+            setting.restore({name.removeprefix(lead): t for name, t in tensors.items() if name.startswith(lead)})
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+
+def _initialized(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _repeated(tensor: Tensor, copies: int) -> Tensor:
+    return tensor.repeat(copies // len(tensor), *(1,) * (tensor.ndim - 1))
+
+
+def _elements(symmetry: Symmetry, found: Moved, kept: Tensor) -> tuple[Tensor, ...]:
+    if found.elements is None:
+        raise UserError("the state cannot be transported: sites that depend on data have no law; use reset or keep")
+    stay = identities(symmetry, found.params)
+    return tuple(torch.where(per_task(kept, g), g, e) for g, e in zip(found.elements, stay, strict=True))
