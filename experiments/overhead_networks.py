@@ -113,7 +113,7 @@ def transformer(width: int = 128, layers: int = 2, length: int = 64, points: int
 
 
 def vit_b_16() -> Network:
-    import torchvision  # type: ignore[import-untyped]
+    import torchvision
 
     return Network(
         torchvision.models.vit_b_16(num_classes=CLASSES), (torch.randn(2, 3, 224, 224), torch.randint(CLASSES, (2,)))

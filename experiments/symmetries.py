@@ -31,7 +31,7 @@ Built = tuple[nn.Module, Any]
 
 
 def from_torchvision(name: str) -> Built:
-    import torchvision  # type: ignore[import-untyped]
+    import torchvision
 
     return getattr(torchvision.models, name)(), torch.randn(IMAGE)
 
