@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CI
 VALIDATION_PART = 6
 SPLIT_SEED = 1
 DIGITS_TEST = 360
+DAMAGE = (RuntimeError, OSError, ValueError, EOFError, AssertionError, KeyError, TypeError, zlib.error)
+"""What torchvision raises for files that are missing, cut off, or hold something else."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Images:
     @property
     def classes(self) -> int:
         """How many classes there are."""
-        return 1 + int(torch.stack([y.max() for y in (self.y_train, self.y_validation, self.y_test)]).max())
+        return 1 + int(torch.cat([self.y_train, self.y_validation, self.y_test]).max())
 
     @property
     def flat(self) -> "Images":
@@ -73,8 +75,8 @@ def load_images(data: str | Path = "digits", folder: str | Path = "data", downlo
 
     ``folder`` is where torchvision keeps its files, and with ``download`` (and a network) where it puts them. An
     ``.npz`` holds the arrays ``x_train, y_train, x_test, y_test``: images ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c,
-    h, w)``, or features ``(n, d)``; bytes are divided by 255. The digits (1797 of 8 x 8 pixels, part of scikit-learn)
-    need neither.
+    h, w)``, or features ``(n, d)``; bytes are divided by 255, other numbers are taken as they are. The digits (1797 of
+    8 x 8 pixels, part of scikit-learn) need neither.
 
     Raises ``UserError`` for names that do not exist, and for files that are missing, damaged or of another form.
     """
@@ -133,58 +135,76 @@ def _read_digits() -> tuple[Tensor, ...]:
 def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[Tensor, ...]:
     from torchvision import datasets
 
-    tensors: list[Tensor] = []
+    arrays: list[np.ndarray] = []
     for train in (True, False):
         try:
             found: Any = getattr(datasets, TORCHVISION[name])(str(folder), train=train, download=download)
-        except (RuntimeError, OSError, ValueError, EOFError, AssertionError, zlib.error) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+        except DAMAGE as error:
             raise UserError(
-                f"{TORCHVISION[name]} in {folder} is missing or damaged ({reason}): delete it there and let it be "
-                "downloaded again, or name the folder that has it"
+                f"{TORCHVISION[name]} in {folder} is missing or damaged ({_reason(error)}): delete it there and let it "
+                "be downloaded again, or name the folder that has it"
             ) from None
-        pixels = torch.as_tensor(found.data)
-        tensors += [_pixels(pixels), torch.as_tensor(found.targets).long()]
-    return tuple(tensors)
+        arrays += [np.asarray(found.data), np.asarray(found.targets)]
+    return _checked(folder / TORCHVISION[name], arrays)
 
 
 def _read_npz(path: Path) -> tuple[Tensor, ...]:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: check the path")
+    if not is_zipfile(path):
+        raise UserError(f"{path} is cut off or no .npz file: copy it again")
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in KEYS if key not in file]
-            if missing:
-                raise UserError(f"{path} has no array '{missing[0]}': it must hold {', '.join(KEYS)}")
-            x_train, y_train, x_test, y_test = (file[key] for key in KEYS)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}: check the path") from None
+            arrays = {key: file[key] for key in KEYS if key in file}
     except (OSError, EOFError, BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged or no .npz file ({error}): copy it again") from None
+        raise UserError(f"{path} is damaged ({_reason(error)}): copy it again") from None
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} holds something else than plain arrays ({error}): save them by numpy.savez") from None
+        raise UserError(
+            f"{path} holds something else than plain arrays ({_reason(error)}): save them by numpy.savez"
+        ) from None
+    for key in KEYS:
+        if key not in arrays:
+            raise UserError(f"{path} has no array '{key}': it must hold {', '.join(KEYS)}")
+    return _checked(path, [arrays[key] for key in KEYS])
+
+
+def _checked(path: Path, arrays: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+    """Images and labels to train on, images and labels to test, as tensors."""
+    x_train, y_train, x_test, y_test = arrays
     for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        if y.ndim != 1 or len(x) != len(y) or not len(y):
+        if y.ndim != 1 or x.ndim < 1 or len(x) != len(y) or not len(y):
             raise UserError(
                 f"{path}: x_{part} has shape {x.shape} and y_{part} {y.shape}: there must be one label per image"
             )
         if y.dtype.kind not in "iu" or y.min() < 0:
             raise UserError(
-                f"{path}: y_{part} must hold class numbers from 0 on, and has dtype {y.dtype}, {y.min()} ..."
+                f"{path}: y_{part} must hold class numbers from 0 on, and has dtype {y.dtype}, {np.sort(y)[0]} ..."
             )
         if x.dtype.kind not in "fiu" or x.ndim not in (2, 3, 4):
             raise UserError(f"{path}: x_{part} has shape {x.shape} and dtype {x.dtype}: give images or rows of numbers")
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            raise UserError(f"{path}: x_{part} holds values that are not finite: leave these images out")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise UserError(
             f"{path}: images of {x_train.shape[1:]} to train on and of {x_test.shape[1:]} to test: make them equal"
         )
-    arrays = (torch.from_numpy(array) for array in (x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64)))
-    return tuple(_pixels(array) if i % 2 == 0 else array for i, array in enumerate(arrays))
+    if len(x_train) < VALIDATION_PART:
+        raise UserError(f"{path}: {len(x_train)} images to train on are too few: give {VALIDATION_PART} or more")
+    return _pixels(x_train), _labels(y_train), _pixels(x_test), _labels(y_test)
 
 
-def _pixels(x: Tensor) -> Tensor:
+def _labels(y: np.ndarray) -> Tensor:
+    return torch.from_numpy(y.astype(np.int64))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _pixels(images: np.ndarray) -> Tensor:
     """Images as ``(n, c, h, w)``, features as they are; bytes as numbers from 0 to 1."""
-    x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    x = torch.from_numpy(images.astype(np.float32))
+    x = x / 255 if images.dtype == np.uint8 else x
     if x.ndim == 3:
         return x.unsqueeze(1)
     return x.movedim(-1, 1).contiguous() if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3) else x
