@@ -1,0 +1,117 @@
+"""Sharpness and curvature of many trained copies, on the same images and along the same directions for all of them.
+
+    phi(w) = mean of L(w + t d)      over lengths t, and one unit direction d per batch of images
+    psi(w) = mean of kappa_M(w)      over one algebra element M per batch, on all pairs of layers at once
+
+A measure gives one number per copy for every batch. The batches stay apart until the end, so that two halves of them
+say how far the mean can be trusted.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from image_training import Stopped
+from torch import Tensor
+
+from meta_teleport.checkpoint import load_tensors, save_tensors
+from meta_teleport.errors import UserError
+from meta_teleport.optimizers.copies import Copies
+from meta_teleport.params import Params, detach
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.tasks.images import Images
+from meta_teleport.teleportation.curvature import kappa, unit_algebra
+from meta_teleport.teleportation.objectives import Sharpness
+from meta_teleport.terminal import counting_bar, stopping
+
+CHUNK = 20
+"""Copies whose curvature is computed at a time."""
+
+Measure = Callable[[int, Tensor, Tensor], Tensor]
+"""From the number of a batch, its inputs ``(n, ...)`` and labels ``(n,)`` to one number per copy, ``(copies,)``."""
+Draw = Callable[[Symmetry, Tensor, torch.Generator], list[Tensor]]
+"""From a symmetry, a parameter ``(copies, ...)`` and a generator to algebra coordinates, one tensor per site."""
+
+
+def loss(copies: Copies) -> Measure:
+    """The loss itself, to tell what a measure adds to it."""
+    params = detach(copies.params)
+
+    def measure(number: int, x: Tensor, y: Tensor) -> Tensor:
+        return copies.losses(x[None], y[None], params, copies.buffers)
+
+    return measure
+
+
+def sharpness(copies: Copies, scales: Sequence[float], nonnegative: bool) -> Measure:
+    """The mean loss at the distances ``scales`` along one direction per batch; ``nonnegative`` as published."""
+    params = detach(copies.params)
+
+    def measure(number: int, x: Tensor, y: Tensor) -> Tensor:
+        phi = Sharpness(tuple(scales), directions=1, seed=number, nonnegative=nonnegative)
+        return phi(lambda moved: copies.losses(x[None], y[None], moved, copies.buffers), params)
+
+    return measure
+
+
+def curvature(copies: Copies, symmetry: Symmetry, draw: Draw) -> Measure:
+    """The curvature of the orbit along one element per batch."""
+    params = detach(copies.params)
+
+    def measure(number: int, x: Tensor, y: Tensor) -> Tensor:
+        inputs, values = symmetry.prepare(x), []
+        for start in range(0, copies.count, CHUNK):
+            part: Params = {name: p[start : start + CHUNK] for name, p in params.items()}
+            algebra = draw(symmetry, next(iter(part.values())), torch.Generator().manual_seed(number))
+            values.append(kappa(symmetry, algebra, inputs, part).detach())
+        return torch.cat(values)
+
+    return measure
+
+
+def gaussian(symmetry: Symmetry, like: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """Uniform on the sphere of norm 1 over all sites together."""
+    return unit_algebra(symmetry, None, like, generator)
+
+
+def positive(symmetry: Symmetry, like: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """The published elements: entries from U(0, 1), of norm 1 at every site."""
+    drawn = [torch.rand(site.group.algebra_shape, generator=generator, dtype=torch.float64) for site in symmetry.sites]
+    return [(m / m.norm()).to(like).expand(len(like), *m.shape) for m in drawn]
+
+
+def measured(
+    measures: dict[str, tuple[Measure, int]], images: Images, size: int, keep: Path, label: str
+) -> dict[str, Tensor]:
+    """Every measure on its number of batches of ``size`` training images, the first ones and at most all there are:
+    ``(batches, copies)`` each.
+
+    What is finished is kept in the file ``keep``, and Ctrl-C stops after the measure under way.
+
+    Raises ``Stopped`` then, and ``UserError`` where that file belongs to other settings.
+    """
+    inputs, labels = images.x_train.split(size), images.y_train.split(size)
+    full = len(images.x_train) // size
+    if not full:
+        raise UserError(f"{images.name}: {len(images.x_train)} training images do not fill a batch of {size}")
+    key = {"size": size, "batches": {name: min(count, full) for name, (_, count) in measures.items()}}
+    done, meta = load_tensors(keep) if keep.exists() else ({}, key)
+    if meta != key:
+        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
+    counts: dict[str, int] = key["batches"]  # type: ignore[assignment]
+    with stopping() as stop, counting_bar(sum(counts.values())) as show:
+        shown = 0
+        for name, (measure, _) in measures.items():
+            if name not in done:
+                rows = []
+                for number in range(counts[name]):
+                    with torch.no_grad():
+                        rows.append(measure(number, inputs[number], labels[number]))
+                    show(shown + number, f"{label} {name}" + " (stopping)" * stop())
+                done[name] = torch.stack(rows).cpu()
+                keep.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors(keep, done, key)
+                if stop():
+                    raise Stopped(f"{label}: stopped after {name}; the same command goes on from there")
+            shown += counts[name]
+    return done
