@@ -63,7 +63,8 @@ def train(
     Raises ``Stopped`` on Ctrl-C, and ``UserError`` for a file that belongs to another run.
     """
     x, y = (images.x_validation, images.y_validation) if validation else (images.x_test, images.y_test)
-    begin, rows = _resumed(copies, plan, keep)
+    key = _key(copies, images, plan, validation)
+    begin, rows = _resumed(copies, plan, keep, key)
     if not rows:
         start = copies.evaluate(images.x_train[: len(x)], images.y_train[: len(x)])[0]
         rows = [(start, *copies.evaluate(x, y), torch.zeros(()))]
@@ -83,29 +84,40 @@ def train(
             rows.append((total / len(drawn), *copies.evaluate(x, y), seconds))
             last = epoch + 1 == plan.first + plan.epochs
             if keep and (time.perf_counter() - saved > SAVE_EVERY_S or stop() or last):
-                _save(copies, plan, keep, epoch + 1, rows)
+                _save(copies, keep, {**key, "epoch": epoch + 1}, rows)
                 saved = time.perf_counter()
             if stop() and not last:
                 raise Stopped(f"{label}: stopped after epoch {epoch + 1}; the same command goes on from there")
     return Curves(*(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
 
 
-def _key(copies: Copies, plan: Plan) -> dict[str, Any]:
-    return {"count": copies.count, "plan": repr(plan)}
+def _key(copies: Copies, images: Images, plan: Plan, validation: bool) -> dict[str, Any]:
+    """What a file of progress must agree on with the run that takes it up."""
+    optimizers = [setting.optimizer for setting in copies.settings]
+    return {
+        "data": [images.name, validation, *images.x_train.shape],
+        "plan": repr(plan),
+        "network": {name: list(p.shape[1:]) for name, p in copies.params.items()},
+        "seeds": list(copies.seeds),
+        "settings": [f"{type(optimizer).__name__} {optimizer.defaults}" for optimizer in optimizers],
+    }
 
 
-def _save(copies: Copies, plan: Plan, keep: Path, epoch: int, rows: list[tuple[Tensor, ...]]) -> None:
+def _save(copies: Copies, keep: Path, meta: dict[str, Any], rows: list[tuple[Tensor, ...]]) -> None:
     curves = {f"curves.{i}": torch.stack(column) for i, column in enumerate(zip(*rows, strict=True))}
     keep.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(keep, {**copies.state(), **curves}, {**_key(copies, plan), "epoch": epoch})
+    save_tensors(keep, {**copies.state(), **curves}, meta)
 
 
-def _resumed(copies: Copies, plan: Plan, keep: Path | None) -> tuple[int, list[tuple[Tensor, ...]]]:
+def _resumed(
+    copies: Copies, plan: Plan, keep: Path | None, key: dict[str, Any]
+) -> tuple[int, list[tuple[Tensor, ...]]]:
     if keep is None or not keep.exists():
         return plan.first, []
     tensors, meta = load_tensors(keep, next(iter(copies.params.values())).device)
-    if {name: meta.get(name) for name in _key(copies, plan)} != _key(copies, plan):
-        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
+    other = [name for name, value in key.items() if meta.get(name) != value]
+    if other:
+        raise UserError(f"{keep} belongs to a run with other {', '.join(other)}: delete it, or choose another --out")
     copies.restore(tensors)
     columns = (tensors[f"curves.{i}"].unbind() for i in range(len(Curves._fields)))
     return int(meta["epoch"]), list(zip(*columns, strict=True))

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.settings import Factory, Setting
+from meta_teleport.optimizers.teleported import STATES
+from meta_teleport.optimizers.transport import laws_of
 from meta_teleport.params import Params, per_task, where
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import identities
@@ -59,7 +61,8 @@ class Copies:
 
     Copy ``i * len(seeds) + j`` has setting i and seed j. Its initial weights are those of ``build()`` after
     ``torch.manual_seed(seeds[j])``, and what it becomes is what a separate run would give, up to rounding: every copy
-    has its own loss, gradient, optimizer state and buffers. A copy that diverges harms no other.
+    has its own loss, gradient, optimizer state and buffers; parameters that require no gradient are kept with the
+    buffers. A copy that diverges harms no other.
 
     ``settings`` are functions from a list of parameters to an optimizer, such as ``partial(torch.optim.Adam,
     lr=1e-3)``; :func:`meta_teleport.each` marks those that do not work entry by entry. ``loss`` maps outputs ``(copies,
@@ -68,7 +71,7 @@ class Copies:
     Batches have one more leading dimension: inputs ``(1, n, ...)`` are seen by all copies, inputs ``(seeds, n, ...)``
     by the copies of their seed; labels alike.
 
-    Raises ``UserError`` without seeds or settings, and where inputs do not fit the model.
+    Raises ``UserError`` without seeds or settings, for L-BFGS, and where inputs or labels do not fit the model.
     """
 
     def __init__(
@@ -83,14 +86,14 @@ class Copies:
             raise UserError("copies need at least one seed and one setting")
         models = [_initialized(build, seed).to(device) for seed in seeds]
         self.model, self.seeds, self.loss = models[0], tuple(seeds), loss
-        self.params: Params = {
-            name: torch.stack([m.get_parameter(name).detach() for m in models]).repeat(len(settings), *(1,) * p.ndim)
-            for name, p in self.model.named_parameters()
+        drawn = [_tensors(model) for model in models]
+        stacked = {
+            name: torch.stack([own[name] for own in drawn]).repeat(len(settings), *(1,) * tensor.ndim)
+            for name, tensor in drawn[0].items()
         }
-        self.buffers = {
-            name: torch.stack([m.get_buffer(name) for m in models]).repeat(len(settings), *(1,) * b.ndim)
-            for name, b in self.model.named_buffers()
-        }
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self.params: Params = {name: stacked.pop(name) for name in trained}
+        self.buffers: Params = stacked
         starts = range(0, len(seeds) * len(settings), len(seeds))
         rows = [slice(start, start + len(seeds)) for start in starts]
         self.settings = [Setting.of(self.params, own, factory) for own, factory in zip(rows, settings, strict=True)]
@@ -108,7 +111,7 @@ class Copies:
         params = self.params if params is None else params
         buffers = self.buffers if buffers is None else buffers
         shared = len(inputs) == 1
-        x = inputs[0] if shared else _repeated(inputs, len(next(iter(params.values()))))
+        x = inputs[0] if shared else self._repeated(inputs, len(next(iter(params.values()))))
 
         def single(params: Params, buffers: Params, x: Tensor) -> Tensor:
             return functional_call(self.model, (params, buffers), (x,))
@@ -126,12 +129,13 @@ class Copies:
     ) -> Tensor:
         """The loss of every copy, ``(copies,)``; arguments as for :meth:`outputs`."""
         outputs = self.outputs(inputs, params, buffers)
-        return self.loss(outputs, _repeated(labels, len(outputs)))
+        return self._compared(outputs, self._repeated(labels, len(outputs)))
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step of every optimizer; gives the losses before it, ``(copies,)``."""
         losses = self.losses(inputs, labels)
-        gradients = dict(zip(self.params, torch.autograd.grad(losses.sum(), list(self.params.values())), strict=True))
+        found = torch.autograd.grad(losses.sum(), list(self.params.values()), allow_unused=True)
+        gradients = dict(zip(self.params, found, strict=True))
         for setting in self.settings:
             setting.step(gradients)
         return losses.detach()
@@ -139,11 +143,13 @@ class Copies:
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy of every copy in evaluation mode, each ``(copies,)``, on inputs ``(n, ...)``."""
+        if not len(inputs) or len(inputs) != len(labels):
+            raise UserError(f"{len(inputs)} inputs and {len(labels)} labels to evaluate on: give one label per input")
         loss = accuracy = torch.zeros(self.count, device=inputs.device)
         with self._evaluating():
             for x, y in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True):
                 outputs, expected = self.outputs(x[None]), y.expand(self.count, *y.shape)
-                loss = loss + len(y) / len(labels) * self.loss(outputs, expected)
+                loss = loss + len(y) / len(labels) * self._compared(outputs, expected)
                 accuracy = accuracy + (outputs.argmax(-1) == expected).float().sum(1) / len(labels)
         return loss, accuracy
 
@@ -153,9 +159,15 @@ class Copies:
         """Moves the copies of one setting to where ``search`` ends, on a batch ``(n, ...)`` that all of them see.
 
         ``state`` says what becomes of the optimizer's: *transport* moves it along (which needs the elements), *reset*
-        begins it anew, *keep* leaves it.
+        begins it anew (for all copies of the setting), *keep* leaves it.
+
+        Raises ``UserError`` for another word, and for *transport* of a state that has no law; nothing has moved then.
         """
         setting = self.settings[number]
+        if state not in STATES:
+            raise UserError(f"unknown state '{state}': choose one of {', '.join(STATES)}")
+        if state == "transport":
+            laws_of(setting.optimizer)
         start = {name: p.detach()[setting.rows] for name, p in self.params.items()}
         buffers = {name: b[setting.rows] for name, b in self.buffers.items()}
 
@@ -165,33 +177,53 @@ class Copies:
         found = search(symmetry, start, loss, inputs)
         with torch.no_grad():
             before, after = loss(start), loss(found.params)
-            kept = (
-                torch.stack([p.flatten(1).isfinite().all(1) for p in found.params.values()]).all(0) & after.isfinite()
-            )
+            finite = [after.isfinite(), *(p.flatten(1).isfinite().all(1) for p in found.params.values())]
+            kept = torch.stack(finite).all(0)
+            elements = _elements(symmetry, found, kept) if state == "transport" else ()
             for name, p in where(kept, found.params, start).items():
                 self.params[name].data[setting.rows] = p
         if state == "reset":
             setting.reset(symmetry)
         elif state == "transport":
-            setting.transport(symmetry, _elements(symmetry, found, kept))
+            setting.transport(symmetry, elements)
         return Jump(before, torch.where(kept, after, before), torch.where(kept, found.size, 0.0), kept)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that changes during training, by name; :meth:`restore` of it goes on bit for bit."""
+        """A copy of everything that changes during training, by name; :meth:`restore` of it goes on bit for bit."""
         tensors = {f"params.{name}": p.detach() for name, p in self.params.items()}
         tensors |= {f"buffers.{name}": b for name, b in self.buffers.items()}
         for number, setting in enumerate(self.settings):
             tensors |= {f"settings.{number}.{name}": tensor for name, tensor in setting.state().items()}
-        return tensors
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over what :meth:`state` gave."""
-        for kind, own in (("params", self.params), ("buffers", self.buffers)):
-            for name, tensor in own.items():
-                tensor.data.copy_(tensors[f"{kind}.{name}"])
+        """Takes over what :meth:`state` gave. Raises ``UserError`` for the state of another network."""
+        own = {f"params.{name}": p for name, p in self.params.items()}
+        own |= {f"buffers.{name}": b for name, b in self.buffers.items()}
+        for name, tensor in own.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise UserError(f"this is no state of {self.count} copies of this network: its '{name}' does not fit")
+        for name, tensor in own.items():
+            tensor.data.copy_(tensors[name])
         for number, setting in enumerate(self.settings):
             lead = f"settings.{number}."
             setting.restore({name.removeprefix(lead): t for name, t in tensors.items() if name.startswith(lead)})
+
+    def _repeated(self, batch: Tensor, copies: int) -> Tensor:
+        """What the copies of some settings see, ``(copies, n, ...)``."""
+        if len(batch) not in (1, len(self.seeds)):
+            raise UserError(
+                f"a batch of shape {tuple(batch.shape)} does not fit {len(self.seeds)} seeds: its first dimension is "
+                "1, for all copies, or the number of seeds"
+            )
+        return batch.repeat(copies // len(batch), *(1,) * (batch.ndim - 1))
+
+    def _compared(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        try:
+            return self.loss(outputs, labels)
+        except (IndexError, RuntimeError, ValueError) as error:
+            shapes = f"labels of shape {tuple(labels.shape)} do not fit outputs of shape {tuple(outputs.shape)}"
+            raise UserError(f"{shapes}: {str(error).splitlines()[0]}") from error
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -209,8 +241,8 @@ def _initialized(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         return build()
 
 
-def _repeated(tensor: Tensor, copies: int) -> Tensor:
-    return tensor.repeat(copies // len(tensor), *(1,) * (tensor.ndim - 1))
+def _tensors(model: nn.Module) -> Params:
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _elements(symmetry: Symmetry, found: Moved, kept: Tensor) -> tuple[Tensor, ...]:

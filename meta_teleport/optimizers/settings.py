@@ -1,13 +1,14 @@
 """A setting: one optimizer, and the copies of a network that it trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
+from meta_teleport.errors import UserError
 from meta_teleport.optimizers.transport import moved_state, reset_state
 from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -16,8 +17,9 @@ Factory = Callable[[list[nn.Parameter]], Optimizer]
 
 
 def each(factory: Factory) -> Factory:
-    """Marks the factory of an optimizer that does not work entry by entry, such as Muon: it is given the parameters of
-    every copy apart. Those of SGD, Adagrad, RMSprop and the Adam family need no mark, and are faster without."""
+    """Marks the factory of an optimizer that works on whole matrices, such as Muon: in place of the stacked parameters
+    ``(copies, *shape)`` it is given those ``(*shape)`` of one copy after the other. SGD, Adagrad, RMSprop and the Adam
+    family work entry by entry, need no mark, and are faster without."""
 
     def build(parameters: list[nn.Parameter]) -> Optimizer:
         return factory(parameters)
@@ -41,17 +43,21 @@ class Setting:
 
     @classmethod
     def of(cls, params: Params, rows: slice, factory: Factory) -> Self:
-        """The optimizer that ``factory`` makes of the ``rows`` of ``params``."""
+        """The optimizer that ``factory`` makes of the ``rows`` of ``params``. Raises ``UserError`` for L-BFGS."""
         stacked = not getattr(factory, "apart", False)
         places: list[slice | int] = [rows] if stacked else list(range(rows.start, rows.stop))
         parameters = tuple({name: nn.Parameter(p.detach()[at]) for name, p in params.items()} for at in places)
-        return cls(rows, factory([p for own in parameters for p in own.values()]), parameters, stacked)
+        optimizer = factory([p for own in parameters for p in own.values()])
+        if isinstance(optimizer, LBFGS):
+            raise UserError("L-BFGS takes all its parameters for those of one network: train its runs one by one")
+        return cls(rows, optimizer, parameters, stacked)
 
-    def step(self, gradients: Params) -> None:
-        """One step, with the gradients of all copies."""
+    def step(self, gradients: Mapping[str, Tensor | None]) -> None:
+        """One step, with the gradients of all copies; None for parameters that the loss does not depend on."""
         for number, parameters in enumerate(self.parameters):
             for name, parameter in parameters.items():
-                parameter.grad = gradients[name][self.rows if self.stacked else self.rows.start + number]
+                gradient, at = gradients[name], self.rows if self.stacked else self.rows.start + number
+                parameter.grad = None if gradient is None else gradient[at]
         self.optimizer.step()
 
     def reset(self, symmetry: Symmetry) -> None:
@@ -78,5 +84,5 @@ class Setting:
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             index, key = name.split(".", 1)
-            entries.setdefault(int(index), {})[key] = tensor
+            entries.setdefault(int(index), {})[key] = tensor.clone()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
