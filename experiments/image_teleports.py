@@ -101,12 +101,15 @@ def curvature_steps(sites: Sequence[str], size: float, direction: Direction, see
 
 
 def randomized(search: Search, seed: int) -> Search:
-    """The control: where ``search`` would go a certain distance, go as far in a random direction."""
+    """The control: where ``search`` would go a certain distance, go as far in a random direction, drawn for every
+    copy."""
 
     def control(symmetry: Symmetry, params: Params, loss: Loss, inputs: Tensor) -> Moved:
         size = search(symmetry, params, loss, inputs).size
         like, generator = next(iter(params.values())), torch.Generator().manual_seed(seed)
-        algebra = [per_task(size, m) * m for m in unit_algebra(symmetry, None, like, generator)]
+        drawn = (unit_algebra(symmetry, None, copy, generator) for copy in like.split(1))
+        directions = [torch.cat(of_site) for of_site in zip(*drawn, strict=True)]
+        algebra = [per_task(size, m) * m for m in directions]
         exact = all(site.exact for site in symmetry.sites)
         moved = symmetry.flow(params, algebra, symmetry.prepare(inputs))
         return Moved(moved, size, symmetry.exp(algebra) if exact else None)

@@ -1,0 +1,110 @@
+"""Tables and figures of optimizers.py."""
+
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+from teleport_variants import PLAIN
+
+COLOURS = {
+    PLAIN: "black",
+    "published": "#D55E00",
+    "published, random": "#E6AB6B",
+    "scaling": "#0072B2",
+    "scaling, random": "#7FBCE0",
+    "state reset": "#009E73",
+}
+QUANTITIES = (("train", "training loss"), ("test", "test loss"))
+
+Row = dict[str, Any]
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """The mean of paired differences and its 95 % interval by Student's t, which a bootstrap of five would make too
+    narrow."""
+    x = torch.tensor(values, dtype=torch.float64)
+    mean, error = float(x.mean()), float(x.std() / len(x) ** 0.5)
+    half = float(stats.t.ppf(0.975, len(x) - 1)) * error if len(x) > 1 else float("nan")
+    return mean, mean - half, mean + half
+
+
+def difference(row: Row, plain: Row, key: str) -> tuple[float, float, float]:
+    """The last loss (or accuracy) of a row minus that of the plain optimizer, paired by seed, with its interval."""
+    return interval([a - b for a, b in zip(row["last"][key], plain["last"][key], strict=True)])
+
+
+def markdown(content: dict[str, Any], name: str) -> str:
+    """The table of one part of one data set."""
+    rows = content[name]["rows"]
+    plain = {row["method"]: row for row in rows if row["variant"] == PLAIN}
+    head = (
+        f"**{content['data']}, {name} step sizes**: after {content[name]['epochs']} epochs, means of "
+        f"{content['seeds']} runs; differences to the plain optimizer with 95 % intervals, paired by seed\n"
+    )
+    columns = ["optimizer", "teleport", "lr", "training loss", "difference", "test loss", "difference", "accuracy"]
+    columns += ["difference, points", "drift: median, largest", "size"]
+    lines = [_line(row, plain.get(row["method"])) for row in rows]
+    return "\n".join([head, *(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines]), ""])
+
+
+def _line(row: Row, plain: Row | None) -> list[str]:
+    cells = [row["method"], row["variant"], f"{row['lr']:.3g}"]
+    for key, factor, digits in (("train", 1, 4), ("test", 1, 4), ("accuracy", 100, 2)):
+        mean = factor * sum(row["last"][key]) / len(row["last"][key])
+        cells.append(f"{mean:.{digits}f}")
+        cells.append("" if plain is None or plain is row else _signed(difference(row, plain, key), factor, digits))
+    told = row["teleports"]
+    return (
+        [*cells, f"{told['drift_median']:.0e}, {told['drift_max']:.0e}", f"{told['size']:.2g}"]
+        if told
+        else [*cells, "", ""]
+    )
+
+
+def _signed(found: tuple[float, float, float], factor: float, digits: int) -> str:
+    mean, low, high = (f"{factor * x:+.{digits}f}" for x in found)
+    return f"{mean} [{low}, {high}]"
+
+
+def plot(content: dict[str, Any], name: str) -> Figure:
+    """Training and test loss against epochs and against time, one column per optimizer."""
+    rows = content[name]["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure = Figure(figsize=(2.7 * len(methods), 8.4), layout="constrained")
+    grid = figure.subplots(4, len(methods), squeeze=False)
+    for column, method in enumerate(methods):
+        own = [row for row in rows if row["method"] == method]
+        for line, (key, label) in enumerate(2 * QUANTITIES):
+            axes = grid[line, column]
+            _draw(axes, own, key, content if line > 1 else None)
+            axes.set(xlabel="seconds, one run alone" if line > 1 else "epoch", yscale="log")
+            axes.grid(alpha=0.3, which="both")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.tick_params(labelsize=7, which="both")
+            if not column:
+                axes.set_ylabel(label)
+        grid[0, column].set_title(f"{method}, lr {own[0]['lr']:.3g}" if name == "published" else method)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(f"{content['data']}: {name} step sizes, means of {content['seeds']} runs")
+    return figure
+
+
+def _draw(axes: Axes, rows: list[Row], key: str, timed: dict[str, Any] | None) -> None:
+    for row in rows:
+        losses = row["mean"][key]
+        at = [float(epoch) for epoch in range(len(losses))] if timed is None else seconds_at(timed, row)
+        style = "--" if "random" in row["variant"] else ":" if row["variant"] == "state reset" else "-"
+        axes.plot(at[1:], losses[1:], style, color=COLOURS[row["variant"]], label=row["variant"], linewidth=1.1)
+
+
+def seconds_at(content: dict[str, Any], row: Row) -> list[float]:
+    """Seconds until the end of every epoch, the start included, for one run alone: steps times the seconds of a step,
+    and, once they have happened, teleports times the seconds of a teleport."""
+    seconds, told = content["seconds_per"], row["teleports"]
+    jumps = told["count"] * seconds["teleport"][row["variant"]] if told else 0.0
+    epoch_s = content["batches"] * seconds["step"][row["method"]]
+    return [i * epoch_s + (jumps if i > row["epoch"] else 0.0) for i in range(len(row["mean"]["train"]))]
