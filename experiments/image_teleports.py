@@ -28,9 +28,11 @@ def of_gradient_norm(symmetry: Symmetry, inputs: Tensor) -> Objective:
     return gradient_norm
 
 
-def of_sharpness(symmetry: Symmetry, inputs: Tensor, *, directions: int = 10, seed: int = 0) -> Objective:
-    """Sharpness with the published scales 0.1 to 0.9."""
-    return Sharpness(directions=directions, seed=seed)
+def of_sharpness(
+    symmetry: Symmetry, inputs: Tensor, *, directions: int = 10, seed: int = 0, nonnegative: bool = False
+) -> Objective:
+    """Sharpness with the published scales 0.1 to 0.9; with ``nonnegative``, its directions, too."""
+    return Sharpness(directions=directions, seed=seed, nonnegative=nonnegative)
 
 
 def of_curvature(symmetry: Symmetry, inputs: Tensor, *, directions: int = 10, seed: int = 0) -> Objective:
@@ -100,12 +102,10 @@ def curvature_steps(sites: Sequence[str], size: float, direction: Direction, see
     return search
 
 
-def randomized(search: Search, seed: int) -> Search:
-    """The control: where ``search`` would go a certain distance, go as far in a random direction, drawn for every
-    copy."""
+def as_far(size: Tensor, seed: int) -> Search:
+    """Goes the distance ``size`` ``(copies,)`` in a random direction of the Lie algebra, drawn for every copy."""
 
     def control(symmetry: Symmetry, params: Params, loss: Loss, inputs: Tensor) -> Moved:
-        size = search(symmetry, params, loss, inputs).size
         like, generator = next(iter(params.values())), torch.Generator().manual_seed(seed)
         drawn = (unit_algebra(symmetry, None, copy, generator) for copy in like.split(1))
         directions = [torch.cat(of_site) for of_site in zip(*drawn, strict=True)]
@@ -113,6 +113,16 @@ def randomized(search: Search, seed: int) -> Search:
         exact = all(site.exact for site in symmetry.sites)
         moved = symmetry.flow(params, algebra, symmetry.prepare(inputs))
         return Moved(moved, size, symmetry.exp(algebra) if exact else None)
+
+    return control
+
+
+def randomized(search: Search, seed: int) -> Search:
+    """The control: where ``search`` would go a certain distance, go as far in a random direction."""
+
+    def control(symmetry: Symmetry, params: Params, loss: Loss, inputs: Tensor) -> Moved:
+        size = search(symmetry, params, loss, inputs).size
+        return as_far(size, seed)(symmetry, params, loss, inputs)
 
     return control
 
