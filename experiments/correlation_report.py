@@ -2,12 +2,109 @@
 
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+NAMES = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+CIFAR10 = "CIFAR-10 (part)"
+PANELS = {
+    "sharpness": ("sharpness, published", "sharpness, published, less the loss", "sharpness, t 0.1 to 0.9"),
+    "curvature": ("curvature, published", "curvature, action (b)", "curvature, action (a)"),
+}
+DOTS, LINE = "#0072B2", "#D55E00"
+TARGETS = {"test": "test loss", "gap": "gap", "test_given_train": "test loss, training loss given"}
+INTERVALS = {"ci95": "Fisher", "bootstrap_ci95": "bootstrap over seeds"}
 
-def markdown(results: list[dict[str, Any]]) -> str:
-    return ""
+Runs = list[dict[str, Any]]
 
 
-def plot(results: list[dict[str, Any]], kind: str) -> Figure:
-    return Figure()
+def title(run: dict[str, Any]) -> str:
+    """The data set, and the order of its images where it is not the published one."""
+    name = CIFAR10 if run["data"].startswith("cifar10") else NAMES.get(run["data"], run["data"])
+    return name if run["order"] == "sequential" else f"{name}, {run['order']} order"
+
+
+def markdown(runs: Runs) -> str:
+    """What was trained, and the correlations with both kinds of intervals."""
+    tables = [
+        f"**Pearson's r, 95 % intervals ({kind})**\n\n{_correlations(runs, key)}" for key, kind in INTERVALS.items()
+    ]
+    return "\n\n".join([f"**Training**\n\n{_training(runs)}", *tables]) + "\n"
+
+
+def _training(runs: Runs) -> str:
+    header = ["data", "images", "network", "seeds", "training loss", "test loss", "accuracy", "seed-steps/s", "minutes"]
+    lines = []
+    for run in runs:
+        accuracy = run["test_accuracy"]
+        lines.append(
+            [
+                title(run),
+                f"{run['images']['train']:,} + {run['images']['test']:,}",
+                "-".join(map(str, run["widths"])),
+                f"{run['seeds']}" + (f" ({run['left_out']} left out)" if run["left_out"] else ""),
+                _spread(run["training_loss"]),
+                _spread(run["test_loss"]),
+                f"{accuracy['mean']:.4f} ± {accuracy['std']:.4f}",
+                f"{run['seed_steps_per_second']:,.0f}",
+                f"{run['training_seconds'] / 60:.1f} + {run['measuring_seconds'] / 60:.1f}",
+            ]
+        )
+    return _table(header, lines)
+
+
+def _correlations(runs: Runs, interval: str) -> str:
+    lines = [
+        [
+            title(run),
+            name,
+            *(_r(found.get(target), interval) for target in TARGETS),
+            f"{found['reliability']:.3f}" if "reliability" in found else "",
+        ]
+        for run in runs
+        for name, found in run["measures"].items()
+    ]
+    return _table(["data", "measure", *TARGETS.values(), "reliability"], lines)
+
+
+def _r(found: dict[str, Any] | None, interval: str) -> str:
+    if found is None:
+        return ""
+    low, high = found[interval]
+    return f"{found['r']:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
+
+
+def plot(runs: Runs, kind: str) -> Figure:
+    """One panel per measure of this kind and run: every seed's test loss against its measure, with the fitted line."""
+    names = PANELS[kind]
+    figure = Figure(figsize=(3.1 * len(runs), 2.6 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), len(runs), squeeze=False)
+    for line, name in zip(grid, names, strict=True):
+        for axes, run in zip(line, runs, strict=True):
+            _scatter(axes, run, name)
+        line[0].set_ylabel("test loss")
+    for axes, run in zip(grid[0], runs, strict=True):
+        axes.set_title(f"{title(run)}\n{axes.get_title()}", fontsize=9)
+    return figure
+
+
+def _scatter(axes: Axes, run: dict[str, Any], name: str) -> None:
+    found = run["measures"][name]
+    x, y = np.array(found["values"]), np.array(run["test_loss"])
+    axes.scatter(x, y, s=9, color=DOTS, alpha=0.7, linewidths=0)
+    ends = np.array([x.min(), x.max()])
+    axes.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=LINE, linewidth=1.2)
+    axes.set_title(f"r = {_r(found['test'], 'ci95')}", fontsize=9)
+    axes.set_xlabel(name, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=4)
+    axes.ticklabel_format(useOffset=False)
