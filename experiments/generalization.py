@@ -1,0 +1,90 @@
+"""Do teleports to lower or higher sharpness or curvature change how a network generalises? (Zhao et al. 2024, Figure 4)
+
+An MLP is trained by SGD for 20 epochs from many seeds; each of these runs then goes on in as many variants as there are
+below, which share its weights and see the same batches: without teleport, with the published teleports and with exact
+scalings to lower and to raise sharpness and curvature, and with random teleports of the same size. What is compared is
+the test loss, paired by seed. As the published action does not keep the loss, the training loss right before and right
+after stands beside it.
+
+The second part asks how often one should teleport: once, or every 10, 5, 2, 1 epochs from epoch 10 on.
+
+    python experiments/generalization.py                             MNIST and Fashion-MNIST, the first part
+    python experiments/generalization.py --data mnist --parts frequency
+    python experiments/generalization.py --data cifar10              fewer variants
+
+Ctrl-C stops at the end of an epoch; the same command goes on from there.
+"""
+
+import time
+from argparse import Namespace
+from typing import Any
+
+from generalization_branches import branches
+from generalization_frequency import frequencies
+from generalization_report import markdown, plot_branches, plot_frequencies
+from generalization_runs import CIFAR10_SIZE, SMOKE_EPOCHS, Epochs, base_runs, setting_of
+from generalization_teleports import PUBLISHED, SCALING, Variant
+from image_cli import images_of, parser, run, save_figure, write_results
+
+from meta_teleport.checkpoint import write_atomically
+from meta_teleport.tasks.images import Images
+
+SEEDS, FREQUENCY_SEEDS = 20, 6
+DIRECTIONS = {"search": 5, "probe": 10, "frequency": 2}
+"""Random directions per batch that a search, a probe, and a search of the second part average over."""
+SMOKE_SEEDS, SMOKE_DIRECTIONS = 3, 2
+
+RANDOM = (
+    Variant("published", "sharpness", "lower", random=True),
+    Variant("published", "curvature", "raise", random=True),
+    Variant("scaling", "sharpness", "lower", random=True),
+    Variant("scaling", "curvature", "raise", random=True),
+)
+VARIANTS, FEWER = (*PUBLISHED, *SCALING, *RANDOM), (*PUBLISHED, SCALING[0])
+"""What goes on from every run; on CIFAR-10, whose network is far larger, fewer."""
+
+
+def experiment(images: Images, args: Namespace) -> dict[str, Any]:
+    """Everything about one data set."""
+    images, folder = images.flat, args.out / images.name
+    epochs = SMOKE_EPOCHS if args.smoke else Epochs()
+    looks = {name: SMOKE_DIRECTIONS if args.smoke else count for name, count in DIRECTIONS.items()}
+    base = base_runs(images, range(args.seeds), epochs, folder)
+    setting = setting_of(images)
+    content: dict[str, Any] = {
+        "data": images.name,
+        "images": {"train": len(images.x_train), "test": len(images.x_test)},
+        "widths": [images.x_train.shape[1], *setting.hidden, images.classes],
+        "lr": setting.lr,
+        "published_sizes": setting.sizes,
+    }
+    if "branches" in args.parts:
+        chosen = FEWER if images.x_train.shape[1] == CIFAR10_SIZE else VARIANTS
+        counts = (looks["search"], looks["probe"])
+        content["branches"] = branches(images, base[epochs.branch], chosen, epochs, counts, folder)
+    if "frequency" in args.parts:
+        seeds = min(FREQUENCY_SEEDS, args.seeds)
+        content["frequency"] = frequencies(images, base[epochs.early], epochs, seeds, looks["frequency"], folder)
+    return content
+
+
+def main() -> None:
+    made = parser("generalization", __doc__, ("mnist", "fashion_mnist"), SEEDS)
+    made.add_argument("--parts", nargs="+", choices=("branches", "frequency"), default=["branches", "frequency"])
+    args, began = made.parse_args(), time.perf_counter()
+    if args.smoke:
+        args.seeds = min(args.seeds, SMOKE_SEEDS)
+    results = [experiment(images, args) for images in images_of(args).values()]
+    write_results(args, "generalization", {"results": results}, began)
+    for content in results:
+        if "branches" in content:
+            save_figure(plot_branches(content), args.out / f"generalization_{content['data']}")
+        if "frequency" in content:
+            save_figure(plot_frequencies(content), args.out / f"generalization_{content['data']}_frequency")
+    text = markdown(results)
+    write_atomically(args.out / "generalization.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    run(main)
