@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from meta_teleport.symmetry.views import View as View
     from meta_teleport.tasks.factorization import Factorization as Factorization
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
+    from meta_teleport.tasks.few_shot import FewShot as FewShot
     from meta_teleport.tasks.functions import Functions as Functions
     from meta_teleport.tasks.images import Images as Images
     from meta_teleport.tasks.images import load_images as load_images
@@ -73,6 +74,7 @@ _HOMES = {
     "View": "symmetry.views",
     "TaskFamily": "tasks.family",
     "Factorization": "tasks.factorization",
+    "FewShot": "tasks.few_shot",
     "Functions": "tasks.functions",
     "Images": "tasks.images",
     "load_images": "tasks.images",

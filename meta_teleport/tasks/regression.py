@@ -5,47 +5,25 @@ ReLU of slope 0.1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.models import MLP
 from meta_teleport.params import Params, functional
-from meta_teleport.symmetry.site import LayerInput
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
-from meta_teleport.tasks.family import Split, TaskFamily, Tasks, mini_batch, split_generator
+from meta_teleport.tasks.family import Split, TaskFamily, split_generator
+from meta_teleport.tasks.network import NetworkTasks, network, prepared
 
 
 @dataclass(frozen=True)
-class RegressionTasks(Tasks):
-    """Regression problems: data ``inputs`` (tasks, points, d), ``labels`` (tasks, points, m) and, for full batches,
-    what the symmetry prepares of the inputs."""
-
-    model: MLP
-    network_symmetry: Symmetry
-    batch: int | None = None
-
-    @property
-    def symmetry(self) -> Symmetry:
-        return self.network_symmetry
-
-    def inputs(self, step: Tensor) -> LayerInput:
-        if self.batch is None:
-            return LayerInput(self.data["inputs"].mT, self.data.get("pseudo_inverse"))
-        return self.symmetry.prepare(self._rows("inputs", step))
-
-    def outputs(self, params: Params, step: Tensor) -> Tensor:
-        return functional(self.model)(params, self._rows("inputs", step))
+class RegressionTasks(NetworkTasks):
+    """Regression problems; see :class:`NetworkTasks`."""
 
     def loss(self, params: Params, step: Tensor) -> Tensor:
-        residual = self.outputs(params, step) - self._rows("labels", step)
+        residual = self.outputs(params, step) - self.rows("labels", step)
         return 0.5 * residual.square().sum((-2, -1))
-
-    def _rows(self, name: str, step: Tensor) -> Tensor:
-        return mini_batch(self.data[name], step, self.batch)
 
 
 class Regression(TaskFamily):
@@ -104,17 +82,10 @@ class Regression(TaskFamily):
         ):
             if value not in choices:
                 raise UserError(f"unknown {name} '{value}': choose one of {', '.join(choices)}")
-        if action == "permutation":
-            raise UserError("permutations have no Lie algebra to learn in: choose another action for a task family")
         self.batch, self.data, self.labels, self.noise = batch, data, labels, noise
-        with torch.device("meta"):  # only its structure is used: every task brings parameters of its own
-            self.model = MLP(widths, activation, bias)
-        self.symmetry = mlp_symmetry(self.model, action, group, displacement)
-        if allow_drift:
-            self.symmetry = replace(self.symmetry, keeps_loss=False)
-        else:
-            params = {name: p.unsqueeze(0) for name, p in self.model.named_parameters()}
-            self.symmetry.require_exact(params, batch or self.points, "allow_drift=True (--task.allow_drift true)")
+        self.model, self.symmetry = network(
+            widths, activation, bias, action, group, displacement, batch or self.points, allow_drift
+        )
 
     def sample(
         self,
@@ -133,10 +104,7 @@ class Regression(TaskFamily):
             labels = functional(self.model)(self._parameters(child, count), inputs)
         if self.noise:
             labels = labels + self.noise * torch.randn(labels.shape, generator=child, dtype=torch.float64)
-        data = {"inputs": inputs, "labels": labels}
-        if self.batch is None:
-            inverse = self.symmetry.prepare(inputs).pseudo_inverse
-            data |= {} if inverse is None else {"pseudo_inverse": inverse}
+        data = prepared({"inputs": inputs, "labels": labels}, self.symmetry, self.batch)
         return RegressionTasks(
             {name: tensor.to(device, dtype) for name, tensor in params.items()},
             {name: tensor.to(device, dtype) for name, tensor in data.items()},
