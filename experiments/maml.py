@@ -133,11 +133,12 @@ def measure_data(data: str, args: Namespace, plan: Plan, training: Training) -> 
     settings: dict[str, dict[str, Any]] = {}
     for name, found, measured in maml_methods(families, plan, runs, held_out):
         curves[name] = measured.loss, measured.accuracy
+        say(_line(data, name, measured.accuracy[plan.steps], plan.steps))
         settings[name] = {**found, "growth": float(measured.growth.mean()), "drift": float(measured.drift.max())}
     for name, loss, accuracy in rule_curves(arguments, training, held_out, out):
         curves[name] = loss, accuracy
         settings[name] = {}
-        say(f"{data}: {name}, accuracy {float(accuracy[plan.steps].mean()):.3f} after {plan.steps} steps")
+        say(_line(data, name, accuracy[plan.steps], plan.steps))
     parameters = sum(p[0].numel() for p in held_out.params.values())
     held = [own["held_out"] for own in arguments]
     return {
@@ -146,6 +147,10 @@ def measure_data(data: str, args: Namespace, plan: Plan, training: Training) -> 
         "maml_seconds": round(seconds, 1),
         **summary(curves, settings, plan.steps),
     }
+
+
+def _line(data: str, name: str, accuracy: torch.Tensor, steps: int) -> str:
+    return f"{data}: {name}, query accuracy {float(accuracy.mean()):.3f} after {steps} steps"
 
 
 def main() -> None:

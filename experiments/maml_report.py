@@ -11,6 +11,7 @@ from torch import Tensor
 
 PLAIN = "MAML"
 EVALUATION_ONLY = " at evaluation only"
+LOWEST_ACCURACY = 25
 COLOURS = {
     "MAML": "#000000",
     "MAML, balanced": "#009E73",
@@ -130,6 +131,7 @@ def _draw_curves(axes: Axes, methods: dict[str, Any]) -> None:
         mean, low, high = ([100 * row[i] for row in methods[name]["accuracy"]] for i in range(3))
         axes.plot(mean, color=colour, label=name, marker=".")
         axes.fill_between(range(len(mean)), low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set(ylim=(LOWEST_ACCURACY, 100))
     axes.grid(alpha=0.3)
 
 
