@@ -5,8 +5,9 @@ of their orbits are correlated with their test loss, with what the test loss is 
 with the test loss at equal training loss (partial correlation). The published measures stand beside ones over the whole
 sphere of directions.
 
-The distances t of the published sharpness are so small that it is nearly the loss on the images it is taken on. So it
-is shown, too, what is left of it without that loss, and sharpness at the distances 0.1 to 0.9 of the paper's searches.
+The distances t of the published sharpness are so small that it is nearly the loss on the images it is taken on. So
+what is left of it without that loss is shown, too, and sharpness at greater distances, forth and back along directions
+of the whole sphere: 0.1 to 0.9, those of the paper's searches, and 1 to 5.
 
     python experiments/correlation.py --data mnist fashion_mnist --own-order mnist
 
@@ -16,6 +17,7 @@ images shuffled. Stop it at any time: the same command goes on from there.
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,6 +43,7 @@ MEASURED_BATCH = 200
 SHARPNESS_BATCHES, WIDE_BATCHES, CURVATURE_BATCHES = 200, 100, 60
 SCALES = tuple(1 + 10 * i for i in range(20))
 """Published distances t, in units of ``Setting.finest``."""
+FAR_SCALES = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,17 @@ def measures_of(copies: Copies, setting: Setting) -> dict[str, tuple[Measure, in
         "loss": (loss(copies), near),
         "sharpness, published": (sharpness(copies, fine, nonnegative=True), near),
         "sharpness, sphere": (sharpness(copies, fine, nonnegative=False), near),
-        "sharpness, t 0.1 to 0.9": (sharpness(copies, SEARCH_SCALES, nonnegative=False), wide),
+        "sharpness, t to 0.9": (sharpness(copies, both_ways(SEARCH_SCALES), nonnegative=False), wide),
+        "sharpness, t to 5": (sharpness(copies, both_ways(FAR_SCALES), nonnegative=False), wide),
         "curvature, published": (curvature(copies, b, positive), bent),
         "curvature, action (b)": (curvature(copies, b, gaussian), bent),
         "curvature, action (a)": (curvature(copies, a, gaussian), bent),
     }
+
+
+def both_ways(scales: Sequence[float]) -> tuple[float, ...]:
+    """Forth and back along each direction, so that the slope of the loss drops out of the mean."""
+    return (*scales, *(-t for t in scales))
 
 
 def examine(args: argparse.Namespace, images: Images, order: Order) -> dict[str, Any]:
@@ -96,10 +105,8 @@ def examine(args: argparse.Namespace, images: Images, order: Order) -> dict[str,
     curves = train(copies, images, Plan(EPOCHS, BATCH, order), label=label, keep=folder / "training.safetensors")
     speed = rate(curves, copies.count, len(images.x_train) // BATCH)
     say(f"{label}: {copies.count} seeds trained for {EPOCHS} epochs, {speed:.0f} seed-steps per second")
-    began = time.perf_counter()
     kept = folder / "measures.safetensors"
-    batches = measured(measures_of(copies, setting), images, MEASURED_BATCH, kept, label)
-    seconds = time.perf_counter() - began
+    batches, seconds = measured(measures_of(copies, setting), images, MEASURED_BATCH, kept, label)
     say(f"{label}: measured in {seconds:.0f} s")
     trained = copies.evaluate(images.x_train, images.y_train)[0]
     found = correlations(trained.cpu(), curves.test[-1], batches)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 NAMES = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 CIFAR10 = "CIFAR-10 (part)"
 PANELS = {
-    "sharpness": ("sharpness, published", "sharpness, published, less the loss", "sharpness, t 0.1 to 0.9"),
+    "sharpness": ("sharpness, published", "sharpness, published, less the loss", "sharpness, t to 5"),
     "curvature": ("curvature, published", "curvature, action (b)", "curvature, action (a)"),
 }
 DOTS, LINE = "#0072B2", "#D55E00"

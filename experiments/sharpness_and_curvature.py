@@ -7,6 +7,7 @@ A measure gives one number per copy for every batch. The batches stay apart unti
 say how far the mean can be trusted.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -82,9 +83,9 @@ def positive(symmetry: Symmetry, like: Tensor, generator: torch.Generator) -> li
 
 def measured(
     measures: dict[str, tuple[Measure, int]], images: Images, size: int, keep: Path, label: str
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], float]:
     """Every measure on its number of batches of ``size`` training images, the first ones and at most all there are:
-    ``(batches, copies)`` each.
+    ``(batches, copies)`` each; and the seconds that took.
 
     What is finished is kept in the file ``keep``, and Ctrl-C stops after the measure under way.
 
@@ -94,24 +95,32 @@ def measured(
     full = len(images.x_train) // size
     if not full:
         raise UserError(f"{images.name}: {len(images.x_train)} training images do not fill a batch of {size}")
-    key = {"size": size, "batches": {name: min(count, full) for name, (_, count) in measures.items()}}
-    done, meta = load_tensors(keep) if keep.exists() else ({}, key)
-    if meta != key:
-        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
-    counts: dict[str, int] = key["batches"]  # type: ignore[assignment]
+    counts = {name: min(count, full) for name, (_, count) in measures.items()}
+    done, seconds = _kept(keep, size, counts)
     with stopping() as stop, counting_bar(sum(counts.values())) as show:
         shown = 0
         for name, (measure, _) in measures.items():
             if name not in done:
-                rows = []
+                rows, began = [], time.perf_counter()
                 for number in range(counts[name]):
                     with torch.no_grad():
                         rows.append(measure(number, inputs[number], labels[number]))
                     show(shown + number, f"{label} {name}" + " (stopping)" * stop())
                 done[name] = torch.stack(rows).cpu()
+                seconds += time.perf_counter() - began
                 keep.parent.mkdir(parents=True, exist_ok=True)
-                save_tensors(keep, done, key)
+                save_tensors(keep, done, {"size": size, "seconds": seconds})
                 if stop():
                     raise Stopped(f"{label}: stopped after {name}; the same command goes on from there")
             shown += counts[name]
-    return done
+    return {name: done[name] for name in measures}, seconds
+
+
+def _kept(keep: Path, size: int, counts: dict[str, int]) -> tuple[dict[str, Tensor], float]:
+    """What is finished, and the seconds that it took."""
+    if not keep.exists():
+        return {}, 0.0
+    done, meta = load_tensors(keep)
+    if meta.get("size") != size or any(len(rows) != counts.get(name, len(rows)) for name, rows in done.items()):
+        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
+    return done, float(meta["seconds"])
