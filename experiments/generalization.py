@@ -20,27 +20,28 @@ from argparse import Namespace
 from typing import Any
 
 from generalization_branches import branches
+from generalization_figures import plot_branches, plot_frequencies
 from generalization_frequency import frequencies
-from generalization_report import markdown, plot_branches, plot_frequencies
+from generalization_report import markdown
 from generalization_runs import CIFAR10_SIZE, SMOKE_EPOCHS, Epochs, base_runs, setting_of
-from generalization_teleports import PUBLISHED, SCALING, Variant
+from generalization_statistics import compared_branches, compared_frequencies
+from generalization_teleports import LIMITED, PUBLISHED, SCALING, Variant
 from image_cli import images_of, parser, run, save_figure, write_results
 
 from meta_teleport.checkpoint import write_atomically
 from meta_teleport.tasks.images import Images
 
 SEEDS, FREQUENCY_SEEDS = 20, 6
-DIRECTIONS = {"search": 5, "probe": 10, "frequency": 2}
+DIRECTIONS = {"search": 3, "probe": 10, "frequency": 2}
 """Random directions per batch that a search, a probe, and a search of the second part average over."""
 SMOKE_SEEDS, SMOKE_DIRECTIONS = 3, 2
 
 RANDOM = (
     Variant("published", "sharpness", "lower", random=True),
-    Variant("published", "curvature", "raise", random=True),
+    Variant("limited", "curvature", "raise", random=True),
     Variant("scaling", "sharpness", "lower", random=True),
-    Variant("scaling", "curvature", "raise", random=True),
 )
-VARIANTS, FEWER = (*PUBLISHED, *SCALING, *RANDOM), (*PUBLISHED, SCALING[0])
+VARIANTS, FEWER = (*PUBLISHED, *LIMITED, *SCALING, *RANDOM), (*PUBLISHED, LIMITED[1], SCALING[0])
 """What goes on from every run; on CIFAR-10, whose network is far larger, fewer."""
 
 
@@ -62,9 +63,12 @@ def experiment(images: Images, args: Namespace) -> dict[str, Any]:
         chosen = FEWER if images.x_train.shape[1] == CIFAR10_SIZE else VARIANTS
         counts = (looks["search"], looks["probe"])
         content["branches"] = branches(images, base[epochs.branch], chosen, epochs, counts, folder)
+        shown = (epochs.branch + 1, epochs.branch + (epochs.end - epochs.branch) // 4, epochs.end)
+        content["branches"]["differences"] = compared_branches(content["branches"], sorted(set(shown)))
     if "frequency" in args.parts:
         seeds = min(FREQUENCY_SEEDS, args.seeds)
         content["frequency"] = frequencies(images, base[epochs.early], epochs, seeds, looks["frequency"], folder)
+        content["frequency"]["differences"] = compared_frequencies(content["frequency"])
     return content
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from generalization_runs import BATCH, Epochs, copies_of, place, setting_of, teleport_batch
-from generalization_teleports import PLAIN, PUBLISHED, SCALING, Teleports
+from generalization_teleports import LIMITED, PLAIN, PUBLISHED, SCALING, Teleports
 from image_cli import say
 from image_training import Plan, train
 from teleport_log import TeleportLog
@@ -16,7 +16,8 @@ from meta_teleport.tasks.images import Images
 EVERY = {"once": 0, "every 10": 10, "every 5": 5, "every 2": 2, "every epoch": 1}
 """Epochs between two teleports; 0: only one."""
 
-VARIANTS = (*PUBLISHED, *SCALING)
+VARIANTS = (*PUBLISHED[:2], *LIMITED, *SCALING)
+"""The published search for curvature in steps of limited size: those of published size end runs at once."""
 
 
 def due(every: int, epochs_gone: int) -> bool:

@@ -38,11 +38,13 @@ class Epochs:
     end: int = 40
 
 
-SMOKE_EPOCHS = Epochs(1, 2, 4)
+SMOKE_EPOCHS = Epochs(2, 3, 5)
 
 
 def setting_of(images: Images) -> Setting:
-    """By the size of an image and the name of the data set."""
+    """By the size of an image and the name of the data set; the few digits take larger steps."""
+    if images.name == "digits":
+        return Setting((16, 10), 0.3, SIZES)
     if images.x_train.shape[1] == CIFAR10_SIZE:
         return Setting((32, 10), 2e-2, SIZES)
     return Setting((16, 10), 1e-2, FASHION_SIZES if images.name == "fashion_mnist" else SIZES)

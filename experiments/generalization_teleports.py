@@ -1,8 +1,10 @@
 """The teleports of generalization.py: published and exact ones, to lower and to raise sharpness and curvature.
 
     published    action (b) of Zhao et al. 2024 on batches of 2000, plain gradient steps, which does not keep the
-                 loss on so wide a batch; its sharpness looks into the orthant of non-negative directions only, its curvature
-                 is that of the second pair of layers along one random M, whose entries are in [0, 1)
+                 loss on so wide a batch; its sharpness looks into the orthant of non-negative directions only, its
+                 curvature is that of the second pair of layers along one random M, with entries in [0, 1)
+    limited      the published search for curvature with steps no longer than 0.1, as the published step sizes,
+                 chosen on one run, move others so far that the loss explodes
     scaling      exact positive scaling, steps of fixed length, sharpness on the whole sphere, curvature over all sites
 
 and for each of them a control that goes as far in a random direction.
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+import torch
 from image_teleports import as_far, climb, curvature_steps, gradient_steps, of_curvature, of_sharpness
 from torch import Tensor
 
@@ -20,7 +23,7 @@ from meta_teleport.optimizers.copies import Copies, Jump, Search
 from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
 from meta_teleport.teleportation.ascent import Direction
 
-Action = Literal["published", "scaling"]
+Action = Literal["published", "limited", "scaling"]
 Quantity = Literal["sharpness", "curvature"]
 
 PLAIN = "none"
@@ -29,9 +32,11 @@ STEPS, CAP, SHARE = 10, 2.0, 0.9
 takes for the mean, as it divides the sum over nine scales by ten."""
 
 PUBLISHED_BATCHES = {"sharpness lower": 10, "sharpness raise": 2, "curvature lower": 5, "curvature raise": 10}
-SCALING_BATCHES = 4
-SCALING_SIZE = 0.1
-"""Length of a step along the scalings."""
+LIMIT = 0.1
+"""The length in the Lie algebra of a step of limited size."""
+
+SCALING_BATCHES, SCALING_SIZE, SCALING_FACTOR = 2, 0.05, 2
+"""Batches and the length of a step along the scalings, and how many times more directions these searches look in."""
 
 CURVED = "layers.1"
 """The site of the second pair of layers."""
@@ -59,7 +64,7 @@ class Variant:
     @property
     def batches(self) -> int:
         """On how many batches it teleports, one before each of the first steps of an epoch."""
-        return PUBLISHED_BATCHES[self.aim] if self.action == "published" else SCALING_BATCHES
+        return SCALING_BATCHES if self.action == "scaling" else PUBLISHED_BATCHES[self.aim]
 
 
 PUBLISHED = (
@@ -67,6 +72,10 @@ PUBLISHED = (
     Variant("published", "sharpness", "raise"),
     Variant("published", "curvature", "lower"),
     Variant("published", "curvature", "raise"),
+)
+LIMITED = (
+    Variant("limited", "curvature", "lower"),
+    Variant("limited", "curvature", "raise"),
 )
 SCALING = (
     Variant("scaling", "sharpness", "lower"),
@@ -97,16 +106,15 @@ class Teleports:
     def search(self, variant: Variant, number: int) -> Search:
         """The search on batch ``number``, with random directions of its own."""
         size = self.sizes[variant.aim]
-        if variant.quantity == "curvature" and variant.action == "published":
-            return curvature_steps([CURVED], size, variant.direction, seed=number)
+        if variant.action == "scaling":
+            make = of_sharpness if variant.quantity == "sharpness" else of_curvature
+            made = partial(make, directions=SCALING_FACTOR * self.directions, seed=number)
+            return climb(made, variant.direction, STEPS, SCALING_SIZE)
         if variant.quantity == "curvature":
-            bent = partial(of_curvature, directions=self.directions, seed=number)
-            return climb(bent, variant.direction, STEPS, SCALING_SIZE)
-        sharp = partial(of_sharpness, directions=self.directions, seed=number)
-        if variant.action == "published":
-            sharp = partial(sharp, nonnegative=True)
-            return gradient_steps(sharp, SHARE * size, variant.direction, STEPS, CAP / SHARE)
-        return climb(sharp, variant.direction, STEPS, SCALING_SIZE)
+            limit = LIMIT if variant.action == "limited" else torch.inf
+            return curvature_steps([CURVED], size, variant.direction, number, limit)
+        sharp = partial(of_sharpness, directions=self.directions, seed=number, nonnegative=True)
+        return gradient_steps(sharp, SHARE * size, variant.direction, STEPS, CAP / SHARE)
 
     def move(self, copies: Copies, setting: int, variant: Variant, number: int, batch: tuple[Tensor, Tensor]) -> Jump:
         """Teleports one setting. A random one goes as far as the variant that it controls went on the same batch,

@@ -78,9 +78,11 @@ def gradient_steps(
     return search
 
 
-def curvature_steps(sites: Sequence[str], size: float, direction: Direction, seed: int) -> Search:
+def curvature_steps(
+    sites: Sequence[str], size: float, direction: Direction, seed: int, limit: float = torch.inf
+) -> Search:
     """The published search for curvature: one random M at ``sites`` with entries from U(0, 1), and one step along it,
-    ``t = +-size * d kappa_M(exp(t M) . w) / dt`` at t = 0."""
+    ``t = +-size * d kappa_M(exp(t M) . w) / dt`` at t = 0, shortened where t M is longer than ``limit``."""
 
     def search(symmetry: Symmetry, params: Params, loss: Loss, inputs: Tensor) -> Moved:
         at, like = symmetry.prepare(inputs), next(iter(params.values()))
@@ -96,7 +98,9 @@ def curvature_steps(sites: Sequence[str], size: float, direction: Direction, see
             point = aliases(symmetry.flow(params, [per_task(t, m) * m for m in algebra], at))
             value = kappa(symmetry, algebra, at, point)
         (slope,) = torch.autograd.grad(value.sum(), t)
-        moved = [per_task(SIGNS[direction] * size * slope, m) * m for m in algebra]
+        longest = limit / _norm(algebra)
+        step = (SIGNS[direction] * size * slope).clamp(-longest, longest)
+        moved = [per_task(step, m) * m for m in algebra]
         return Moved({n: p.detach() for n, p in symmetry.flow(params, moved, at).items()}, _norm(moved))
 
     return search
