@@ -8,9 +8,8 @@ after stands beside it.
 
 The second part asks how often one should teleport: once, or every 10, 5, 2, 1 epochs from epoch 10 on.
 
-    python experiments/generalization.py                             MNIST and Fashion-MNIST, the first part
-    python experiments/generalization.py --data mnist --parts frequency
-    python experiments/generalization.py --data cifar10              fewer variants
+    python experiments/generalization.py                                     MNIST, Fashion-MNIST; frequencies on MNIST
+    python experiments/generalization.py --data cifar10 --frequency          fewer variants, the first part alone
 
 Ctrl-C stops at the end of an epoch; the same command goes on from there.
 """
@@ -59,30 +58,28 @@ def experiment(images: Images, args: Namespace) -> dict[str, Any]:
         "lr": setting.lr,
         "published_sizes": setting.sizes,
     }
-    if "branches" in args.parts:
-        chosen = FEWER if images.x_train.shape[1] == CIFAR10_SIZE else VARIANTS
-        counts = (looks["search"], looks["probe"])
-        content["branches"] = branches(images, base[epochs.branch], chosen, epochs, counts, folder)
-        shown = (epochs.branch + 1, epochs.branch + (epochs.end - epochs.branch) // 4, epochs.end)
-        content["branches"]["differences"] = compared_branches(content["branches"], sorted(set(shown)))
-    if "frequency" in args.parts:
+    chosen = FEWER if images.x_train.shape[1] == CIFAR10_SIZE else VARIANTS
+    counts = (looks["search"], looks["probe"])
+    told = branches(images, base[epochs.branch], chosen, epochs, counts, folder)
+    at = {epochs.branch + 1, epochs.branch + (epochs.end - epochs.branch) // 4, epochs.end}
+    content["branches"] = {**told, "differences": compared_branches(told, sorted(at))}
+    if images.name in args.frequency:
         seeds = min(FREQUENCY_SEEDS, args.seeds)
-        content["frequency"] = frequencies(images, base[epochs.early], epochs, seeds, looks["frequency"], folder)
-        content["frequency"]["differences"] = compared_frequencies(content["frequency"])
+        told = frequencies(images, base[epochs.early], epochs, seeds, looks["frequency"], folder)
+        content["frequency"] = {**told, "differences": compared_frequencies(told)}
     return content
 
 
 def main() -> None:
     made = parser("generalization", __doc__, ("mnist", "fashion_mnist"), SEEDS)
-    made.add_argument("--parts", nargs="+", choices=("branches", "frequency"), default=["branches", "frequency"])
+    made.add_argument("--frequency", nargs="*", default=["mnist"], help="data sets of the second part, if in --data")
     args, began = made.parse_args(), time.perf_counter()
     if args.smoke:
-        args.seeds = min(args.seeds, SMOKE_SEEDS)
+        args.seeds, args.frequency = min(args.seeds, SMOKE_SEEDS), ["digits"]
     results = [experiment(images, args) for images in images_of(args).values()]
     write_results(args, "generalization", {"results": results}, began)
     for content in results:
-        if "branches" in content:
-            save_figure(plot_branches(content), args.out / f"generalization_{content['data']}")
+        save_figure(plot_branches(content), args.out / f"generalization_{content['data']}")
         if "frequency" in content:
             save_figure(plot_frequencies(content), args.out / f"generalization_{content['data']}_frequency")
     text = markdown(results)

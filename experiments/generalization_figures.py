@@ -23,12 +23,6 @@ COLUMNS = (
     "scaling, sharpness",
     "scaling, curvature",
 )
-    "published, sharpness",
-    "published, curvature",
-    "limited, curvature",
-    "scaling, sharpness",
-    "scaling, curvature",
-)
 
 
 def plot_branches(content: dict[str, Any]) -> Figure:

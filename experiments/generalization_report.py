@@ -15,8 +15,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     """All tables of all data sets."""
     parts = []
     for content in results:
-        if "branches" in content:
-            parts += [moved_table(content, "after"), moved_table(content, "end"), test_table(content)]
+        parts += [moved_table(content, "after"), moved_table(content, "end"), test_table(content)]
         if "frequency" in content:
             parts += [frequency_table(content, key) for key in ("test", "gap")]
     return "\n".join(parts)
