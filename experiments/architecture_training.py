@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from image_teleports import climb, of_gradient_norm, randomized, stay
@@ -21,15 +21,25 @@ from image_training import BeforeStep, Plan, train
 from teleport_log import TeleportLog
 from torch import Tensor, nn
 
-import meta_teleport as mt
 from meta_teleport.optimizers.copies import Copies, Search
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
 
 Build = Callable[[], nn.Module]
 
-PLAIN = "none"
+PLAIN, TUNING = "none", "tuning"
 SEARCH = climb(of_gradient_norm, steps=10, size=0.1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network on one data set, its sites with a Lie algebra, and the folder of its progress."""
+
+    name: str
+    build: Build
+    images: Images
+    symmetry: Symmetry
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,15 @@ class Method:
     grid: tuple[float, ...]
 
 
+class Outcome(NamedTuple):
+    """``last``: training and test loss and test accuracy at the end, ``(entries, seeds)`` each; the seconds of the
+    training, and what the teleports did."""
+
+    last: dict[str, Tensor]
+    seconds: float
+    log: TeleportLog
+
+
 def variants(every: int) -> tuple[Variant, ...]:
     """All of them, the plain one first."""
     regularly = f"every {every} epochs"
@@ -95,44 +114,33 @@ def entries_of(methods: Sequence[Method], every: int) -> list[Entry]:
 
 
 def train_entries(
-    entries: Sequence[Entry],
-    seeds: Sequence[int],
-    build: Build,
-    images: Images,
-    plan: Plan,
-    keep: Path,
-    batch: int,
-    validation: bool = False,
-) -> tuple[dict[str, Tensor], TeleportLog]:
-    """Trains every entry with every seed: the losses at the end ``(entries, seeds)`` on the training and
-    the test (or validation) images and the accuracy there, and what their teleports did on ``batch`` images each."""
+    case: Case, entries: Sequence[Entry], seeds: Sequence[int], plan: Plan, part: str, batch: int
+) -> Outcome:
+    """Trains every entry with every seed; teleports see ``batch`` images each. Where the ``part`` is tuning, the
+    validation images stand in for the test images."""
+    images, keep = case.images, case.folder / f"{part}.safetensors"
     settings = [partial(entry.optimizer, lr=entry.lr) for entry in entries]
-    copies = Copies(build, seeds, settings, device=images.x_train.device)
-    symmetry = sites(build, images)
+    copies = Copies(case.build, seeds, settings, device=images.x_train.device)
     log = TeleportLog(keep.with_suffix(".json"), [entry.key for entry in entries])
-    before = _teleports(copies, entries, symmetry, images, batch, log)
-    label = f"{keep.parent.name} {keep.stem}"
-    curves = train(copies, images, plan, label=label, keep=keep, before_step=before, validation=validation)
+    before = _teleports(copies, entries, case, batch, log)
+    label = f"{images.name}, {case.name}, {part}"
+    curves = train(copies, images, plan, label=label, keep=keep, before_step=before, validation=part == TUNING)
     losses = {"train": copies.evaluate(images.x_train, images.y_train)[0].cpu()}
     losses |= {"test": curves.test[-1], "accuracy": curves.accuracy[-1]}
-    return {name: values.view(len(entries), len(seeds)) for name, values in losses.items()}, log
+    last = {name: values.view(len(entries), len(seeds)) for name, values in losses.items()}
+    return Outcome(last, float(curves.seconds.sum()), log)
 
 
-def sites(build: Build, images: Images) -> Symmetry:
-    """The sites with a Lie algebra that detection finds in the network."""
-    return mt.find_symmetries(build(), images.x_train[:2].cpu()).continuous
+def _teleports(copies: Copies, entries: Sequence[Entry], case: Case, batch: int, log: TeleportLog) -> BeforeStep:
+    images = case.images
 
-
-def _teleports(
-    copies: Copies, entries: Sequence[Entry], symmetry: Symmetry, images: Images, batch: int, log: TeleportLog
-) -> BeforeStep:
     def before_step(epoch: int, step: int) -> None:
         due = [(number, entry) for number, entry in enumerate(entries) if step == 0 and entry.variant.due(epoch)]
         index = torch.arange(epoch * batch, (epoch + 1) * batch) % len(images.x_train)
         x, y = images.x_train[index], images.y_train[index]
         for number, entry in due:
             search = entry.variant.search(epoch)  # type: ignore[misc]
-            log.add(entry.key, epoch, copies.teleport(number, symmetry, search, x, y, entry.variant.state))
+            log.add(entry.key, epoch, copies.teleport(number, case.symmetry, search, x, y, entry.variant.state))
         if due:
             log.save()
 

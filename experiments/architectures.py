@@ -20,8 +20,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from architecture_training import SEARCH, Build, Entry, Method, entries_of, sites, train_entries, tuned
+from architecture_training import SEARCH, TUNING, Build, Case, Entry, Method, entries_of, train_entries, tuned
 from architectures_report import figures, markdown
+from correlation import FAR_SCALES, both_ways
 from correlation_statistics import correlations
 from image_cli import images_of, parser, run, save_figure, say, write_results
 from image_teleports import randomized
@@ -34,6 +35,7 @@ import meta_teleport as mt
 from meta_teleport.checkpoint import write_atomically
 from meta_teleport.optimizers.copies import Copies, Search
 from meta_teleport.params import Params, dot
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
 from meta_teleport.teleportation.objectives import SEARCH_SCALES
 
@@ -49,7 +51,7 @@ STEP_SIZE = 0.1
 """Of SGD where correlations are measured."""
 NEAR = tuple(0.001 + 0.01 * i for i in range(20))
 """Distances of sharpness as published for MNIST."""
-DIRECTIONS, NEAR_DIRECTIONS = 60, 20
+DIRECTIONS, NEAR_DIRECTIONS = 40, 20
 """How many random directions each measure is a mean over, one per batch of training images."""
 
 
@@ -78,14 +80,15 @@ SMOKE = {
 SMOKE_SEEDS = 6
 
 
-def found_sites(build: Build, images: Images) -> dict[str, Any]:
-    """What detection finds in a network, and the largest relative change of its outputs over random elements."""
+def detected(build: Build, images: Images) -> tuple[Symmetry, dict[str, Any]]:
+    """What detection finds in a network: the sites with a Lie algebra, and all of it in words, with the largest
+    relative change of the outputs over random elements."""
     model = build().double()
     x = images.x_train[:BATCH].cpu().double()
     symmetry = mt.find_symmetries(model, x)
     moved = {name for site in symmetry.continuous.sites for name in site.parameters}
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    return {
+    return symmetry.continuous, {
         "parameters": sum(sizes.values()),
         "moved": sum(sizes[name] for name in moved),
         "sites": [str(site) for site in symmetry.sites],
@@ -94,16 +97,15 @@ def found_sites(build: Build, images: Images) -> dict[str, Any]:
     }
 
 
-def first_teleport(build: Build, images: Images, seeds: Sequence[int]) -> dict[str, float]:
+def first_teleport(case: Case, seeds: Sequence[int]) -> dict[str, float]:
     """How many times larger one teleport makes the squared gradient norm at the initial weights, the geometric mean
     over seeds: the search, and as far in a random direction."""
-    x, y = images.x_train[:TELEPORT_BATCH], images.y_train[:TELEPORT_BATCH]
-    symmetry = sites(build, images)
+    x, y = case.images.x_train[:TELEPORT_BATCH], case.images.y_train[:TELEPORT_BATCH]
 
     def growth(search: Search) -> float:
-        copies = Copies(build, seeds, [partial(torch.optim.SGD, lr=0.0)], device=x.device)
+        copies = Copies(case.build, seeds, [partial(torch.optim.SGD, lr=0.0)], device=x.device)
         before = _squared_gradient(copies, x, y)
-        copies.teleport(0, symmetry, search, x, y)
+        copies.teleport(0, case.symmetry, search, x, y)
         return float((_squared_gradient(copies, x, y) / before).log().mean().exp())
 
     return {"search": growth(SEARCH), "random": growth(randomized(SEARCH, 0))}
@@ -117,50 +119,46 @@ def _squared_gradient(copies: Copies, x: Tensor, y: Tensor) -> Tensor:
     return dot(gradients, gradients)
 
 
-def correlated(args: Namespace, name: str, build: Build, images: Images, size: Size) -> dict[str, Any]:
+def correlated(args: Namespace, case: Case, size: Size) -> dict[str, Any]:
     """Trains all seeds by SGD, measures them in evaluation mode, and correlates."""
-    label, folder = f"{images.name}, {name}, correlation", args.out / images.name / name
-    copies = Copies(build, range(args.seeds), [partial(torch.optim.SGD, lr=STEP_SIZE)], device=args.device)
+    images, label = case.images, f"{case.images.name}, {case.name}, correlation"
+    copies = Copies(case.build, range(args.seeds), [partial(torch.optim.SGD, lr=STEP_SIZE)], device=args.device)
     plan = Plan(size.correlated, BATCH, "own")
-    curves = train(copies, images, plan, label=label, keep=folder / "correlation.safetensors")
+    curves = train(copies, images, plan, label=label, keep=case.folder / "correlation.safetensors")
     copies.model.eval()
-    symmetry = sites(build, images)
     measures = {
         "loss": (loss(copies), DIRECTIONS),
         "sharpness, t 0.001 to 0.191": (sharpness(copies, NEAR, nonnegative=False), NEAR_DIRECTIONS),
-        "sharpness, t 0.1 to 0.9": (sharpness(copies, SEARCH_SCALES, nonnegative=False), DIRECTIONS),
-        "curvature": (curvature(copies, symmetry, gaussian), DIRECTIONS),
+        "sharpness, t to 0.9": (sharpness(copies, both_ways(SEARCH_SCALES), nonnegative=False), DIRECTIONS),
+        "sharpness, t to 5": (sharpness(copies, both_ways(FAR_SCALES), nonnegative=False), DIRECTIONS),
+        "curvature": (curvature(copies, case.symmetry, gaussian), DIRECTIONS),
     }
-    batches = measured(measures, images, BATCH, folder / "measures.safetensors", label)
+    batches, seconds = measured(measures, images, BATCH, case.folder / "measures.safetensors", label)
     trained = copies.evaluate(images.x_train, images.y_train)[0].cpu()
-    say(f"{label}: {copies.count} seeds trained in {float(curves.seconds.sum()):.0f} s and measured")
+    say(f"{label}: {copies.count} seeds trained in {float(curves.seconds.sum()):.0f} s, measured in {seconds:.0f} s")
     accuracy = curves.accuracy[-1]
     return {
-        "data": images.name,
-        "order": name,
         "epochs": size.correlated,
         "step_size": STEP_SIZE,
-        "seconds": float(curves.seconds.sum()),
+        "training_seconds": float(curves.seconds.sum()),
+        "measuring_seconds": seconds,
         "accuracy": {"mean": float(accuracy.mean()), "std": float(accuracy.std())},
         "directions": {key: len(rows) for key, rows in batches.items()},
         **correlations(trained, curves.test[-1], batches),
     }
 
 
-def compared(args: Namespace, name: str, build: Build, images: Images, size: Size) -> dict[str, Any]:
+def compared(args: Namespace, case: Case, size: Size) -> dict[str, Any]:
     """All optimizers in all variants at tuned step sizes: final losses of every seed."""
-    began, folder = time.perf_counter(), args.out / images.name / name
     plan = Plan(size.compared, BATCH, "shared")
     entries = entries_of(METHODS, size.every)
 
     def tune(tried: list[Entry]) -> Tensor:
-        keep = folder / "tuning.safetensors"
-        return train_entries(tried, TUNING_SEEDS, build, images, plan, keep, TELEPORT_BATCH, validation=True)[0]["test"]
+        return train_entries(case, tried, TUNING_SEEDS, plan, TUNING, TELEPORT_BATCH).last["test"]
 
     entries, table = tuned(entries, METHODS, tune)
     seeds = range(min(args.seeds, COMPARED_SEEDS))
-    keep = folder / "comparison.safetensors"
-    last, log = train_entries(entries, seeds, build, images, plan, keep, TELEPORT_BATCH)
+    last, seconds, log = train_entries(case, entries, seeds, plan, "comparison", TELEPORT_BATCH)
     rows = [
         {
             "method": entry.method,
@@ -171,17 +169,19 @@ def compared(args: Namespace, name: str, build: Build, images: Images, size: Siz
         }
         for number, entry in enumerate(entries)
     ]
-    say(f"{images.name}, {name}, comparison: {len(entries)} settings with {len(seeds)} seeds")
-    seconds = round(time.perf_counter() - began, 1)
+    say(
+        f"{case.images.name}, {case.name}, comparison: {len(entries)} settings with {len(seeds)} seeds, {seconds:.0f} s"
+    )
     return {"epochs": size.compared, "seeds": len(seeds), "seconds": seconds, "tuning": table, "rows": rows}
 
 
-def speeds(args: Namespace, build: Build, images: Images) -> dict[str, float]:
+def speeds(args: Namespace, case: Case) -> dict[str, float]:
     """Milliseconds per step of SGD against the number of copies, the least of a few."""
-    x, y = images.x_train[:BATCH], images.y_train[:BATCH]
+    x, y = case.images.x_train[:BATCH], case.images.y_train[:BATCH]
     found = {}
     for count in (1, 2) if args.smoke else (1, 10, 40, 100):
-        copies, times = Copies(build, range(count), [partial(torch.optim.SGD, lr=STEP_SIZE)], device=args.device), []
+        copies = Copies(case.build, range(count), [partial(torch.optim.SGD, lr=STEP_SIZE)], device=args.device)
+        times = []
         for _ in range(6):
             began = time.perf_counter()
             copies.step(x[None], y[None])
@@ -194,26 +194,26 @@ def experiment(args: Namespace, images: Images) -> dict[str, Any]:
     """Everything about one data set."""
     size = LARGE if len(images.x_train) > LARGE_COUNT else SMALL
     images = images.head(*size.images)
-    built = networks(images)
+    found: dict[str, Any] = {}
+    cases = []
+    for name, build in networks(images).items():
+        symmetry, found[name] = detected(build, images)
+        cases.append(Case(name, build, images, symmetry, args.out / images.name / name))
+        found[name]["first_teleport"] = first_teleport(cases[-1], range(min(args.seeds, COMPARED_SEEDS)))
+        found[name]["milliseconds"] = speeds(args, cases[-1])
+    for part, work in PARTS.items():
+        for case in cases if part in args.parts else ():
+            found[case.name][part] = work(args, case, size)
     counts = {part: len(getattr(images, f"x_{part}")) for part in ("train", "validation", "test")}
-    content: dict[str, Any] = {"data": images.name, "images": counts, "batch": BATCH, "networks": {}}
-    for name, build in built.items():
-        content["networks"][name] = {
-            **found_sites(build, images),
-            "first_teleport": first_teleport(build, images, range(min(args.seeds, COMPARED_SEEDS))),
-            "milliseconds": speeds(args, build, images),
-        }
-    for part, work in (("correlation", correlated), ("comparison", compared)):
-        for name, build in built.items() if part in args.parts else ():
-            content["networks"][name][part] = work(args, name, build, images, size)
-    return content
+    return {"data": images.name, "images": counts, "batch": BATCH, "networks": found}
+
+
+PARTS = {"correlation": correlated, "comparison": compared}
 
 
 def main() -> None:
     flags = parser("architectures", __doc__, ["digits"], SEEDS)
-    flags.add_argument(
-        "--parts", nargs="+", choices=("correlation", "comparison"), default=["correlation", "comparison"]
-    )
+    flags.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args, began = flags.parse_args(), time.perf_counter()
     if args.smoke:
         globals().update(SMOKE)
