@@ -33,7 +33,7 @@ from meta_teleport.tasks.images import Images
 SEEDS, FREQUENCY_SEEDS = 20, 6
 DIRECTIONS = {"search": 3, "probe": 10, "frequency": 2}
 """Random directions per batch that a search, a probe, and a search of the second part average over."""
-SMOKE_SEEDS, SMOKE_DIRECTIONS = 3, 2
+SMOKE_SEEDS, SMOKE_DIRECTIONS = 3, 1
 
 RANDOM = (
     Variant("published", "sharpness", "lower", random=True),

@@ -75,10 +75,11 @@ def plot_frequencies(content: dict[str, Any]) -> Figure:
     """Last test loss and gap against how often one teleports."""
     frequency = content["frequency"]
     found = {(row["variant"], row["frequency"]): row for row in frequency["differences"]}
-    figure = Figure(figsize=(3.3 * len(COLUMNS), 5.6), layout="constrained")
-    grid = figure.subplots(2, len(COLUMNS), squeeze=False, sharex=True)
+    columns = [c for c in COLUMNS if any(name.startswith(c) for name, _ in found)]
+    figure = Figure(figsize=(3.3 * len(columns), 5.6), layout="constrained")
+    grid = figure.subplots(2, len(columns), squeeze=False, sharex=True)
     labels = list(EVERY)
-    for number, column in enumerate(COLUMNS):
+    for number, column in enumerate(columns):
         for axes, key in zip(grid[:, number], ("test", "gap"), strict=True):
             for shift, direction in ((-0.08, "lower"), (0.08, "raise")):
                 cells = [found[f"{column} {direction}", name][key] for name in labels]

@@ -4,21 +4,29 @@ Sharpness and loss are taken on the last training images, which no teleport sees
 same images is *sharpness - loss*: teleports that do not keep the loss move the former even where the latter stays.
 """
 
+from collections.abc import Callable
+
 import torch
-from sharpness_and_curvature import Measure, curvature, gaussian, loss, sharpness
 from torch import Tensor
 
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.params import detach
+from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
 from meta_teleport.tasks.images import Images
-from meta_teleport.teleportation.objectives import SEARCH_SCALES
+from meta_teleport.teleportation.objectives import SEARCH_SCALES, Curvature, Sharpness
 
 SPHERE, ORTHANT = "sharpness - loss", "sharpness - loss, published directions"
 SCALING, PUBLISHED = "curvature of scalings", "curvature of action (b)"
 MEASURES = ("training loss", "test loss", SPHERE, ORTHANT, SCALING, PUBLISHED)
 SEED = 10_000
 """First seed of the directions, none of which a search follows."""
+
+CHUNK = 20
+"""Copies whose curvature is computed at a time."""
+
+Measure = Callable[[int, Tensor, Tensor], Tensor]
+"""From a seed, inputs ``(n, d)`` and labels ``(n,)`` to one number per copy, ``(copies,)``."""
 
 
 @torch.no_grad()
@@ -28,11 +36,11 @@ def probe(copies: Copies, images: Images, size: int, directions: int) -> dict[st
     model = copies.model
     assert isinstance(model, MLP)
     measures: dict[str, Measure] = {
-        "training loss": loss(copies),
-        SPHERE: sharpness(copies, SEARCH_SCALES, nonnegative=False),
-        ORTHANT: sharpness(copies, SEARCH_SCALES, nonnegative=True),
-        SCALING: curvature(copies, mlp_symmetry(model, "scaling"), gaussian),
-        PUBLISHED: curvature(copies, mlp_symmetry(model, "pseudo_inverse", displacement=False), gaussian),
+        "training loss": lambda seed, x, y: copies.losses(x[None], y[None]),
+        SPHERE: _sharpness(copies, nonnegative=False),
+        ORTHANT: _sharpness(copies, nonnegative=True),
+        SCALING: _curvature(copies, mlp_symmetry(model, "scaling")),
+        PUBLISHED: _curvature(copies, mlp_symmetry(model, "pseudo_inverse", displacement=False)),
     }
     last = len(images.x_train) // size
     found = {name: torch.zeros(copies.count, device=images.x_train.device) for name in measures}
@@ -44,3 +52,25 @@ def probe(copies: Copies, images: Images, size: int, directions: int) -> dict[st
         found[name] -= found["training loss"]
     found["test loss"] = copies.evaluate(images.x_test, images.y_test)[0]
     return {name: found[name].cpu() for name in MEASURES}
+
+
+def _sharpness(copies: Copies, nonnegative: bool) -> Measure:
+    params = detach(copies.params)
+
+    def measure(seed: int, x: Tensor, y: Tensor) -> Tensor:
+        phi = Sharpness(SEARCH_SCALES, directions=1, seed=seed, nonnegative=nonnegative)
+        return phi(lambda moved: copies.losses(x[None], y[None], moved), params)
+
+    return measure
+
+
+def _curvature(copies: Copies, symmetry: Symmetry) -> Measure:
+    params = detach(copies.params)
+
+    def measure(seed: int, x: Tensor, y: Tensor) -> Tensor:
+        psi = Curvature(symmetry, symmetry.prepare(x), directions=1, seed=seed)
+        starts = range(0, copies.count, CHUNK)
+        parts = [{name: p[start : start + CHUNK] for name, p in params.items()} for start in starts]
+        return torch.cat([psi(lambda part: next(iter(part.values())), part) for part in parts])
+
+    return measure

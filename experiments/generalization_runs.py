@@ -38,7 +38,7 @@ class Epochs:
     end: int = 40
 
 
-SMOKE_EPOCHS = Epochs(2, 3, 5)
+SMOKE_EPOCHS = Epochs(2, 3, 4)
 
 
 def setting_of(images: Images) -> Setting:

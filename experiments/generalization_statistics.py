@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from generalization_probes import MEASURES
 from generalization_teleports import PLAIN
-from optimizers_report import interval
+from scipy import stats
 from torch import Tensor
 
 from meta_teleport.statistics import bootstrap
@@ -25,10 +25,10 @@ def paired(a: Sequence[float], b: Sequence[float], few: bool = False) -> Interva
         return {"mean": None, "low": None, "high": None, "seeds": len(pairs)}
     values = torch.tensor(pairs, dtype=torch.float64)
     if few:
-        mean, low, high = interval(pairs)
+        low, high = (float(x) for x in stats.ttest_1samp(pairs, 0).confidence_interval(0.95))
     else:
-        mean, (low, high) = float(values.mean()), bootstrap(values, torch.Generator().manual_seed(0))
-    return {"mean": mean, "low": low, "high": high, "seeds": len(pairs)}
+        low, high = bootstrap(values, torch.Generator().manual_seed(0))
+    return {"mean": float(values.mean()), "low": low, "high": high, "seeds": len(pairs)}
 
 
 def compared_branches(branches: dict[str, Any], epochs: Sequence[int]) -> list[dict[str, Any]]:
