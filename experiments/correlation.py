@@ -17,9 +17,10 @@ images shuffled. Stop it at any time: the same command goes on from there.
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from correlation_report import markdown, plot
 from correlation_statistics import correlations
 from image_cli import images_of, parser, run, save_figure, say, write_results
 from image_training import Curves, Plan, train
-from sharpness_and_curvature import Measure, curvature, gaussian, loss, measured, positive, sharpness
+from sharpness_and_curvature import Measure, curvature, gaussian, loss, measured, published_curvature, sharpness
 from torch import Tensor
 
 from meta_teleport.checkpoint import write_atomically
@@ -48,19 +49,23 @@ FAR_SCALES = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """Published settings of one data set: hidden widths, step size, the smallest distance of sharpness. ``seeds`` at
-    most, and the part of the batches that measures are taken on, keep large networks affordable."""
+    """Published settings of one data set: hidden widths, step size, the smallest distance of sharpness.
+
+    ``seeds`` at most and the ``part`` of the batches that measures are taken on keep large networks affordable; so does
+    how many seeds are trained ``together``, where all of their weights would not fit into a processor's cache.
+    """
 
     hidden: tuple[int, int]
     step: float
     finest: float
     seeds: int = SEEDS
     part: float = 1.0
+    together: int = SEEDS
 
 
 MNIST = Setting((16, 10), 1e-2, 1e-3)
 FASHION_MNIST = Setting((16, 10), 1e-2, 1e-4)
-CIFAR10 = Setting((128, 32), 2e-2, 1e-4, seeds=40, part=0.2)
+CIFAR10 = Setting((128, 32), 2e-2, 1e-4, seeds=40, part=0.2, together=10)
 CIFAR10_SIZE = 3072
 SMOKE = {"EPOCHS": 3, "SHARPNESS_BATCHES": 2, "WIDE_BATCHES": 2, "CURVATURE_BATCHES": 2}
 SMOKE_SEEDS = 12
@@ -80,13 +85,13 @@ def measures_of(copies: Copies, setting: Setting) -> dict[str, tuple[Measure, in
     a, b = (mlp_symmetry(copies.model, action) for action in ("general_linear", "pseudo_inverse"))  # type: ignore[arg-type]
     return {
         "loss": (loss(copies), near),
-        "sharpness, published": (sharpness(copies, fine, nonnegative=True), near),
-        "sharpness, sphere": (sharpness(copies, fine, nonnegative=False), near),
+        "sharpness, published": (sharpness(copies, fine, nonnegative=True, fresh=True), near),
+        "sharpness, sphere": (sharpness(copies, fine, nonnegative=False, fresh=True), near),
         "sharpness, t to 0.9": (sharpness(copies, both_ways(SEARCH_SCALES), nonnegative=False), wide),
         "sharpness, t to 5": (sharpness(copies, both_ways(FAR_SCALES), nonnegative=False), wide),
-        "curvature, published": (curvature(copies, b, positive), bent),
-        "curvature, action (b)": (curvature(copies, b, gaussian), bent),
+        "curvature, published": (published_curvature(copies, a), near),
         "curvature, action (a)": (curvature(copies, a, gaussian), bent),
+        "curvature, action (b)": (curvature(copies, b, gaussian), bent),
     }
 
 
@@ -95,21 +100,47 @@ def both_ways(scales: Sequence[float]) -> tuple[float, ...]:
     return (*scales, *(-t for t in scales))
 
 
+def trained(
+    images: Images,
+    plan: Plan,
+    build: Callable[[], MLP],
+    seeds: Sequence[int],
+    step: float,
+    together: int,
+    folder: Path,
+    label: str,
+) -> tuple[Copies, Curves]:
+    """All seeds trained by SGD, so many together as one program, with one file of progress each."""
+
+    def started(own: Sequence[int]) -> Copies:
+        return Copies(build, own, [partial(torch.optim.SGD, lr=step)], device=images.x_train.device)
+
+    whole, parts = started(seeds), []
+    for start in range(0, len(seeds), together):
+        group = started(seeds[start : start + together])
+        name = f"{label}, seeds {group.seeds[0]} to {group.seeds[-1]}"
+        parts.append(train(group, images, plan, label=name, keep=folder / f"training-{start}.safetensors"))
+        for parameter, p in whole.params.items():
+            p.data[start : start + together] = group.params[parameter].detach()
+    train_loss, test, accuracy = (torch.cat([curves[i] for curves in parts], 1) for i in range(3))
+    return whole, Curves(train_loss, test, accuracy, torch.stack([curves.seconds for curves in parts]).sum(0))
+
+
 def examine(args: argparse.Namespace, images: Images, order: Order) -> dict[str, Any]:
     """Trains all seeds on one data set, measures them, and correlates."""
     label, setting = f"{images.name}, {order} order", setting_of(images)
     folder = args.out / f"{images.name}-{order}"
     seeds = range(min(args.seeds, setting.seeds))
     widths = (images.x_train.shape[1], *setting.hidden, images.classes)
-    copies = Copies(lambda: MLP(widths), seeds, [partial(torch.optim.SGD, lr=setting.step)], device=args.device)
-    curves = train(copies, images, Plan(EPOCHS, BATCH, order), label=label, keep=folder / "training.safetensors")
+    plan = Plan(EPOCHS, BATCH, order)
+    copies, curves = trained(images, plan, lambda: MLP(widths), seeds, setting.step, setting.together, folder, label)
     speed = rate(curves, copies.count, len(images.x_train) // BATCH)
     say(f"{label}: {copies.count} seeds trained for {EPOCHS} epochs, {speed:.0f} seed-steps per second")
     kept = folder / "measures.safetensors"
     batches, seconds = measured(measures_of(copies, setting), images, MEASURED_BATCH, kept, label)
     say(f"{label}: measured in {seconds:.0f} s")
-    trained = copies.evaluate(images.x_train, images.y_train)[0]
-    found = correlations(trained.cpu(), curves.test[-1], batches)
+    fitted = copies.evaluate(images.x_train, images.y_train)[0]
+    found = correlations(fitted.cpu(), curves.test[-1], batches)
     head = {
         "data": images.name,
         "order": order,

@@ -10,7 +10,7 @@ NAMES = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 CIFAR10 = "CIFAR-10 (part)"
 PANELS = {
     "sharpness": ("sharpness, published", "sharpness, published, less the loss", "sharpness, t to 5"),
-    "curvature": ("curvature, published", "curvature, action (b)", "curvature, action (a)"),
+    "curvature": ("curvature, published", "curvature, action (a)", "curvature, action (b)"),
 }
 DOTS, LINE = "#0072B2", "#D55E00"
 TARGETS = {"test": "test loss", "gap": "gap", "test_given_train": "test loss, training loss given"}

@@ -9,6 +9,7 @@ say how far the mean can be trusted.
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ from meta_teleport.checkpoint import load_tensors, save_tensors
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.params import Params, detach
+from meta_teleport.symmetry.general_linear import invert_columns
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
-from meta_teleport.teleportation.curvature import kappa, unit_algebra
+from meta_teleport.teleportation.curvature import curvature_of, kappa, unit_algebra
 from meta_teleport.teleportation.objectives import Sharpness
 from meta_teleport.terminal import counting_bar, stopping
 
@@ -44,13 +46,20 @@ def loss(copies: Copies) -> Measure:
     return measure
 
 
-def sharpness(copies: Copies, scales: Sequence[float], nonnegative: bool) -> Measure:
-    """The mean loss at the distances ``scales`` along one direction per batch; ``nonnegative`` as published."""
+def sharpness(copies: Copies, scales: Sequence[float], nonnegative: bool, fresh: bool = False) -> Measure:
+    """The mean loss at the distances ``scales`` along one direction per batch, or a ``fresh`` one for every distance.
+    Published: fresh ones from the non-negative orthant."""
     params = detach(copies.params)
+    groups = [(t,) for t in scales] if fresh else [tuple(scales)]
 
     def measure(number: int, x: Tensor, y: Tensor) -> Tensor:
-        phi = Sharpness(tuple(scales), directions=1, seed=number, nonnegative=nonnegative)
-        return phi(lambda moved: copies.losses(x[None], y[None], moved, copies.buffers), params)
+        values = [
+            Sharpness(group, directions=1, seed=number * len(groups) + i, nonnegative=nonnegative)(
+                lambda moved: copies.losses(x[None], y[None], moved, copies.buffers), params
+            )
+            for i, group in enumerate(groups)
+        ]
+        return torch.stack(values).mean(0)
 
     return measure
 
@@ -66,6 +75,34 @@ def curvature(copies: Copies, symmetry: Symmetry, draw: Draw) -> Measure:
             algebra = draw(symmetry, next(iter(part.values())), torch.Generator().manual_seed(number))
             values.append(kappa(symmetry, algebra, inputs, part).detach())
         return torch.cat(values)
+
+    return measure
+
+
+def published_curvature(copies: Copies, symmetry: Symmetry) -> Measure:
+    """As in the published code: action (a) on all pairs of layers of an MLP without biases, positive elements, and in
+    w'' the terms of each pair alone, without those where two pairs meet.
+
+    With h the input of a pair V, U, z = V h, s = sigma(z) and products and quotients in brackets entry by entry, the
+    pair adds [M s / sigma'] h^+ to V', [M^2 s / sigma'] h^+ to V'', -U M to U' and U M^2 to U''. As sigma is
+    homogeneous, 1 / sigma' = z / s.
+    """
+    params = detach(copies.params)
+
+    def measure(number: int, x: Tensor, y: Tensor) -> Tensor:
+        velocity = {name: torch.zeros_like(p) for name, p in params.items()}
+        acceleration = {name: torch.zeros_like(p) for name, p in params.items()}
+        algebra = positive(symmetry, next(iter(params.values())), torch.Generator().manual_seed(number))
+        h = x.mT
+        for (below, above), layer, m in zip(pairwise(params), symmetry.layers, algebra, strict=True):
+            z, s, inverse = params[below] @ h, layer.forward(params, h), invert_columns(h)
+            steep = torch.where(s == 0, 1.0, z / s)
+            velocity[below] += (m @ s * steep) @ inverse
+            acceleration[below] += (m @ m @ s * steep) @ inverse
+            velocity[above] -= params[above] @ m
+            acceleration[above] += params[above] @ m @ m
+            h = s
+        return curvature_of(velocity, acceleration)
 
     return measure
 

@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import correlation
 import correlation_statistics as statistics
 import numpy as np
 import pytest
 import sharpness_and_curvature as measures
 import torch
-from image_training import Stopped
+from image_training import Plan, Stopped
 from scipy import stats
 from torch import Tensor
 
@@ -147,6 +148,40 @@ def test_curvature_in_chunks_is_that_of_all_copies(
     assert float(found.min()) > 0
 
 
+def test_published_curvature_leaves_out_where_two_pairs_meet(images: Images) -> None:
+    """With one pair of layers there is nothing to leave out, with two there is."""
+    x, y = images.x_train[:30], images.y_train[:30]
+    apart = []
+    for widths in ((64, 8, 10), WIDTHS):
+        own = Copies(lambda widths=widths: MLP(widths).double(), range(3), [partial(torch.optim.SGD, lr=0.1)])
+        symmetry = mlp_symmetry(MLP(widths), "general_linear")
+        published = measures.published_curvature(own, symmetry)(7, x.double(), y)
+        whole = measures.curvature(own, symmetry, measures.positive)(7, x.double(), y)
+        apart.append(float(((published - whole) / whole).abs().max()))
+    assert apart[0] < 1e-6
+    assert apart[1] > 1e-2
+
+
+def test_fresh_directions_are_one_for_every_distance(copies: Copies, images: Images) -> None:
+    x, y = images.x_train[:30], images.y_train[:30]
+    found = measures.sharpness(copies, [0.5, 0.9], nonnegative=True, fresh=True)(3, x, y)
+    first, second = (torch.tensor(by_hand(copies, 6 + i, x, y, [t], True)) for i, t in enumerate((0.5, 0.9)))
+    torch.testing.assert_close(found, (first + second) / 2, rtol=1e-5, atol=0)
+
+
+def test_seeds_trained_in_groups_are_those_trained_together(images: Images, tmp_path: Path) -> None:
+    plan, build, seeds = Plan(2, 20, "sequential"), (lambda: MLP(WIDTHS)), range(5)
+    together, curves = correlation.trained(images, plan, build, seeds, 0.1, 5, tmp_path / "together", "")
+    apart, parts = correlation.trained(images, plan, build, seeds, 0.1, 2, tmp_path / "apart", "")
+    assert len(list((tmp_path / "apart").iterdir())) == 3
+    for name, p in together.params.items():
+        torch.testing.assert_close(apart.params[name], p, rtol=1e-4, atol=1e-5)
+    for one, other in zip(curves[:3], parts[:3], strict=True):
+        assert one.shape == (3, 5)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert parts.seconds.shape == (3,)
+
+
 def test_measuring_goes_on_where_it_was_stopped(
     copies: Copies, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +262,7 @@ def test_correlation_from_end_to_end(tmp_path: Path) -> None:
         for row in measured.values():
             r, (low, high) = row["test"]["r"], row["test"]["ci95"]
             assert -1 < low < r < high < 1
+    assert results["runs"][0]["seed_steps_per_second"] > 0
     assert results["runs"][0]["test_loss"] != results["runs"][1]["test_loss"]
     assert first.stdout == (tmp_path / "correlation.md").read_text() + "\n"
     assert first.stdout.count("| digits, own order | curvature, published |") == 2

@@ -74,7 +74,11 @@ def kappa(symmetry: Symmetry, algebra: Sequence[Tensor], inputs: Tensor | LayerI
     Computed as ``|n| / |w'|^2`` with n the part of w'' that is normal to w', which does not cancel. Arguments as for
     :func:`velocity_and_acceleration`.
     """
-    velocity, acceleration = velocity_and_acceleration(symmetry, algebra, inputs, params)
+    return curvature_of(*velocity_and_acceleration(symmetry, algebra, inputs, params))
+
+
+def curvature_of(velocity: Params, acceleration: Params) -> Tensor:
+    """The curvature of a curve from its first two derivatives, shape ``(tasks,)``; see :func:`kappa`."""
     speed_squared = dot(velocity, velocity)
     speed_squared = torch.where(speed_squared > 0, speed_squared, 1.0)
     normal = axpy(-dot(velocity, acceleration) / speed_squared, velocity, acceleration)
