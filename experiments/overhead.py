@@ -1,17 +1,18 @@
 """What teleports cost, in forward-backward passes of the same model on the same batch.
 
-    python experiments/overhead.py            everything, about 7 minutes of a machine with nothing else to do
+    python experiments/overhead.py            everything, about 10 minutes of a machine with nothing else to do
     python experiments/overhead.py --smoke    toy networks, in seconds, no claim
 
-Four parts: finding the symmetry; one teleport; training with a teleport every k steps against the bare optimizer; a
-teleport against the width of the network. Every burst of what is measured lies between two bursts of what it is
-measured by, so that both saw the same machine: read the ratios, not the seconds. Writes ``overhead.json``, ``.md`` and
-``.png`` to ``--out``.
+Five parts: finding the symmetry; one teleport; training with a teleport every k steps against the bare optimizer; a
+teleport against the width of the network, as a user calls it; the searches of all objectives and actions against width
+and depth. Every burst of what is measured lies between two bursts of what it is measured by, so that both saw the same
+machine: read the ratios, not the seconds. Writes ``overhead.json``, ``.md``, ``.png`` and ``overhead_sizes.png`` to
+``--out``; Ctrl-C stops after the part under way, and the same command goes on from there.
 """
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,17 +20,23 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import overhead_sizes_report
 import torch
+from image_cli import run, save_figure
+from image_training import Stopped
 from overhead_networks import NETWORKS, TOY_NETWORKS, Build, Network, loss, mlp, small_vit, vit_b_16
 from overhead_report import markdown, plot
+from overhead_sizes import exponents, sizes
 from overhead_timing import Clock, Counted, Work, all_cores
 from overhead_training import OPTIMIZERS, Training
 from torch import Tensor
 
 import meta_teleport as mt
+from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.record import provenance, write_json
+from meta_teleport.record import provenance, read_json, write_json
 from meta_teleport.teleportation.objectives import Curvature, Loss, Sharpness, gradient_norm
+from meta_teleport.terminal import counting_bar, stopping
 
 OTHER_STATES: dict[str, tuple[str, ...]] = {"SGD": (), "Adam": ("keep", "reset")}
 GAUGES = ("balanced", "whitened", "principal_axes")
@@ -38,13 +45,15 @@ GAUGES = ("balanced", "whitened", "principal_axes")
 @dataclass(frozen=True)
 class Plan:
     """What is measured: networks, a large one for detection alone and on all cores, the intervals between teleports in
-    rising order, the longest one that is measured on all networks by optimizer, and the widths of MLPs."""
+    rising order, the longest one that is measured on all networks by optimizer, the widths of MLPs, and, for the part
+    on sizes, widths, depths, and the width of the deep ones."""
 
     networks: dict[str, Build]
     large: dict[str, Build]
     every: tuple[int, ...]
     longest: dict[str, int]
     widths: dict[str, tuple[int, ...]]
+    sizes: tuple[tuple[int, ...], tuple[int, ...], int]
     bursts: int
     detections: int
     seconds: float
@@ -56,6 +65,7 @@ PLAN = Plan(
     every=(5, 20, 100, 1000),
     longest={"SGD": 100, "Adam": 20},
     widths={"ReLU": (32, 64, 128, 256, 512, 1024, 2048), "linear": (32, 64, 128, 256, 512)},
+    sizes=((16, 32, 64, 128, 256, 512, 1024), (2, 4, 8, 16), 64),
     bursts=8,
     detections=3,
     seconds=0.06,
@@ -66,6 +76,7 @@ SMOKE = Plan(
     every=(2, 4, 8),
     longest={"SGD": 4, "Adam": 4},
     widths={"ReLU": (4,), "linear": (4,)},
+    sizes=((4, 128), (1, 2), 4),
     bursts=1,
     detections=1,
     seconds=0.0,
@@ -159,21 +170,50 @@ def widths(kind: str, width: int, clock: Clock) -> Iterator[dict[str, Any]]:
             yield {"network": kind, "width": width, "parameters": network.parameters, "teleport": name, **row}
 
 
-def measure(plan: Plan, device: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The rows of all four parts, one part after the other."""
+Rows = list[dict[str, Any]]
+
+
+def measure(plan: Plan, device: str) -> dict[str, Callable[[], Rows]]:
+    """The parts, each with what gives its rows."""
     clock = Clock(plan.bursts, plan.seconds, device)
     networks = {name: build().to(device) for name, build in plan.networks.items()}
-    detected = [(name, detection(network, plan.detections, clock)) for name, network in networks.items()]
-    with all_cores():
-        for name, build in plan.large.items():
-            detected.append((name, detection(build().to(device), plan.detections, clock)))
-    yield "detection", [{"network": name, **row} for name, row in detected]
+
+    def detections() -> Rows:
+        found = [(name, detection(network, plan.detections, clock)) for name, network in networks.items()]
+        with all_cores():
+            for name, build in plan.large.items():
+                found.append((name, detection(build().to(device), plan.detections, clock)))
+        return [{"network": name, **row} for name, row in found]
+
+    kinds = [(kind, width) for kind, chosen in plan.widths.items() for width in chosen]
     named = networks.items()
-    yield "teleports", [{"network": name, **row} for name, network in named for row in teleports(network, clock)]
-    rows = ((name, row) for name, network in named for row in training(name, network, plan, clock))
-    yield "training", [{"network": name, **row} for name, row in rows]
-    sizes = [(kind, width) for kind, chosen in plan.widths.items() for width in chosen]
-    yield "widths", [row for kind, width in sizes for row in widths(kind, width, clock)]
+    return {
+        "detection": detections,
+        "teleports": lambda: [{"network": name, **row} for name, of in named for row in teleports(of, clock)],
+        "training": lambda: [{"network": name, **row} for name, of in named for row in training(name, of, plan, clock)],
+        "widths": lambda: [row for kind, width in kinds for row in widths(kind, width, clock)],
+        "sizes": lambda: list(sizes(*plan.sizes, clock)),
+    }
+
+
+def collect(plan: Plan, device: str, keep: Path, settings: dict[str, Any]) -> dict[str, Rows]:
+    """The rows of all parts; those that are finished are kept in a file, with the load of the machine before each.
+    Raises ``Stopped`` on Ctrl-C, and ``UserError`` for a file of other settings."""
+    kept: dict[str, Any] = read_json(keep) if keep.exists() else {"settings": settings, "parts": {}, "load": {}}
+    if kept.get("settings") != settings:
+        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
+    parts = measure(plan, device)
+    with stopping() as stop, counting_bar(len(parts)) as show:
+        for number, (name, rows) in enumerate(parts.items()):
+            show(number, name)
+            if name in kept["parts"]:
+                continue
+            if stop():
+                raise Stopped(f"stopped before {name}; the same command goes on from there")
+            kept["load"][name] = os.getloadavg()[0]
+            kept["parts"][name] = rows()
+            write_json(keep, kept)
+    return {"load": kept["load"], **kept["parts"]}
 
 
 def main() -> None:
@@ -185,20 +225,25 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    hardware = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads, "load": os.getloadavg()[0]}
+    hardware = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads}
     if args.device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name()
-    results: dict[str, Any] = {"smoke": args.smoke, "hardware": hardware, "provenance": provenance(args.device)}
-    began, tables = perf_counter(), []
-    for part, rows in measure(SMOKE if args.smoke else PLAN, args.device):
-        results[part] = rows
-        tables.append(markdown(part, rows))
-        print(tables[-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "overhead.json", {**results, "seconds": round(perf_counter() - began, 1)})
+    began, settings = perf_counter(), {"smoke": args.smoke, "hardware": hardware}
+    keep = args.out / "overhead.progress.json"
+    measured = collect(SMOKE if args.smoke else PLAN, args.device, keep, settings)
+    results = {**settings, "provenance": provenance(args.device), **measured}
+    results["exponents"] = exponents(results["sizes"])
+    seconds = round(perf_counter() - began, 1)
+    write_json(args.out / "overhead.json", {**results, "seconds": seconds})
+    tables = [markdown(part, results[part]) for part in ("detection", "teleports", "training", "widths")]
+    tables.append(overhead_sizes_report.markdown(results["sizes"], results["exponents"]))
     (args.out / "overhead.md").write_text("\n".join(tables))
+    print("\n".join(tables))
     plot(results, args.out / "overhead.png")
+    save_figure(overhead_sizes_report.plot(results["sizes"], results["exponents"]), args.out / "overhead_sizes.png")
+    keep.unlink()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -35,7 +35,8 @@ def _figures(x: float) -> str:
     return f"{x:.2f}" if x < 10 else f"{x:.3g}"
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
@@ -52,18 +53,18 @@ def _cells(rows: Rows, line: tuple[str, ...], column: tuple[str, ...]) -> list[l
 
 def _teleports(rows: Rows) -> str:
     keys = ("teleport", "forward", "backward")
-    return _table([*keys, *(name for (name,) in _distinct(rows, "network"))], _cells(rows, keys, ("network",)))
+    return table([*keys, *(name for (name,) in _distinct(rows, "network"))], _cells(rows, keys, ("network",)))
 
 
 def _training(rows: Rows) -> str:
     shown = [{**row, "every": row["every"] or "never"} for row in rows]
     header = ["optimizer", "teleport every", "state", *(name for (name,) in _distinct(rows, "network"))]
-    return _table(header, _cells(shown, ("optimizer", "every", "state"), ("network",)))
+    return table(header, _cells(shown, ("optimizer", "every", "state"), ("network",)))
 
 
 def _widths(rows: Rows) -> str:
     columns = [f"{kind}: {name}" for kind, name in _distinct(rows, "network", "teleport")]
-    return _table(["width", *columns], _cells(rows, ("width",), ("network", "teleport")))
+    return table(["width", *columns], _cells(rows, ("width",), ("network", "teleport")))
 
 
 def _detection(rows: Rows) -> str:
@@ -78,7 +79,7 @@ def _detection(rows: Rows) -> str:
         ]
         for row in rows
     ]
-    return _table(["network", "parameters", "sites", "threads", "seconds (longest)", "forward-backward passes"], lines)
+    return table(["network", "parameters", "sites", "threads", "seconds (longest)", "forward-backward passes"], lines)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

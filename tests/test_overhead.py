@@ -2,8 +2,10 @@
 networks. Nothing here measures time."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import pytest
 import torch
 
 import meta_teleport as mt
+from meta_teleport.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
 import overhead  # noqa: E402
+import overhead_sizes  # noqa: E402
 import overhead_timing  # noqa: E402
+from image_training import Stopped  # noqa: E402
 from overhead_networks import TOY_NETWORKS, Network, loss  # noqa: E402
 from overhead_timing import Clock, Counted, Work  # noqa: E402
 from overhead_training import Training  # noqa: E402
@@ -164,5 +169,88 @@ def test_the_experiment_runs_on_toy_networks(
         (name, optimizer) for name in NAMES[1:] for optimizer in ("SGD", "Adam")
     }
     assert {row["width"] for row in results["widths"]} == {4}
+    sizes = {(row["teleport"], row["against"], row["width"], row["depth"]): row for row in results["sizes"]}
+    assert len(sizes) == 4 * len(overhead_sizes.KINDS) and all(row["ratio"] > 0 for row in sizes.values())
+    assert sizes["gradient norm, (a), 1 step", "width", 128, 2]["parameters"] == 784 * 128 + 128 * 128 + 128 * 10
+    assert [fit["teleport"] for fit in results["exponents"]] == list(overhead_sizes.KINDS)
+    assert set(results["load"]) == {"detection", "teleports", "training", "widths", "sizes"}
+    assert (tmp_path / "overhead_sizes.png").stat().st_size > 10_000
+    assert not (tmp_path / "overhead.progress.json").exists()
     assert (tmp_path / "overhead.png").stat().st_size > 10_000
     assert (tmp_path / "overhead.md").read_text() + "\n" == capsys.readouterr().out
+
+
+def test_finished_parts_are_kept_and_a_stop_ends_after_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep, made = tmp_path / "progress.json", []
+
+    def parts(plan: Any, device: str) -> dict[str, Any]:
+        def rows(name: str) -> list[dict[str, Any]]:
+            made.append(name)
+            if made == ["one"]:
+                signal.raise_signal(signal.SIGINT)
+            return [{"part": name, "number": len(made)}]
+
+        return {name: lambda name=name: rows(name) for name in ("one", "two", "three")}
+
+    monkeypatch.setattr(overhead, "measure", parts)
+    with pytest.raises(Stopped) as stopped:
+        overhead.collect(overhead.SMOKE, "cpu", keep, {"threads": 1})
+    assert str(stopped.value) == "stopped before two; the same command goes on from there"
+    found = overhead.collect(overhead.SMOKE, "cpu", keep, {"threads": 1})
+    assert made == ["one", "two", "three"]
+    assert [found[name][0]["number"] for name in ("one", "two", "three")] == [1, 2, 3]
+    with pytest.raises(UserError) as error:
+        overhead.collect(overhead.SMOKE, "cpu", keep, {"threads": 2})
+    assert str(error.value) == f"{keep} belongs to a run with other settings: delete it, or choose another --out"
+
+
+GRADIENTS = {
+    "gradient norm, scaling, 10 steps": 2,
+    "gradient norm, GL, 1 step": 2,
+    "gradient norm, (a), 1 step": 2,
+    "gradient norm, (b), 1 step": 2,
+    "sharpness, scaling, 1 of 10 directions, 1 step": 18,
+    "curvature, scaling, 1 of 10 directions, 1 step": 0,
+}
+
+
+@pytest.mark.parametrize("name", overhead_sizes.KINDS)
+def test_searches_evaluate_the_loss_as_often_as_theory_says(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind = overhead_sizes.KINDS[name]
+        subject = overhead_sizes.subject(kind, 6, 2, "cpu")
+    calls = []
+
+    def loss(params: Any) -> torch.Tensor:
+        calls.append(1)
+        return subject.loss(params)
+
+    overhead_sizes.search(kind, replace(subject, loss=loss))()
+    assert len(calls) == GRADIENTS[name]
+    subject.pass_once()
+
+
+def test_a_power_law_has_its_exponent() -> None:
+    x = [16.0, 32.0, 64.0, 128.0]
+    fit = overhead_sizes.slope(x, [3 * v**1.5 for v in x])
+    assert fit["exponent"] == pytest.approx(1.5) and fit["at"] == pytest.approx(3)
+    assert fit["ci95"] == pytest.approx([1.5, 1.5], abs=1e-6)
+    noisy = overhead_sizes.slope(x, [3.0, 4.0, 9.0, 10.0])
+    assert noisy["ci95"][0] < noisy["exponent"] < noisy["ci95"][1]
+    assert overhead_sizes.slope(x[:2], [1.0, 4.0]) == pytest.approx(
+        {"exponent": 2.0, "ci95": None, "at": 1 / 256, "points": 2}
+    )
+
+
+def test_exponents_are_those_of_each_teleport() -> None:
+    rows = []
+    for number, name in enumerate(overhead_sizes.KINDS):
+        for width in (32, 64, 128, 256, 512):
+            rows.append({"teleport": name, "against": "width", "width": width, "depth": 2, "ratio": width**number})
+        for depth in (2, 4, 8):
+            rows.append({"teleport": name, "against": "depth", "width": 8, "depth": depth, "ratio": depth**-number})
+    for number, fit in enumerate(overhead_sizes.exponents(rows)):
+        for label, sign, points in (("width", 1, 5), ("wide", 1, 3), ("depth", -1, 3)):
+            assert fit[label]["exponent"] == pytest.approx(sign * number) and fit[label]["points"] == points
+        assert fit["last"] == pytest.approx(number)
