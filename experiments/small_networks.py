@@ -16,7 +16,7 @@ from meta_teleport.errors import UserError
 from meta_teleport.tasks.images import Images
 
 CHANNELS = 8
-WIDTH, HEADS, DEPTH, PATCHES = 16, 2, 2, 4
+WIDTH, HEADS, DEPTH, PATCHES = 16, 2, 1, 4
 LARGE = 16
 """Images of at least that many pixels a side are reduced by 4, smaller ones by 2."""
 
@@ -87,7 +87,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Patches of the image as tokens, two layers, the mean over tokens, and a linear layer."""
+    """Patches of the image as tokens, a layer of attention, the mean over tokens, and a linear layer."""
 
     def __init__(self, colours: int, patch: int, classes: int) -> None:
         super().__init__()
