@@ -86,7 +86,7 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
 def plot(runs: Runs, kind: str) -> Figure:
     """One panel per measure of this kind and run: every seed's test loss against its measure, with the fitted line."""
     names = PANELS[kind]
-    figure = Figure(figsize=(3.1 * len(runs), 2.6 * len(names)), layout="constrained")
+    figure = Figure(figsize=(2.5 * len(runs), 2.1 * len(names)), layout="constrained")
     grid = figure.subplots(len(names), len(runs), squeeze=False)
     for line, name in zip(grid, names, strict=True):
         for axes, run in zip(line, runs, strict=True):
