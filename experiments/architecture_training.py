@@ -92,7 +92,7 @@ class Outcome(NamedTuple):
 
 def variants(every: int) -> tuple[Variant, ...]:
     """All of them, the plain one first."""
-    regularly = f"every {every} epochs"
+    regularly = "every epoch" if every == 1 else f"every {every} epochs"
     return (
         Variant(PLAIN),
         Variant("teleport, start", lambda epoch: SEARCH),

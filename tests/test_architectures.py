@@ -173,9 +173,43 @@ def test_images_that_do_not_fit(images: Images, shape: tuple[int, ...]) -> None:
         networks(other)
 
 
-def test_experiment_and_resume(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXPERIMENTS / "architectures.py"), "--smoke", "--out", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def run_smoke(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXPERIMENTS / "architectures.py"), "--smoke", "--out", str(out), *more]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_experiment(tmp_path: Path) -> None:
+    result = run_smoke(tmp_path)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "architectures.json").read_text())
-    assert found["smoke"] is True
+    assert found["smoke"] is True and [content["data"] for content in found["results"]] == ["digits"]
+    networks_found = found["results"][0]["networks"]
+    assert tuple(networks_found) == NAMES
+    for network in networks_found.values():
+        assert network["drift"] < 1e-12 and network["first_teleport"]["search"] > 1.1
+        measures = network["correlation"]["measures"]
+        assert {"curvature", "sharpness, t to 0.9", "sharpness, t to 5"} <= set(measures)
+        assert len(set(measures["curvature"]["values"])) == 6
+        rows = {row["variant"]: row for row in network["comparison"]["rows"]}
+        assert rows["none"]["teleports"] is None and rows["teleport, every epoch"]["teleports"]["count"] == 2
+        assert rows["teleport, start"]["teleports"]["drift_max"] < 1e-5
+        assert rows["reset, every epoch"]["teleports"]["size"] == 0
+        lasts = [tuple(row["last"]["train"]) for row in rows.values()]
+        assert all(len(last) == 3 for last in lasts) and len(set(lasts)) == len(lasts)
+    for name in ("comparison-digits", "correlation-digits"):
+        assert (tmp_path / f"architectures_{name}.png").stat().st_size > 10_000
+    table = (tmp_path / "architectures.md").read_text()
+    assert table in result.stdout
+    assert sum(line.startswith("| Adam |") for line in table.splitlines()) == 6 * len(NAMES)
+    again = run_smoke(tmp_path, "--seeds", "5")
+    assert again.returncode == 2
+    assert again.stderr.count("error: ") == 1 and "belongs to a run with other seeds" in again.stderr
+
+
+def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
+    for part in ("correlation", "comparison"):
+        assert run_smoke(tmp_path, "--parts", part).returncode == 0
+    began = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(began) == 4 * len(NAMES)
+    assert run_smoke(tmp_path).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == began
