@@ -30,8 +30,8 @@ from image_cli import images_of, parser, run, save_figure, write_results
 from meta_teleport.checkpoint import write_atomically
 from meta_teleport.tasks.images import Images
 
-SEEDS, FREQUENCY_SEEDS = 20, 6
-DIRECTIONS = {"search": 3, "probe": 10, "frequency": 2}
+SEEDS, FREQUENCY_SEEDS = 20, 5
+DIRECTIONS = {"search": 3, "probe": 10, "frequency": 1}
 """Random directions per batch that a search, a probe, and a search of the second part average over."""
 SMOKE_SEEDS, SMOKE_DIRECTIONS = 3, 1
 

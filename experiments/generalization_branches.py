@@ -48,6 +48,7 @@ def branches(
     def look(at: Copies, moment: str) -> dict[str, Tensor]:
         keep = folder / f"probe-{moment}.safetensors"
         if not keep.exists():
+            folder.mkdir(parents=True, exist_ok=True)
             save_tensors(keep, probe(at, images, size, directions[1]), {"names": names})
             say(f"{images.name}: measured {moment}")
         return load_tensors(keep)[0]

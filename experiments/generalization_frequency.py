@@ -16,6 +16,9 @@ from meta_teleport.tasks.images import Images
 EVERY = {"once": 0, "every 10": 10, "every 5": 5, "every 2": 2, "every epoch": 1}
 """Epochs between two teleports; 0: only one."""
 
+SMALL_BATCH = 500
+"""Images that a teleport sees, fewer than the published 2000, as there are hundreds of teleports."""
+
 VARIANTS = (*PUBLISHED[:2], *LIMITED, *SCALING)
 """The published search for curvature in steps of limited size: those of published size end runs at once."""
 
@@ -65,4 +68,11 @@ def frequencies(
         }
         for number, name in enumerate(names)
     ]
-    return {"seeds": seeds, "directions": directions, "from": epochs.early, "to": epochs.end, "rows": rows}
+    return {
+        "seeds": seeds,
+        "directions": directions,
+        "teleport_batch": SMALL_BATCH,
+        "from": epochs.early,
+        "to": epochs.end,
+        "rows": rows,
+    }

@@ -82,8 +82,8 @@ def place(base: Copies, copies: Copies) -> None:
         p.data.copy_(start.repeat(len(copies.settings), *(1,) * (p.ndim - 1)))
 
 
-def teleport_batch(images: Images, number: int) -> tuple[Tensor, Tensor]:
+def teleport_batch(images: Images, number: int, size: int = TELEPORT_BATCH) -> tuple[Tensor, Tensor]:
     """Batch ``number`` of those that teleports see: in the order of the data, over and over."""
-    size = min(TELEPORT_BATCH, len(images.x_train) // 2)
+    size = min(size, len(images.x_train) // 2)
     start = number % (len(images.x_train) // size) * size
     return images.x_train[start : start + size], images.y_train[start : start + size]
