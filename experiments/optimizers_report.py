@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from scipy import stats
 from teleport_variants import PLAIN
 
@@ -80,9 +81,10 @@ def plot(content: dict[str, Any], name: str) -> Figure:
             axes = grid[line, column]
             _draw(axes, own, key, content if line > 1 else None)
             axes.set(xlabel="seconds, one run alone" if line > 1 else "epoch", yscale="log")
-            axes.grid(alpha=0.3, which="both")
+            axes.grid(alpha=0.3)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
             axes.tick_params(labelsize=7, which="both")
             if not column:
                 axes.set_ylabel(label)
@@ -106,5 +108,5 @@ def seconds_at(content: dict[str, Any], row: Row) -> list[float]:
     and, once they have happened, teleports times the seconds of a teleport."""
     seconds, told = content["seconds_per"], row["teleports"]
     jumps = told["count"] * seconds["teleport"][row["variant"]] if told else 0.0
-    epoch_s = content["batches"] * seconds["step"][row["method"]]
+    epoch_s = content["steps_per_epoch"] * seconds["step"][row["method"]]
     return [i * epoch_s + (jumps if i > row["epoch"] else 0.0) for i in range(len(row["mean"]["train"]))]

@@ -1,59 +1,52 @@
 """Seconds per step of an optimizer, and per teleport, of one copy alone: what turns curves over epochs into curves
 over time, although the curves come from many copies in one program."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
+from optimizer_runs import Bench, Entry
 from overhead_timing import Clock, Work
-from teleport_variants import Variant
-from torch import nn
+from teleport_variants import PLAIN, Variant
 
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.optimizers.settings import Factory
 from meta_teleport.record import read_json, write_json
-from meta_teleport.tasks.images import Images
 
-BURSTS, BURST_S = 5, 0.3
+BURSTS = 5
 
 Seconds = dict[str, dict[str, float]]
 
 
-def seconds_per(
-    methods: Mapping[str, Factory],
-    ways: Mapping[str, Variant],
-    build: Callable[[], nn.Module],
-    images: Images,
-    batches: tuple[int, int],
-    keep: Path,
-) -> Seconds:
-    """Seconds per ``step`` of every method and per ``teleport`` of every variant (that of the first method), by name;
-    medians over bursts. ``batches``: how many images a step and a teleport see. Measured once, and kept in a file."""
+def seconds_per(bench: Bench, entries: Sequence[Entry], batch: int, burst_s: float, keep: Path) -> Seconds:
+    """Seconds per ``step`` of every method on ``batch`` images and per ``teleport`` of every variant (between steps of
+    the first method), by name; medians over bursts. Measured once, and kept in a file."""
     if keep.exists():
         return {kind: dict(found) for kind, found in read_json(keep).items()}
-    clock = Clock(BURSTS, BURST_S, str(images.x_train.device))
-    (x, y), (wide_x, wide_y) = ((images.x_train[:n], images.y_train[:n]) for n in batches)
-
-    def alone(factory: Factory) -> Copies:
-        copies = Copies(build, [0], [factory], device=x.device)
-        copies.step(x[None], y[None])
-        return copies
-
-    steps = {name: alone(factory) for name, factory in methods.items()}
-    seconds: Seconds = {"step": {}, "teleport": {}}
-    for name, copies in steps.items():
-        seconds["step"][name] = _median(clock, lambda copies=copies: copies.step(x[None], y[None]))  # type: ignore[misc]
-    copies = alone(next(iter(methods.values())))
-    for name, way in ways.items():
-
-        def jump(way: Variant = way) -> object:
-            return copies.teleport(0, way.symmetry, way.search(0), wide_x, wide_y, "keep")
-
-        seconds["teleport"][name] = _median(clock, jump)
+    images, methods = bench.images, {entry.method.name: entry for entry in reversed(entries)}
+    clock = Clock(BURSTS, burst_s, str(images.x_train.device))
+    x, y = images.x_train[None, :batch], images.y_train[None, :batch]
+    alone = {name: _alone(bench, entry) for name, entry in reversed(methods.items())}
+    steps = {name: _median(clock, partial(copies.step, x, y)) for name, copies in alone.items()}
+    ways = bench.teleports.ways(bench.build(), entries[0].method)
+    names = dict.fromkeys(entry.variant for entry in entries if entry.variant != PLAIN)
+    copies = _alone(bench, entries[0])
+    teleports = {name: _median(clock, _teleport(bench, copies, ways[name])) for name in names}
+    seconds = {"step": steps, "teleport": teleports}
     keep.parent.mkdir(parents=True, exist_ok=True)
     write_json(keep, seconds)
     return seconds
 
 
+def _alone(bench: Bench, entry: Entry) -> Copies:
+    return Copies(bench.build, [0], [entry.method.factory(entry.lr)], device=bench.images.x_train.device)
+
+
+def _teleport(bench: Bench, copies: Copies, way: Variant) -> Callable[[], object]:
+    x, y = (tensor[: bench.teleports.batch] for tensor in (bench.images.x_train, bench.images.y_train))
+    return lambda: copies.teleport(0, way.symmetry, way.search(0), x, y, "keep")
+
+
 def _median(clock: Clock, run: Callable[[], object]) -> float:
+    run()
     return median(clock.burst(Work(lambda: run), run) for _ in range(clock.bursts))
