@@ -20,7 +20,6 @@ COLOURS = {
     "MAML, gradient norm, far": "#56B4E9",
     "MAML, random, far": "#CCCCCC",
     "LSTM(update, tele)": "#D55E00",
-    "LSTM(update)": "#E69F00",
     "gradient descent, no meta-training": "#CC79A7",
 }
 RULE = "LSTM(update, tele)"

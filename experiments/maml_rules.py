@@ -1,4 +1,4 @@
-"""LSTM(update, tele) and LSTM(update), meta-trained on the tasks that MAML is meta-trained on."""
+"""LSTM(update, tele), meta-trained on the tasks that MAML is meta-trained on, and its controls."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +20,6 @@ from meta_teleport.record import Run
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
 from meta_teleport.terminal import stopping, training_bar
 
-RULES = ("LSTMUpdateTele", "LSTMUpdate")
 CONTROLS: dict[str, Callable[[Rule, FewShotTasks], Rule]] = {
     "identity elements": lambda rule, tasks: WithoutElements(rule),
     "random elements": lambda rule, tasks: RandomElements(rule, tasks.symmetry, torch.Generator().manual_seed(0)),
