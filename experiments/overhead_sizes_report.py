@@ -4,6 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from overhead_report import interval, table
 from overhead_sizes import WIDE
 
@@ -66,11 +67,16 @@ def plot(rows: Rows, fits: Rows) -> Figure:
             ends = [min(shown), max(shown)]
             line = [fit["wide"]["at"] * w ** fit["wide"]["exponent"] for w in ends]
             left.plot(ends, line, "--", color=COLOURS[number], linewidth=0.9)
+    deep = next(row["width"] for row in rows if row["against"] == "depth")
     left.set(xlabel="width w of an MLP 784-w-w-10", ylabel="forward-backward passes", title="one teleport")
-    right.set(xlabel="hidden layers", title="one width")
-    for axes in (left, right):
+    right.set(xlabel="hidden layers", title=f"the same, at width {deep}")
+    for axes, axis in ((left, "width"), (right, "depth")):
+        places = sorted({row[axis] for row in rows if row["against"] == axis})
         axes.set(xscale="log", yscale="log")
+        axes.set_xticks(places, map(str, places))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     return figure
@@ -80,5 +86,3 @@ def _draw(axes: Axes, rows: Rows, axis: str, style: dict[str, Any]) -> None:
     x, y = [row[axis] for row in rows], [row["ratio"] for row in rows]
     low, high = ([abs(row["ratio"] - row["ci95"][side]) for row in rows] for side in (0, 1))
     axes.errorbar(x, y, [low, high], linestyle="-", linewidth=1.2, **style)
-    axes.set_xticks(x, [str(v) for v in x])
-    axes.minorticks_off()
