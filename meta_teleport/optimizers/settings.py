@@ -57,7 +57,8 @@ class Setting:
         for number, parameters in enumerate(self.parameters):
             for name, parameter in parameters.items():
                 gradient, at = gradients[name], self.rows if self.stacked else self.rows.start + number
-                parameter.grad = None if gradient is None else gradient[at]
+                # fused kernels take gradients to lie in memory as parameters do
+                parameter.grad = None if gradient is None else gradient[at].contiguous()
         self.optimizer.step()
 
     def reset(self, symmetry: Symmetry) -> None:

@@ -30,6 +30,7 @@ SETTINGS: dict[str, Factory] = {
     "rmsprop": partial(RMSprop, lr=0.01, centered=True, momentum=0.5),
     "adam": partial(Adam, lr=0.02, amsgrad=True),
     "adamw": partial(AdamW, lr=0.02),
+    "fused": partial(Adam, lr=0.02, fused=True),
 }
 if hasattr(torch.optim, "Muon"):
     SETTINGS["muon"] = each(lambda p: torch.optim.Muon([q for q in p if q.ndim == 2], 0.02))
