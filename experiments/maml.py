@@ -10,10 +10,10 @@ the initial parameters of each task along the positive scalings of the hidden un
 alone, before these steps, in meta-training and at evaluation; or at evaluation only. All variants have the same number
 of updates on the same tasks; each has the step size that was best on training tasks.
 
-LSTM(update, tele) begins every task at the same random parameters. It sees as many steps on as many training tasks as
-MAML at two of its step sizes; its meta-loss is the sum of the support losses (their logarithm, this package's default
-objective, rewards a cross entropy without bound for vanishing on single tasks). Reported are loss and accuracy on the
-query sets of held-out tasks.
+LSTM(update, tele) begins every task at the same random parameters, and is meta-trained on twice as many task-steps as
+one run of MAML. Its meta-loss is the sum of the support losses (their logarithm, this package's default objective,
+rewards a cross entropy without bound for vanishing on single tasks). Reported are loss and accuracy on the query sets
+of held-out tasks. What is finished is kept in --out, data set by data set, and not done again.
 """
 
 import time
@@ -33,6 +33,7 @@ from maml_training import Plan, meta_train
 from meta_teleport.checkpoint import write_atomically
 from meta_teleport.errors import UserError
 from meta_teleport.meta.settings import Training
+from meta_teleport.record import read_json, write_json
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
 from meta_teleport.tasks.images import load_images
 
@@ -121,21 +122,37 @@ def rule_curves(
         yield f"{SHOWN}, {control}", *curves([wrap(rule, tasks) for rule, tasks in zip(rules, parts, strict=True)])
 
 
+def measured(data: str, args: Namespace, plan: Plan, training: Training) -> dict[str, Any]:
+    """Everything about one data set: now, or from the file in which it was kept.
+
+    Raises ``UserError`` for a file of other settings.
+    """
+    path = args.out / Path(data).stem / "measured.json"
+    key = {"plan": repr(plan), "training": repr(training), "seeds": args.seeds}
+    if not path.exists():
+        write_json(path, {"key": key, "found": measure_data(data, args, plan, training)})
+    content = read_json(path)
+    if content["key"] != key:
+        raise UserError(f"{path} belongs to a run with other settings: delete it, or choose another --out")
+    return dict(content["found"])
+
+
 def measure_data(data: str, args: Namespace, plan: Plan, training: Training) -> dict[str, Any]:
-    """Everything about one data set."""
+    """Meta-trains and measures everything on one data set."""
     classes = load_images(data, args.data_folder, not args.no_download).classes
     arguments = [family_arguments(data, args, seed, classes) for seed in range(args.seeds)]
     families = [FewShot(**own) for own in arguments]
     out = args.out / Path(data).stem
     runs, seconds = meta_train(families, plan, out / "maml.safetensors", f"{data} MAML")
     say(f"{data}: MAML meta-trained, {len(runs.teleports)} runs in {seconds:.0f} s")
+    began = time.perf_counter()
     held_out = tasks_of(families, HELD_OUT_TASKS if not args.smoke else 4, HELD_OUT, "held_out")
     curves: Curves = {}
     settings: dict[str, dict[str, Any]] = {}
-    for name, found, measured in maml_methods(families, plan, runs, held_out):
-        curves[name] = measured.loss, measured.accuracy
-        say(_line(data, name, measured.accuracy[plan.steps], plan.steps))
-        settings[name] = {**found, "growth": float(measured.growth.mean()), "drift": float(measured.drift.max())}
+    for name, found, end in maml_methods(families, plan, runs, held_out):
+        curves[name] = end.loss, end.accuracy
+        say(_line(data, name, end.accuracy[plan.steps], plan.steps))
+        settings[name] = {**found, "growth": float(end.growth.mean()), "drift": float(end.drift.max())}
     for name, loss, accuracy in rule_curves(arguments, training, held_out, out):
         curves[name] = loss, accuracy
         settings[name] = {}
@@ -145,7 +162,7 @@ def measure_data(data: str, args: Namespace, plan: Plan, training: Training) -> 
     return {
         "held_out_classes": held,
         "parameters": parameters,
-        "maml_seconds": round(seconds, 1),
+        "seconds": {"maml": round(seconds, 1), "rules and evaluation": round(time.perf_counter() - began, 1)},
         **summary(curves, settings, plan.steps),
     }
 
@@ -162,7 +179,7 @@ def main() -> None:
         raise UserError("intervals over meta-seeds need at least two: give --seeds 2 or more")
     began = time.perf_counter()
     plan, training = (SMOKE_PLAN, SMOKE_TRAINING) if args.smoke else (PLAN, TRAINING)
-    results = {Path(d).stem: measure_data(d, args, plan, training) for d in (["digits"] if args.smoke else args.data)}
+    results = {Path(d).stem: measured(d, args, plan, training) for d in (["digits"] if args.smoke else args.data)}
     knobs = {"ways": WAYS, "shots": SHOTS, "queries": QUERIES, "hidden": HIDDEN, "seeds": args.seeds}
     content = {"settings": {**knobs, "maml": repr(plan), "rules": repr(training)}, "data": results}
     write_results(args, NAME, content, began)
