@@ -42,10 +42,10 @@ from meta_teleport.teleportation.objectives import SEARCH_SCALES
 BATCH, TELEPORT_BATCH = 20, 200
 SEEDS, COMPARED_SEEDS, TUNING_SEEDS = 100, 12, (1000, 1001)
 METHODS = (
-    Method("SGD", torch.optim.SGD, (0.03, 0.1, 0.3, 1.0)),
-    Method("momentum", partial(torch.optim.SGD, momentum=0.9), (0.003, 0.01, 0.03, 0.1)),
-    Method("Adam", torch.optim.Adam, (0.001, 0.003, 0.01, 0.03)),
-    Method("AdamW", torch.optim.AdamW, (0.001, 0.003, 0.01, 0.03)),
+    Method("SGD", torch.optim.SGD, (0.03, 0.1, 0.3)),
+    Method("momentum", partial(torch.optim.SGD, momentum=0.9), (0.01, 0.03, 0.1)),
+    Method("Adam", torch.optim.Adam, (0.001, 0.003, 0.01)),
+    Method("AdamW", torch.optim.AdamW, (0.001, 0.003, 0.01)),
 )
 STEP_SIZE = 0.1
 """Of SGD where correlations are measured."""

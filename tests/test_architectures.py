@@ -201,11 +201,9 @@ def test_experiment(tmp_path: Path) -> None:
     table = (tmp_path / "architectures.md").read_text()
     assert table in result.stdout
     assert sum(line.startswith("| Adam |") for line in table.splitlines()) == 6 * len(NAMES)
-    again = run_smoke(tmp_path, "--seeds", "5")
-    assert again.returncode == 2
-    assert again.stderr.count("error: ") == 1 and "belongs to a run with other seeds" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     for part in ("correlation", "comparison"):
         assert run_smoke(tmp_path, "--parts", part).returncode == 0
@@ -213,3 +211,6 @@ def test_a_stopped_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(began) == 4 * len(NAMES)
     assert run_smoke(tmp_path).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == began
+    other = run_smoke(tmp_path, "--seeds", "5")
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: ") and "belongs to a run with other seeds" in other.stderr
