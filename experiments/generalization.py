@@ -8,8 +8,8 @@ after stands beside it.
 
 The second part asks how often one should teleport: once, or every 10, 5, 2, 1 epochs from epoch 10 on.
 
-    python experiments/generalization.py                                     MNIST, Fashion-MNIST; frequencies on MNIST
-    python experiments/generalization.py --data cifar10 --frequency          fewer variants, the first part alone
+    python experiments/generalization.py                               MNIST and Fashion-MNIST, frequencies on the latter
+    python experiments/generalization.py --data cifar10 --frequency    fewer variants, the first part alone
 
 Ctrl-C stops at the end of an epoch; the same command goes on from there.
 """
@@ -23,7 +23,7 @@ from generalization_figures import plot_branches, plot_frequencies
 from generalization_frequency import frequencies
 from generalization_report import markdown
 from generalization_runs import CIFAR10_SIZE, SMOKE_EPOCHS, Epochs, base_runs, setting_of
-from generalization_statistics import compared_branches, compared_frequencies
+from generalization_statistics import compared_branches, compared_frequencies, strict
 from generalization_teleports import LIMITED, PUBLISHED, SCALING, Variant
 from image_cli import images_of, parser, run, save_figure, write_results
 
@@ -75,12 +75,14 @@ def experiment(images: Images, args: Namespace) -> dict[str, Any]:
 
 def main() -> None:
     made = parser("generalization", __doc__, ("mnist", "fashion_mnist"), SEEDS)
-    made.add_argument("--frequency", nargs="*", default=["mnist"], help="data sets of the second part, if in --data")
+    made.add_argument(
+        "--frequency", nargs="*", default=["fashion_mnist"], help="data sets of the second part, if in --data"
+    )
     args, began = made.parse_args(), time.perf_counter()
     if args.smoke:
         args.seeds, args.frequency = min(args.seeds, SMOKE_SEEDS), ["digits"]
     results = [experiment(images, args) for images in images_of(args).values()]
-    write_results(args, "generalization", {"results": results}, began)
+    write_results(args, "generalization", {"results": strict(results)}, began)
     for content in results:
         save_figure(plot_branches(content), args.out / f"generalization_{content['data']}")
         if "frequency" in content:

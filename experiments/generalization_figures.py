@@ -24,6 +24,9 @@ COLUMNS = (
     "scaling, curvature",
 )
 
+LINEAR = 0.01
+"""Differences below are on a linear scale, larger ones on a logarithmic one."""
+
 
 def plot_branches(content: dict[str, Any]) -> Figure:
     """Test loss around the teleport, and its difference to no teleport, per action and quantity."""
@@ -44,7 +47,10 @@ def plot_branches(content: dict[str, Any]) -> Figure:
             if line:
                 axes.axhline(0, color="black", linewidth=0.8)
                 axes.set_xlabel("epoch")
-            _limit(axes)
+            if line:
+                axes.set_yscale("symlog", linthresh=LINEAR)
+            elif axes.get_ylim()[1] > 2 * max(rows[PLAIN]["test"][0]):
+                axes.set_yscale("log")
         grid[0, number].set_title(column)
     grid[0, 0].set_ylabel("test loss")
     grid[1, 0].set_ylabel("test loss, difference to no teleport")
@@ -65,10 +71,6 @@ def _curve(axes: Axes, row: dict[str, Any], plain: dict[str, Any] | None, first:
 
 def _losses(row: dict[str, Any]) -> torch.Tensor:
     return torch.tensor([row["test"][0], row["probes"]["after"]["test loss"], *row["test"][1:]])
-
-
-def _limit(axes: Axes) -> None:
-    """A log scale would hide differences, so that losses far above what the others show are cut off."""
 
 
 def plot_frequencies(content: dict[str, Any]) -> Figure:

@@ -24,7 +24,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
 def moved_table(content: dict[str, Any], moment: str) -> str:
     """What the teleports moved, against no teleport at the same time."""
     branches = content["branches"]
-    when = "right after the teleports" if moment == "after" else f"after epoch {branches['to']}"
+    after = "right after the last teleport (nine steps of SGD after the first one)"
+    when = after if moment == "after" else f"after epoch {branches['to']}"
     title = (
         f"**{content['data']}, what the teleports moved**, {when}: means without teleport, and differences to these "
         f"over {branches['seeds']} seeds with 95 % intervals; drift of the loss on the teleport's batch and length of "
@@ -79,7 +80,7 @@ def frequency_table(content: dict[str, Any], key: str) -> str:
 def shown(found: Interval, plain: bool, seeds: int | None = None) -> str:
     """A mean, or a difference with its interval and, where that is less than ``seeds``, the number of seeds."""
     if found["mean"] is None:
-        return f"all but {found['seeds']} diverged"
+        return f"{found['seeds']} finite"
     if plain:
         return f"{found['mean']:.4f}"
     some = f" ({found['seeds']})" if seeds is not None and found["seeds"] != seeds else ""
@@ -102,4 +103,6 @@ def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
 def _teleports(told: dict[str, Any] | None) -> list[str]:
     if told is None:
         return ["", ""]
+    if told["drift_median"] is None:
+        return ["none finite", f"{told['count']} x {told['size']:.2g}"]
     return [f"{told['drift_median']:.0e}, {told['drift_max']:.0e}", f"{told['count']} x {told['size']:.2g}"]

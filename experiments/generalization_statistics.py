@@ -83,3 +83,12 @@ def band(values: Tensor) -> tuple[list[float], list[float], list[float]]:
         return nothing, nothing, nothing
     limits = [bootstrap(row, torch.Generator().manual_seed(0)) for row in kept]
     return kept.mean(1).tolist(), [low for low, _ in limits], [high for _, high in limits]
+
+
+def strict(content: Any) -> Any:
+    """The content with null for what JSON has no number for."""
+    if isinstance(content, dict):
+        return {key: strict(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -41,16 +41,17 @@ class TeleportLog:
 
     def summary(self, setting: str) -> dict[str, Any] | None:
         """Over all teleports and runs of a setting: how many, the median and the largest relative drift of the loss on
-        the batch, |L' - L| / max(|L|, 1), the mean length of the way in the Lie algebra, and the share that was kept.
+        the batch, |L' - L| / max(|L|, 1), of those that are finite, the mean length of the way in the Lie algebra, and the share that was kept.
         None without teleports."""
         jumps = self._jumps.get(setting)
         if not jumps:
             return None
         drift, size, kept = (torch.tensor([j[key] for j in jumps.values()]) for key in ("drift", "size", "kept"))
+        drift = drift[drift.isfinite()]
         return {
             "count": len(jumps),
-            "drift_median": float(drift.median()),
-            "drift_max": float(drift.max()),
+            "drift_median": float(drift.median()) if len(drift) else None,
+            "drift_max": float(drift.max()) if len(drift) else None,
             "size": float(size.mean()),
             "kept": float(kept.mean()),
         }

@@ -19,7 +19,7 @@ from generalization_frequency import EVERY, due, frequencies
 from generalization_probes import MEASURES, ORTHANT, SPHERE, probe
 from generalization_report import shown, signed
 from generalization_runs import Epochs, base_runs, copies_of, place, setting_of, teleport_batch
-from generalization_statistics import band, paired
+from generalization_statistics import band, paired, strict
 from generalization_teleports import LIMITED, PUBLISHED, SCALING, Teleports, Variant
 
 from meta_teleport.models import MLP
@@ -249,5 +249,10 @@ def test_cells_of_tables() -> None:
     assert shown(found, plain=True) == "1.0000"
     assert shown(found, plain=False) == "+1.0000 [+1.0000, +1.0000]"
     assert shown(found, plain=False, seeds=3) == "+1.0000 [+1.0000, +1.0000] (2)"
-    assert shown(paired([math.nan], [0.0]), plain=False) == "all but 0 diverged"
+    assert shown(paired([math.nan], [0.0]), plain=False) == "0 finite"
     assert signed(1234.5) == "+1.23e+03"
+
+
+def test_results_hold_no_numbers_that_json_has_not() -> None:
+    content = {"a": [1.0, math.nan, (math.inf, 2)], "b": {"c": -math.inf, "d": "nan"}, "e": None}
+    assert strict(content) == {"a": [1.0, None, [None, 2]], "b": {"c": None, "d": "nan"}, "e": None}
