@@ -51,21 +51,22 @@ FAR_SCALES = (1.0, 2.0, 3.0, 4.0, 5.0)
 class Setting:
     """Published settings of one data set: hidden widths, step size, the smallest distance of sharpness.
 
-    ``seeds`` at most and the ``part`` of the batches that measures are taken on keep large networks affordable; so does
-    how many seeds are trained ``together``, where all of their weights would not fit into a processor's cache.
+    ``seeds`` and ``epochs`` at most and the ``part`` of the batches that measures are taken on keep large networks
+    affordable; so does how many seeds are trained ``together``, where not all weights would fit into a processor's cache.
     """
 
     hidden: tuple[int, int]
     step: float
     finest: float
     seeds: int = SEEDS
+    epochs: int = EPOCHS
     part: float = 1.0
     together: int = SEEDS
 
 
 MNIST = Setting((16, 10), 1e-2, 1e-3)
 FASHION_MNIST = Setting((16, 10), 1e-2, 1e-4)
-CIFAR10 = Setting((128, 32), 2e-2, 1e-4, seeds=40, part=0.2, together=10)
+CIFAR10 = Setting((128, 32), 2e-2, 1e-4, seeds=40, epochs=20, part=0.1, together=10)
 CIFAR10_SIZE = 3072
 SMOKE = {"EPOCHS": 3, "SHARPNESS_BATCHES": 2, "WIDE_BATCHES": 2, "CURVATURE_BATCHES": 2}
 SMOKE_SEEDS = 12
@@ -132,10 +133,10 @@ def examine(args: argparse.Namespace, images: Images, order: Order) -> dict[str,
     folder = args.out / f"{images.name}-{order}"
     seeds = range(min(args.seeds, setting.seeds))
     widths = (images.x_train.shape[1], *setting.hidden, images.classes)
-    plan = Plan(EPOCHS, BATCH, order)
+    plan = Plan(min(setting.epochs, EPOCHS), BATCH, order)
     copies, curves = trained(images, plan, lambda: MLP(widths), seeds, setting.step, setting.together, folder, label)
     speed = rate(curves, copies.count, len(images.x_train) // BATCH)
-    say(f"{label}: {copies.count} seeds trained for {EPOCHS} epochs, {speed:.0f} seed-steps per second")
+    say(f"{label}: {copies.count} seeds trained for {plan.epochs} epochs, {speed:.0f} seed-steps per second")
     kept = folder / "measures.safetensors"
     batches, seconds = measured(measures_of(copies, setting), images, MEASURED_BATCH, kept, label)
     say(f"{label}: measured in {seconds:.0f} s")
@@ -147,7 +148,7 @@ def examine(args: argparse.Namespace, images: Images, order: Order) -> dict[str,
         "images": {part: len(getattr(images, f"x_{part}")) for part in ("train", "test")},
         "widths": widths,
         "step_size": setting.step,
-        "epochs": EPOCHS,
+        "epochs": plan.epochs,
         "batch": BATCH,
         "seeds": copies.count,
         "distances": [setting.finest * scale for scale in SCALES],

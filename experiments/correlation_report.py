@@ -34,7 +34,18 @@ def markdown(runs: Runs) -> str:
 
 
 def _training(runs: Runs) -> str:
-    header = ["data", "images", "network", "seeds", "training loss", "test loss", "accuracy", "seed-steps/s", "minutes"]
+    header = [
+        "data",
+        "images",
+        "network",
+        "seeds",
+        "epochs",
+        "training loss",
+        "test loss",
+        "accuracy",
+        "seed-steps/s",
+        "minutes",
+    ]
     lines = []
     for run in runs:
         accuracy = run["test_accuracy"]
@@ -44,6 +55,7 @@ def _training(runs: Runs) -> str:
                 f"{run['images']['train']:,} + {run['images']['test']:,}",
                 "-".join(map(str, run["widths"])),
                 f"{run['seeds']}" + (f" ({run['left_out']} left out)" if run["left_out"] else ""),
+                f"{run['epochs']}",
                 _spread(run["training_loss"]),
                 _spread(run["test_loss"]),
                 f"{accuracy['mean']:.4f} ± {accuracy['std']:.4f}",
