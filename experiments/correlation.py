@@ -52,7 +52,7 @@ class Setting:
     """Published settings of one data set: hidden widths, step size, the smallest distance of sharpness.
 
     ``seeds`` and ``epochs`` at most and the ``part`` of the batches that measures are taken on keep large networks
-    affordable; so does how many seeds are trained ``together``, where not all weights would fit into a processor's cache.
+    affordable; so does how many seeds are trained ``together``, where all weights would not fit into a cache.
     """
 
     hidden: tuple[int, int]
