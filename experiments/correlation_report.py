@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 NAMES = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 CIFAR10 = "CIFAR-10 (part)"
 PANELS = {
-    "sharpness": ("sharpness, published", "sharpness, published, less the loss", "sharpness, t to 5"),
+    "sharpness": ("sharpness, published", "sharpness, published, less the loss", "sharpness, t to 5, less the loss"),
     "curvature": ("curvature, published", "curvature, action (a)", "curvature, action (b)"),
 }
 DOTS, LINE = "#0072B2", "#D55E00"
@@ -116,7 +116,7 @@ def _scatter(axes: Axes, run: dict[str, Any], name: str) -> None:
     ends = np.array([x.min(), x.max()])
     axes.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=LINE, linewidth=1.2)
     axes.set_title(f"r = {_r(found['test'], 'ci95')}", fontsize=9)
-    axes.set_xlabel(name, fontsize=9)
+    axes.set_xlabel(name, fontsize=8)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=4)
     axes.ticklabel_format(useOffset=False)
