@@ -188,11 +188,11 @@ def measure(plan: Plan, device: str) -> dict[str, Callable[[], Rows]]:
     kinds = [(kind, width) for kind, chosen in plan.widths.items() for width in chosen]
     named = networks.items()
     return {
+        "sizes": lambda: list(sizes(*plan.sizes, clock)),
         "detection": detections,
         "teleports": lambda: [{"network": name, **row} for name, of in named for row in teleports(of, clock)],
         "training": lambda: [{"network": name, **row} for name, of in named for row in training(name, of, plan, clock)],
         "widths": lambda: [row for kind, width in kinds for row in widths(kind, width, clock)],
-        "sizes": lambda: list(sizes(*plan.sizes, clock)),
     }
 
 
