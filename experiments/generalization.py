@@ -8,7 +8,7 @@ after stands beside it.
 
 The second part asks how often one should teleport: once, or every 10, 5, 2, 1 epochs from epoch 10 on.
 
-    python experiments/generalization.py                               MNIST and Fashion-MNIST, frequencies on the latter
+    python experiments/generalization.py                               both parts
     python experiments/generalization.py --data cifar10 --frequency    fewer variants, the first part alone
 
 Ctrl-C stops at the end of an epoch; the same command goes on from there.

@@ -33,7 +33,7 @@ def plot_branches(content: dict[str, Any]) -> Figure:
     branches = content["branches"]
     rows = {row["variant"]: row for row in branches["rows"]}
     columns = [c for c in COLUMNS if any(name.startswith(c) for name in rows)]
-    figure = Figure(figsize=(3.3 * len(columns), 6.4), layout="constrained")
+    figure = Figure(figsize=(2.7 * len(columns), 5.4), layout="constrained")
     grid = figure.subplots(2, len(columns), squeeze=False, sharex=True)
     for number, column in enumerate(columns):
         chosen = {name.removeprefix(column).strip(): row for name, row in rows.items() if name.startswith(column)}
@@ -47,16 +47,25 @@ def plot_branches(content: dict[str, Any]) -> Figure:
             if line:
                 axes.axhline(0, color="black", linewidth=0.8)
                 axes.set_xlabel("epoch")
-            if line:
-                axes.set_yscale("symlog", linthresh=LINEAR)
-            elif axes.get_ylim()[1] > 2 * max(rows[PLAIN]["test"][0]):
-                axes.set_yscale("log")
+            _scale(axes, line == 1, 2 * max(rows[PLAIN]["test"][0]))
         grid[0, number].set_title(column)
     grid[0, 0].set_ylabel("test loss")
     grid[1, 0].set_ylabel("test loss, difference to no teleport")
     _legend(figure, grid.flat)
     figure.suptitle(f"{content['data']}: teleports at epoch {branches['from']}, {branches['seeds']} seeds, 95 % bands")
     return figure
+
+
+def _scale(axes: Axes, differences: bool, large: float) -> None:
+    """Losses that explode take a logarithmic scale."""
+    if differences and axes.get_ylim()[1] > 10 * LINEAR:
+        axes.set_yscale("symlog", linthresh=LINEAR)
+        axes.set_ylim(bottom=-3 * LINEAR)
+    elif axes.get_ylim()[1] > large:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if axes.get_ylim()[1] < 3 else "")
+        axes.tick_params(labelsize=8, which="both")
 
 
 def _curve(axes: Axes, row: dict[str, Any], plain: dict[str, Any] | None, first: int, label: str) -> None:
@@ -78,7 +87,7 @@ def plot_frequencies(content: dict[str, Any]) -> Figure:
     frequency = content["frequency"]
     found = {(row["variant"], row["frequency"]): row for row in frequency["differences"]}
     columns = [c for c in COLUMNS if any(name.startswith(c) for name, _ in found)]
-    figure = Figure(figsize=(3.3 * len(columns), 5.6), layout="constrained")
+    figure = Figure(figsize=(2.7 * len(columns), 5), layout="constrained")
     grid = figure.subplots(2, len(columns), squeeze=False, sharex=True)
     labels = list(EVERY)
     for number, column in enumerate(columns):

@@ -41,8 +41,8 @@ class TeleportLog:
 
     def summary(self, setting: str) -> dict[str, Any] | None:
         """Over all teleports and runs of a setting: how many, the median and the largest relative drift of the loss on
-        the batch, |L' - L| / max(|L|, 1), of those that are finite, the mean length of the way in the Lie algebra, and the share that was kept.
-        None without teleports."""
+        the batch, |L' - L| / max(|L|, 1), of those that are finite (None without any), the mean length of the way in
+        the Lie algebra, and the share that was kept. None without teleports."""
         jumps = self._jumps.get(setting)
         if not jumps:
             return None
