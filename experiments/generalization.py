@@ -66,6 +66,8 @@ def experiment(images: Images, args: Namespace) -> dict[str, Any]:
     told = branches(images, base[epochs.branch], chosen, epochs, (looks["search"], looks["probe"]), folder)
     at = {epochs.branch + 1, epochs.branch + (epochs.end - epochs.branch) // 4, epochs.end}
     content["branches"] = {**told, "differences": compared_branches(told, sorted(at))}
+    for row in told["rows"]:
+        row["train"] = [sum(losses) / len(losses) for losses in row["train"]]
     if images.name in args.frequency:
         seeds = min(FREQUENCY_SEEDS, args.seeds)
         told = frequencies(images, base[epochs.early], epochs, seeds, looks["frequency"], folder)

@@ -86,9 +86,11 @@ def band(values: Tensor) -> tuple[list[float], list[float], list[float]]:
 
 
 def strict(content: Any) -> Any:
-    """The content with null for what JSON has no number for."""
+    """The content with six digits of every number, and null for what JSON has no number for."""
     if isinstance(content, dict):
         return {key: strict(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [strict(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    if isinstance(content, float):
+        return float(f"{content:.6g}") if math.isfinite(content) else None
+    return content

@@ -67,7 +67,7 @@ def test_the_script_from_end_to_end_and_once_more(tmp_path: Path) -> None:
     plain = rows["none"]
     assert plain["teleports"] is None
     for name, row in rows.items():
-        assert len(row["test"]) == len(row["train"]) == 2
+        assert len(row["test"]) == len(row["train"]) == 2 and isinstance(row["train"][0], float)
         assert set(row["probes"]) == {"before", "after", "end"}
         if name.startswith("scaling"):
             assert row["teleports"]["drift_max"] < 1e-5, name
@@ -254,5 +254,5 @@ def test_cells_of_tables() -> None:
 
 
 def test_results_hold_no_numbers_that_json_has_not() -> None:
-    content = {"a": [1.0, math.nan, (math.inf, 2)], "b": {"c": -math.inf, "d": "nan"}, "e": None}
-    assert strict(content) == {"a": [1.0, None, [None, 2]], "b": {"c": None, "d": "nan"}, "e": None}
+    content = {"a": [1.0, math.nan, (math.inf, 2)], "b": {"c": -math.inf, "d": "nan"}, "e": 0.123456789}
+    assert strict(content) == {"a": [1.0, None, [None, 2]], "b": {"c": None, "d": "nan"}, "e": 0.123457}
