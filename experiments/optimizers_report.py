@@ -40,8 +40,9 @@ def markdown(content: dict[str, Any], name: str) -> str:
     """The table of one part of one data set."""
     rows = content[name]["rows"]
     plain = {row["method"]: row for row in rows if row["variant"] == PLAIN}
+    unit = content[name].get("unit", "epochs")
     head = (
-        f"**{content['data']}, {name} step sizes**: after {content[name]['epochs']} epochs, means of "
+        f"**{content['data']}, {_title(name)}**: after {content[name]['epochs']} {unit}, means of "
         f"{content['seeds']} runs; differences to the plain optimizer with 95 % intervals, paired by seed\n"
     )
     columns = ["optimizer", "teleport", "lr", "training loss", "difference", "test loss", "difference", "accuracy"]
@@ -50,9 +51,19 @@ def markdown(content: dict[str, Any], name: str) -> str:
     return "\n".join([head, *(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines]), ""])
 
 
+def _title(name: str) -> str:
+    return f"{name} step sizes" if name in ("published", "tuned") else name
+
+
 def _line(row: Row, plain: Row | None) -> list[str]:
     cells = [row["method"], row["variant"], f"{row['lr']:.3g}"]
     for key, factor, digits in (("train", 1, 4), ("test", 1, 4), ("accuracy", 100, 2)):
+        diverged = sum(value is None for value in row["last"][key])
+        if diverged:
+            cells += [f"{diverged} of {len(row['last'][key])} diverged", ""]
+            continue
+        if plain is not None and None in plain["last"][key]:
+            plain = None
         mean = factor * sum(row["last"][key]) / len(row["last"][key])
         cells.append(f"{mean:.{digits}f}")
         cells.append("" if plain is None or plain is row else _signed(difference(row, plain, key), factor, digits))
@@ -70,37 +81,44 @@ def _signed(found: tuple[float, float, float], factor: float, digits: int) -> st
 
 
 def plot(content: dict[str, Any], name: str) -> Figure:
-    """Training and test loss against epochs and against time, one column per optimizer."""
-    rows = content[name]["rows"]
+    """Training and test loss against epochs (or steps) and, where a step was timed, against time; one column per
+    optimizer."""
+    rows, unit = content[name]["rows"], content[name].get("unit", "epochs")
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure = Figure(figsize=(2.7 * len(methods), 8.4), layout="constrained")
-    grid = figure.subplots(4, len(methods), squeeze=False)
+    lines = [(*quantity, False) for quantity in QUANTITIES]
+    lines += [(*quantity, True) for quantity in QUANTITIES if "seconds_per" in content]
+    figure = Figure(figsize=(max(2.4 * len(methods), 7.5), 1.9 * len(lines) + 0.6), layout="constrained")
+    grid = figure.subplots(len(lines), len(methods), squeeze=False)
     for column, method in enumerate(methods):
         own = [row for row in rows if row["method"] == method]
-        for line, (key, label) in enumerate(2 * QUANTITIES):
-            axes = grid[line, column]
-            _draw(axes, own, key, content if line > 1 else None)
-            axes.set(xlabel="seconds, one run alone" if line > 1 else "epoch", yscale="log")
+        for axes, (key, label, timed) in zip(grid[:, column], lines, strict=True):
+            _draw(axes, own, key, content if timed else None)
+            axes.set(xlabel="seconds, one run alone" if timed else unit, yscale="log")
             axes.grid(alpha=0.3)
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
-            axes.tick_params(labelsize=7, which="both")
+            axes.tick_params(labelsize=7)
             if not column:
                 axes.set_ylabel(label)
-        grid[0, column].set_title(f"{method}, lr {own[0]['lr']:.3g}" if name == "published" else method)
+        grid[0, column].set_title(f"{method}, lr {own[0]['lr']:.3g}" if name == "published" else method, fontsize=10)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(f"{content['data']}: {name} step sizes, means of {content['seeds']} runs")
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    figure.suptitle(f"{content['data']}: {_title(name)}, means of {content['seeds']} runs", fontsize=11)
     return figure
 
 
 def _draw(axes: Axes, rows: list[Row], key: str, timed: dict[str, Any] | None) -> None:
+    """One line per variant, from the first epoch on. Lines that leave those of the plain optimizer behind, as diverging
+    ones do, do not stretch the axis."""
     for row in rows:
-        losses = row["mean"][key]
+        losses = [float("nan") if loss is None else loss for loss in row["mean"][key]]
         at = [float(epoch) for epoch in range(len(losses))] if timed is None else seconds_at(timed, row)
         style = "--" if "random" in row["variant"] else ":" if row["variant"] == "state reset" else "-"
         axes.plot(at[1:], losses[1:], style, color=COLOURS[row["variant"]], label=row["variant"], linewidth=1.1)
+    plain = [loss for row in rows if row["variant"] == PLAIN for loss in row["mean"][key][1:] if loss is not None]
+    if plain:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.6 * max(plain)))
 
 
 def seconds_at(content: dict[str, Any], row: Row) -> list[float]:
