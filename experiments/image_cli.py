@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from image_training import Stopped
 from matplotlib.figure import Figure
+from PIL import Image
 
 from meta_teleport.errors import UserError
 from meta_teleport.record import provenance, write_json
@@ -54,9 +55,12 @@ def write_results(args: argparse.Namespace, name: str, content: dict[str, Any], 
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """The figure as PNG and as PDF."""
+    """The figure as PNG, of 64 colours to be small, and as PDF."""
     for suffix in (".png", ".pdf"):
         figure.savefig(path.with_suffix(suffix), dpi=120, bbox_inches="tight")
+    with Image.open(path.with_suffix(".png")) as picture:
+        small = picture.convert("RGB").quantize(64)
+    small.save(path.with_suffix(".png"), optimize=True)
 
 
 def say(text: str) -> None:

@@ -1,18 +1,13 @@
 """The second-order method beside brute force, its safeguard, and what a teleport can do to it."""
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from levenberg_marquardt import LevenbergMarquardt, damped_step, factors
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-
-sys.path.append(str(Path(__file__).parents[1] / "experiments"))
-
-from levenberg_marquardt import LevenbergMarquardt, damped_step, factors
 
 from meta_teleport.models import MLP
 from meta_teleport.symmetry.symmetry import mlp_symmetry
