@@ -82,8 +82,8 @@ class Method:
 
 
 class Outcome(NamedTuple):
-    """``last``: training and test loss and test accuracy at the end, ``(entries, seeds)`` each; the seconds of the
-    training, and what the teleports did."""
+    """``last``: training and test loss and test accuracy at the end, and the mean training loss of the batches of the
+    first epoch, ``(entries, seeds)`` each; the seconds of the training, and what the teleports did."""
 
     last: dict[str, Tensor]
     seconds: float
@@ -126,7 +126,7 @@ def train_entries(
     label = f"{images.name}, {case.name}, {part}"
     curves = train(copies, images, plan, label=label, keep=keep, before_step=before, validation=part == TUNING)
     losses = {"train": copies.evaluate(images.x_train, images.y_train)[0].cpu()}
-    losses |= {"test": curves.test[-1], "accuracy": curves.accuracy[-1]}
+    losses |= {"test": curves.test[-1], "accuracy": curves.accuracy[-1], "early": curves.train[1]}
     last = {name: values.view(len(entries), len(seeds)) for name, values in losses.items()}
     return Outcome(last, float(curves.seconds.sum()), log)
 

@@ -14,7 +14,8 @@ Row = dict[str, Any]
 
 KINDS = {"teleport": "#0072B2", "random": "#D55E00", "reset": "#009E73"}
 """Colours of the variants, by their first word."""
-LOSSES = {"train": "training loss", "test": "test loss"}
+LOSSES = {"early": "training loss, first epoch", "train": "training loss", "test": "test loss"}
+DRAWN = ("train", "test")
 TARGETS = {"test": "test loss", "gap": "gap", "test_given_train": "test loss, training loss given"}
 SHOWN = ("sharpness, t to 5", "curvature")
 DOTS, LINE = "#0072B2", "#D55E00"
@@ -61,7 +62,7 @@ def _sites(content: dict[str, Any]) -> str:
 def _speeds(content: dict[str, Any]) -> str:
     counts = list(next(iter(content["networks"].values()))["milliseconds"])
     lines = [[name, *(f"{ms:.1f}" for ms in f["milliseconds"].values())] for name, f in content["networks"].items()]
-    title = f"{content['data']}: milliseconds per step of all copies, batches of {content['batch']}"
+    title = f"{content['data']}: milliseconds of processor time per step of all copies, batches of {content['batch']}"
     return _table(title, ["network", *(f"{count} copies" for count in counts)], lines)
 
 
@@ -90,7 +91,8 @@ def _r(found: dict[str, Any] | None) -> str:
 
 
 def _comparison(content: dict[str, Any], name: str, part: dict[str, Any]) -> str:
-    header = ["optimizer", "variant", "step size", "training loss", "difference", "test loss", "difference", "accuracy"]
+    header = ["optimizer", "variant", "step size"]
+    header += [cell for label in LOSSES.values() for cell in (label, "difference")] + ["accuracy"]
     lines = [_line(row, plain) for row, plain in paired(part)]
     title = (
         f"{content['data']}, {name}: after {part['epochs']} epochs, means of {part['seeds']} seeds; differences to the "
@@ -115,15 +117,15 @@ def _line(row: Row, plain: Row) -> list[str]:
 
 
 def comparison_figure(content: dict[str, Any]) -> Figure:
-    """Differences to the plain optimizer in percent of its loss: one column per network, training loss above."""
+    """Differences to the plain optimizer in percent of its mean loss: one column per network, training loss above."""
     names = list(content["networks"])
-    figure = Figure(figsize=(3.6 * len(names) + 1.6, 9.0), layout="constrained")
-    grid = figure.subplots(len(LOSSES), len(names), squeeze=False, sharey=True)
-    for line, (key, label) in zip(grid, LOSSES.items(), strict=True):
+    figure = Figure(figsize=(2.8 * len(names) + 1.6, 7.6), layout="constrained")
+    grid = figure.subplots(len(DRAWN), len(names), squeeze=False, sharey=True)
+    for line, key in zip(grid, DRAWN, strict=True):
         for axes, name in zip(line, names, strict=True):
             _forest(axes, content["networks"][name]["comparison"], key)
             axes.set_title(name)
-            axes.set_xlabel(f"change of the {label}, % of the plain one")
+            axes.set_xlabel(f"change of the {LOSSES[key]}, %", fontsize=9)
     part = content["networks"][names[0]]["comparison"]
     figure.suptitle(f"{content['data']}, {part['epochs']} epochs: {part['seeds']} seeds, paired 95 % intervals")
     return figure
@@ -136,8 +138,9 @@ def _forest(axes: Axes, part: dict[str, Any], key: str) -> None:
         colour = KINDS[row["variant"].split(",")[0]]
         axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, markersize=4, capsize=2)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [f"{row['method']}: {row['variant']}" for row, _ in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{row['method']}: {row['variant']}" for row, _ in rows], fontsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="x", labelsize=8)
     axes.grid(alpha=0.3, axis="x")
 
 

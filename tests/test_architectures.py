@@ -194,6 +194,10 @@ def test_experiment(tmp_path: Path) -> None:
         assert rows["none"]["teleports"] is None and rows["teleport, every epoch"]["teleports"]["count"] == 2
         assert rows["teleport, start"]["teleports"]["drift_max"] < 1e-5
         assert rows["reset, every epoch"]["teleports"]["size"] == 0
+        early = {name: row["last"]["early"] for name, row in rows.items()}
+        assert (
+            early["reset, every epoch"] == early["none"] != early["teleport, start"] == early["teleport, every epoch"]
+        )
         lasts = [tuple(row["last"]["train"]) for row in rows.values()]
         assert all(len(last) == 3 for last in lasts) and len(set(lasts)) == len(lasts)
     for name in ("comparison-digits", "correlation-digits"):
