@@ -77,7 +77,7 @@ def factors(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
     jacobians = vmap(jacrev(outputs), in_dims=(None, 0))(params, x)
     jacobian = torch.cat([j.flatten(2) for j in jacobians.values()], dim=2)
-    p = model(x).detach().softmax(-1).clamp(min=torch.finfo(x.dtype).tiny)
+    p = model(x).detach().softmax(-1).clamp(min=torch.finfo(x.dtype).eps)
     root = p.sqrt()
     rows = root.unsqueeze(2) * jacobian - root.unsqueeze(2) * (p.unsqueeze(1) @ jacobian)
     residual = p - F.one_hot(y, p.shape[1]).to(p)
@@ -86,11 +86,13 @@ def factors(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def damped_step(rows: Tensor, targets: Tensor, damping: float) -> Tensor:
     """``-(A^T A + damping I)^-1 A^T u`` by the smaller of its two forms, solved in float64."""
-    small = rows if rows.shape[0] <= rows.shape[1] else rows.mT
-    gram = (small @ small.mT).double()
+    wide, u = rows.double(), targets.double()
+    small = wide if wide.shape[0] <= wide.shape[1] else wide.mT
+    gram = small @ small.mT
     gram.diagonal().add_(damping)
     factor = torch.linalg.cholesky(gram)
-    if small is rows:
-        return -(rows.mT @ torch.cholesky_solve(targets.double()[:, None], factor)[:, 0].to(rows))
-    gradient = (rows.mT @ targets).double()
-    return -torch.cholesky_solve(gradient[:, None], factor)[:, 0].to(rows)
+    if small is wide:
+        step = wide.mT @ torch.cholesky_solve(u[:, None], factor)
+    else:
+        step = torch.cholesky_solve((wide.mT @ u)[:, None], factor)
+    return -step[:, 0].to(rows)
