@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 from torch import Tensor
 
+WORST = 10.0
 PLAIN = "MAML"
 EVALUATION_ONLY = " at evaluation only"
 LOWEST_ACCURACY = 25
@@ -36,8 +37,10 @@ def interval(by_seed: Tensor) -> list[float]:
 def summary(curves: dict[str, tuple[Tensor, Tensor]], settings: dict[str, dict[str, Any]], step: int) -> dict[str, Any]:
     """Methods and comparisons as plain JSON values, from loss and accuracy ``(steps + 1, seeds, tasks)``.
 
-    Differences are paired by meta-seed and task, after ``step`` and after all steps.
+    Differences are paired by meta-seed and task, after ``step`` and after all steps. A loss that is not finite, or above
+    10, counts as 10.
     """
+    curves = {name: (_bounded(loss), accuracy) for name, (loss, accuracy) in curves.items()}
     methods = {
         name: {
             **settings[name],
@@ -54,6 +57,10 @@ def summary(curves: dict[str, tuple[Tensor, Tensor]], settings: dict[str, dict[s
             )
             compared.append({"a": a, "b": b, "step": at, "loss": loss, "accuracy": accuracy})
     return {"methods": methods, "comparisons": compared}
+
+
+def _bounded(loss: Tensor) -> Tensor:
+    return loss.nan_to_num(WORST, WORST, WORST).clamp(max=WORST)
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:

@@ -254,6 +254,13 @@ def test_differences_are_paired_by_seed_and_task() -> None:
     assert high - low > 0.01
 
 
+def test_losses_of_tasks_that_diverged_are_bounded() -> None:
+    loss, accuracy = torch.full((3, 2, 4), 2.0), torch.ones(3, 2, 4)
+    loss[1, 0] = torch.tensor([torch.nan, torch.inf, 1e9, 2.0])
+    found = summary({"MAML": (loss, accuracy)}, {"MAML": {}}, 1)["methods"]["MAML"]
+    assert found["loss"][1][0] == pytest.approx((8 + 2) / 2) and found["loss"][0] == pytest.approx([2, 2, 2])
+
+
 def command(*flags: str) -> "subprocess.CompletedProcess[str]":
     argv = [sys.executable, "-W", "error", str(SCRIPT), *flags]
     return subprocess.run(argv, capture_output=True, text=True, check=False)
