@@ -17,6 +17,8 @@ from meta_teleport.optimizers.settings import Factory
 from meta_teleport.tasks.images import Images
 
 TUNING_SEEDS = (100, 101)
+EARLY = 5
+"""The epoch (or step) whose losses stand beside the last ones, as what teleports do may pass."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ class Bench:
         return best, table
 
     def compare(self, entries: Sequence[Entry], seeds: Sequence[int], plan: Plan, keep: Path) -> dict[str, Any]:
-        """Every entry trained with every seed, as rows: the mean over the runs after every epoch, every run's last
-        values, and what the teleports did."""
+        """Every entry trained with every seed, as rows: the mean over the runs after every epoch, every run's early
+        and last values, and what the teleports did."""
         curves, log = self.run(entries, seeds, plan, keep)
         rows = []
         for number, entry in enumerate(entries):
@@ -138,6 +140,7 @@ class Bench:
             row = {"method": entry.method.name, "variant": entry.variant, "lr": entry.lr, "epoch": entry.method.epoch}
             row |= {"mean": {key: _numbers(column.mean(1)) for key, column in columns.items()}}
             row |= {"last": {key: _numbers(column[-1]) for key, column in columns.items()}}
+            row |= {"early": {key: _numbers(column[min(EARLY, plan.epochs)]) for key, column in columns.items()}}
             rows.append({**row, "teleports": log.summary(entry.key)})
         return {
             "epochs": plan.epochs,

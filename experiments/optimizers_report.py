@@ -6,6 +6,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from optimizer_runs import EARLY
 from scipy import stats
 from teleport_variants import PLAIN
 
@@ -31,9 +32,10 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def difference(row: Row, plain: Row, key: str) -> tuple[float, float, float]:
-    """The last loss (or accuracy) of a row minus that of the plain optimizer, paired by seed, with its interval."""
-    return interval([a - b for a, b in zip(row["last"][key], plain["last"][key], strict=True)])
+def difference(row: Row, plain: Row, key: str, when: str = "last") -> tuple[float, float, float]:
+    """The last (or early) loss or accuracy of a row minus that of the plain optimizer, paired by seed, with its
+    interval."""
+    return interval([a - b for a, b in zip(row[when][key], plain[when][key], strict=True)])
 
 
 def markdown(content: dict[str, Any], name: str) -> str:
@@ -45,8 +47,9 @@ def markdown(content: dict[str, Any], name: str) -> str:
         f"**{content['data']}, {_title(name)}**: after {content[name]['epochs']} {unit}, means of "
         f"{content['seeds']} runs; differences to the plain optimizer with 95 % intervals, paired by seed\n"
     )
-    columns = ["optimizer", "teleport", "lr", "training loss", "difference", "test loss", "difference", "accuracy"]
-    columns += ["difference, points", "drift: median, largest", "size"]
+    columns = ["optimizer", "teleport", "lr", f"training loss after {min(EARLY, content[name]['epochs'])}: difference"]
+    columns += ["training loss", "difference", "test loss", "difference", "accuracy", "difference, points"]
+    columns += ["drift: median, largest", "size"]
     lines = [_line(row, plain.get(row["method"])) for row in rows]
     return "\n".join([head, *(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines]), ""])
 
@@ -56,27 +59,23 @@ def _title(name: str) -> str:
 
 
 def _line(row: Row, plain: Row | None) -> list[str]:
-    cells = [row["method"], row["variant"], f"{row['lr']:.3g}"]
+    cells = [row["method"], row["variant"], f"{row['lr']:.3g}", _compared(row, plain, "train", "early")]
     for key, factor, digits in (("train", 1, 4), ("test", 1, 4), ("accuracy", 100, 2)):
-        diverged = sum(value is None for value in row["last"][key])
-        if diverged:
-            cells += [f"{diverged} of {len(row['last'][key])} diverged", ""]
-            continue
-        if plain is not None and None in plain["last"][key]:
-            plain = None
-        mean = factor * sum(row["last"][key]) / len(row["last"][key])
-        cells.append(f"{mean:.{digits}f}")
-        cells.append("" if plain is None or plain is row else _signed(difference(row, plain, key), factor, digits))
+        last = row["last"][key]
+        diverged = sum(value is None for value in last)
+        mean = "" if diverged else f"{factor * sum(last) / len(last):.{digits}f}"
+        cells.append(f"{diverged} of {len(last)} diverged" if diverged else mean)
+        cells.append(_compared(row, plain, key, "last", factor, digits))
     told = row["teleports"]
-    return (
-        [*cells, f"{told['drift_median']:.0e}, {told['drift_max']:.0e}", f"{told['size']:.2g}"]
-        if told
-        else [*cells, "", ""]
-    )
+    drift = f"{told['drift_median']:.0e}, {told['drift_max']:.0e}" if told else ""
+    return [*cells, drift, f"{told['size']:.2g}" if told else ""]
 
 
-def _signed(found: tuple[float, float, float], factor: float, digits: int) -> str:
-    mean, low, high = (f"{factor * x:+.{digits}f}" for x in found)
+def _compared(row: Row, plain: Row | None, key: str, when: str, factor: float = 1, digits: int = 4) -> str:
+    """The difference with its interval; nothing where one of the two has runs that diverged."""
+    if plain is None or plain is row or None in row[when][key] + plain[when][key]:
+        return ""
+    mean, low, high = (f"{factor * x:+.{digits}f}" for x in difference(row, plain, key, when))
     return f"{mean} [{low}, {high}]"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from levenberg_marquardt import LevenbergMarquardt
-from optimizer_runs import Bench, Entry
+from optimizer_runs import EARLY, Bench, Entry
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import LBFGS, Optimizer
@@ -126,6 +126,7 @@ def row_of(entry: Entry, runs: list[dict[str, list[float]]]) -> dict[str, Any]:
         "lr": entry.lr,
         "epoch": 0,
         "mean": {key: column.mean(0).tolist() for key, column in columns.items()},
+        "early": {key: column[:, min(EARLY, column.shape[1] - 1)].tolist() for key, column in columns.items()},
         "last": {key: column[:, -1].tolist() for key, column in columns.items()},
         "teleports": None,
     }

@@ -123,6 +123,7 @@ def row(variant: str, last: list[float | None], count: int = 0) -> dict[str, Any
         "variant": variant,
         "lr": 0.1,
         "epoch": 1,
+        "early": columns,
         "last": columns,
         "mean": means,
         "teleports": told,
