@@ -44,6 +44,9 @@ RANDOM = (
 )
 VARIANTS, FEWER = (*PUBLISHED, *LIMITED, *SCALING, *RANDOM), PUBLISHED
 """What goes on from every run; on CIFAR-10 fewer."""
+SMOKE_VARIANTS, SMOKE_OFTEN = (PUBLISHED[1], LIMITED[1], SCALING[0], RANDOM[2]), SCALING[2:]
+OFTEN = (*PUBLISHED[:2], *LIMITED, *SCALING)
+"""What the second part looks at: the curvature steps of published size end runs at once."""
 
 
 def experiment(images: Images, args: Namespace) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def experiment(images: Images, args: Namespace) -> dict[str, Any]:
         "lr": setting.lr,
         "published_sizes": setting.sizes,
     }
-    chosen = FEWER if large else VARIANTS
+    chosen, often = (SMOKE_VARIANTS, SMOKE_OFTEN) if args.smoke else (FEWER if large else VARIANTS, OFTEN)
     told = branches(images, base[epochs.branch], chosen, epochs, (looks["search"], looks["probe"]), folder)
     at = {epochs.branch + 1, epochs.branch + (epochs.end - epochs.branch) // 4, epochs.end}
     content["branches"] = {**told, "differences": compared_branches(told, sorted(at))}
@@ -70,7 +73,7 @@ def experiment(images: Images, args: Namespace) -> dict[str, Any]:
         row["train"] = [sum(losses) / len(losses) for losses in row["train"]]
     if images.name in args.frequency:
         seeds = min(FREQUENCY_SEEDS, args.seeds)
-        told = frequencies(images, base[epochs.early], epochs, seeds, looks["frequency"], folder)
+        told = frequencies(images, base[epochs.early], often, epochs, seeds, looks["frequency"], folder)
         content["frequency"] = {**told, "differences": compared_frequencies(told)}
     return content
 

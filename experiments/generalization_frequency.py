@@ -1,10 +1,11 @@
 """How often should one teleport? The second part of generalization.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from generalization_runs import BATCH, Epochs, copies_of, place, setting_of, teleport_batch
-from generalization_teleports import LIMITED, PLAIN, PUBLISHED, SCALING, Teleports
+from generalization_teleports import PLAIN, Teleports, Variant
 from image_cli import say
 from image_training import Plan, train
 from teleport_log import TeleportLog
@@ -19,9 +20,6 @@ EVERY = {"once": 0, "every 10": 10, "every 5": 5, "every 2": 2, "every epoch": 1
 SMALL_BATCH = 500
 """Images that a teleport sees, fewer than the published 2000, as there are hundreds of teleports."""
 
-VARIANTS = (*PUBLISHED[:2], *LIMITED, *SCALING)
-"""The published search for curvature in steps of limited size: those of published size end runs at once."""
-
 
 def due(every: int, epochs_gone: int) -> bool:
     """Whether one teleports, so many epochs after the first time."""
@@ -29,11 +27,17 @@ def due(every: int, epochs_gone: int) -> bool:
 
 
 def frequencies(
-    images: Images, base: Copies, epochs: Epochs, seeds: int, directions: int, folder: Path
+    images: Images,
+    base: Copies,
+    variants: Sequence[Variant],
+    epochs: Epochs,
+    seeds: int,
+    directions: int,
+    folder: Path,
 ) -> dict[str, Any]:
-    """All variants at all frequencies from the first ``seeds`` runs of ``base``: per row and seed the last test loss,
+    """The variants at all frequencies from the first ``seeds`` runs of ``base``: per row and seed the last test loss,
     and the gap to the last training loss. A teleport sees one batch."""
-    entries = [(variant, name) for variant in VARIANTS for name in EVERY]
+    entries = [(variant, name) for variant in variants for name in EVERY]
     names = [PLAIN, *(f"{variant.name}, {name}" for variant, name in entries)]
     copies = copies_of(images, base.seeds[:seeds], len(names))
     place(base, copies)

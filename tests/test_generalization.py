@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import generalization_branches
-import generalization_frequency
 import image_training
 import laws
 import pytest
@@ -61,7 +60,7 @@ def test_the_script_from_end_to_end_and_once_more(tmp_path: Path) -> None:
     found = run(tmp_path)
     (digits,) = found["results"]
     rows = {row["variant"]: row for row in digits["branches"]["rows"]}
-    assert found["smoke"] and len(rows) == 14 and digits["branches"]["seeds"] == 3
+    assert found["smoke"] and len(rows) == 5 and digits["branches"]["seeds"] == 3
     starts = {tuple(row["test"][0]) for row in rows.values()}
     assert len(starts) == 1, "all variants go on from the same weights"
     plain = rows["none"]
@@ -76,7 +75,7 @@ def test_the_script_from_end_to_end_and_once_more(tmp_path: Path) -> None:
     twin = rows["scaling, sharpness lower"]["teleports"]
     assert rows["scaling, sharpness lower, random"]["teleports"]["size"] == pytest.approx(twin["size"])
     told = {(row["variant"], row["frequency"]): row["teleports"] for row in digits["frequency"]["rows"]}
-    assert len(told) == 1 + 8 * len(EVERY)
+    assert len(told) == 1 + 2 * len(EVERY)
     assert told["scaling, curvature raise", "every epoch"]["count"] == 2
     assert told["scaling, curvature raise", "once"]["count"] == 1
     for name in ("generalization_digits", "generalization_digits_frequency"):
@@ -190,8 +189,7 @@ def test_a_stopped_part_goes_on_as_if_it_had_not_been(
     images: Images, base: dict[int, Copies], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_training, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(generalization_frequency, "VARIANTS", SCALING[:1])
-    whole = frequencies(images, base[1], EPOCHS, 2, 1, tmp_path / "whole")
+    whole = frequencies(images, base[1], SCALING[2:3], EPOCHS, 2, 1, tmp_path / "whole")
     move, calls = Teleports.move, []
 
     def break_at_the_third_epoch(*arguments: Any) -> Jump:
@@ -202,10 +200,10 @@ def test_a_stopped_part_goes_on_as_if_it_had_not_been(
 
     monkeypatch.setattr(Teleports, "move", break_at_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
-        frequencies(images, base[1], EPOCHS, 2, 1, tmp_path / "stopped")
+        frequencies(images, base[1], SCALING[2:3], EPOCHS, 2, 1, tmp_path / "stopped")
     monkeypatch.setattr(Teleports, "move", move)
     assert (tmp_path / "stopped" / "frequency.safetensors").exists() and calls
-    assert frequencies(images, base[1], EPOCHS, 2, 1, tmp_path / "stopped") == whole
+    assert frequencies(images, base[1], SCALING[2:3], EPOCHS, 2, 1, tmp_path / "stopped") == whole
 
 
 def test_branches_that_stop_before_the_last_probe_go_on(
