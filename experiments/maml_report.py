@@ -37,8 +37,8 @@ def interval(by_seed: Tensor) -> list[float]:
 def summary(curves: dict[str, tuple[Tensor, Tensor]], settings: dict[str, dict[str, Any]], step: int) -> dict[str, Any]:
     """Methods and comparisons as plain JSON values, from loss and accuracy ``(steps + 1, seeds, tasks)``.
 
-    Differences are paired by meta-seed and task, after ``step`` and after all steps. A loss that is not finite, or above
-    10, counts as 10.
+    Differences are paired by meta-seed and task, after ``step`` and after all steps. A loss that is not finite or above
+    10 counts as 10.
     """
     curves = {name: (_bounded(loss), accuracy) for name, (loss, accuracy) in curves.items()}
     methods = {
