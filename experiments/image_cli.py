@@ -55,11 +55,11 @@ def write_results(args: argparse.Namespace, name: str, content: dict[str, Any], 
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """The figure as PNG, of 64 colours to be small, and as PDF."""
+    """The figure as PNG, of 256 colours to be small, and as PDF."""
     for suffix in (".png", ".pdf"):
         figure.savefig(path.with_suffix(suffix), dpi=120, bbox_inches="tight")
     with Image.open(path.with_suffix(".png")) as picture:
-        small = picture.convert("RGB").quantize(64)
+        small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     small.save(path.with_suffix(".png"), optimize=True)
 
 
