@@ -91,10 +91,11 @@ def plot(content: dict[str, Any], name: str) -> Figure:
     for column, method in enumerate(methods):
         own = [row for row in rows if row["method"] == method]
         for axes, (key, label, timed) in zip(grid[:, column], lines, strict=True):
-            _draw(axes, own, key, content if timed else None)
             axes.set(xlabel="seconds, one run alone" if timed else unit, yscale="log")
+            _draw(axes, own, key, content if timed else None)
             axes.grid(alpha=0.3)
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 1.5, 2, 3, 5, 7)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
             axes.tick_params(labelsize=7)
