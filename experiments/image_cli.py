@@ -59,7 +59,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     for suffix in (".png", ".pdf"):
         figure.savefig(path.with_suffix(suffix), dpi=120, bbox_inches="tight")
     with Image.open(path.with_suffix(".png")) as picture:
-        small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     small.save(path.with_suffix(".png"), optimize=True)
 
 
