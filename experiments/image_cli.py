@@ -39,10 +39,16 @@ def parser(name: str, description: str | None, data: Sequence[str], seeds: int) 
 
 
 def images_of(args: argparse.Namespace) -> dict[str, Images]:
-    """The data sets that were asked for, by name; with --smoke the first few digits. All are loaded before anything
-    runs, so that a bad one costs nothing."""
+    """The data sets that were asked for, by name; with --smoke the first few digits. All are loaded, and --out is made,
+    before anything runs, so that a bad one costs nothing."""
     names = ["digits"] if args.smoke else args.data
     loaded = [load_images(name, args.data_folder, not args.no_download).to(args.device) for name in names]
+    if len({images.name for images in loaded}) < len(loaded):
+        raise UserError(f"two of the data sets {', '.join(names)} have the same name: rename one of the files")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder {args.out} cannot be made ({error.strerror}): choose another --out") from None
     return {images.name: images.head(*SMOKE_IMAGES) if args.smoke else images for images in loaded}
 
 
@@ -50,7 +56,6 @@ def write_results(args: argparse.Namespace, name: str, content: dict[str, Any], 
     """``<out>/<name>.json``: the content, with smoke flag, seconds, threads and provenance."""
     hardware = {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
     head = {"smoke": args.smoke, "seconds": round(time.perf_counter() - began, 1), "hardware": hardware}
-    args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / f"{name}.json", {**head, "provenance": provenance(args.device), **content})
 
 

@@ -60,8 +60,8 @@ def gradient_steps(
     def search(symmetry: Symmetry, params: Params, loss: Loss, inputs: Tensor) -> Moved:
         objective, at = make(symmetry, inputs), symmetry.prepare(inputs)
         like = next(iter(params.values()))
-        gone = going = torch.zeros(len(like), device=like.device)
-        going = gone == 0
+        gone = torch.zeros(len(like), device=like.device)
+        going = torch.ones_like(gone, dtype=torch.bool)
         for _ in range(steps):
             zero = [like.new_zeros(len(like), *site.group.algebra_shape).requires_grad_() for site in symmetry.sites]
             with torch.enable_grad():
