@@ -297,4 +297,4 @@ def test_training_rates_from_end_to_end(tmp_path: Path) -> None:
         ratio = row["seed_steps_per_second"] / row["plain_per_second"]
         assert 0.1 < ratio / row["times_plain"] < 10  # medians, and a mean of paired bursts
     assert done.stdout.count("\n| ") == len(rows)
-    assert (tmp_path / "training_rates.png").stat().st_size > 10_000
+    assert (tmp_path / "training_rates.png").stat().st_size > 5_000
