@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from architecture_training import PLAIN
+from correlation_report import interval_of, scatter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optimizers_report import difference
@@ -18,7 +19,6 @@ LOSSES = {"early": "training loss, first epoch", "train": "training loss", "test
 DRAWN = ("train", "test")
 TARGETS = {"test": "test loss", "gap": "gap", "test_given_train": "test loss, training loss given"}
 SHOWN = ("sharpness, t to 5", "curvature")
-DOTS, LINE = "#0072B2", "#D55E00"
 
 
 def markdown(results: Results) -> str:
@@ -77,17 +77,10 @@ def _correlations(content: dict[str, Any]) -> str:
         )
         for measure, values in run["measures"].items():
             reliability = f"{values['reliability']:.2f}" if "reliability" in values else ""
-            lines.append([name, measure, *(_r(values.get(target)) for target in TARGETS), reliability])
+            lines.append([name, measure, *(interval_of(values.get(target)) for target in TARGETS), reliability])
     epochs = next(iter(content["networks"].values()))["correlation"]["epochs"]
     title = f"{content['data']}: Pearson's r over seeds, 95 % intervals, after {epochs} epochs of SGD"
     return _table(title, header, lines) + "\n" + "\n".join(f"{line}  " for line in told) + "\n"
-
-
-def _r(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    low, high = found["ci95"]
-    return f"{found['r']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _comparison(content: dict[str, Any], name: str, part: dict[str, Any]) -> str:
@@ -151,15 +144,7 @@ def correlation_figure(content: dict[str, Any]) -> Figure:
     grid = figure.subplots(len(SHOWN), len(names), squeeze=False)
     for line, measure in zip(grid, SHOWN, strict=True):
         for axes, name in zip(line, names, strict=True):
-            run = content["networks"][name]["correlation"]
-            found = run["measures"][measure]
-            x, y = np.array(found["values"]), np.array(run["test_loss"])
-            axes.scatter(x, y, s=9, color=DOTS, alpha=0.7, linewidths=0)
-            ends = np.array([x.min(), x.max()])
-            axes.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=LINE, linewidth=1.2)
-            axes.set_title(f"{name}: r = {_r(found['test'])}", fontsize=9)
-            axes.set_xlabel(measure, fontsize=9)
-            axes.tick_params(labelsize=8)
-            axes.locator_params(axis="x", nbins=4)
+            scatter(axes, content["networks"][name]["correlation"], measure)
+            axes.set_title(f"{name}: {axes.get_title()}", fontsize=9)
         line[0].set_ylabel("test loss")
     return figure

@@ -71,7 +71,7 @@ def _correlations(runs: Runs, interval: str) -> str:
         [
             title(run),
             name,
-            *(_r(found.get(target), interval) for target in TARGETS),
+            *(interval_of(found.get(target), interval) for target in TARGETS),
             f"{found['reliability']:.3f}" if "reliability" in found else "",
         ]
         for run in runs
@@ -80,7 +80,8 @@ def _correlations(runs: Runs, interval: str) -> str:
     return _table(["data", "measure", *TARGETS.values(), "reliability"], lines)
 
 
-def _r(found: dict[str, Any] | None, interval: str) -> str:
+def interval_of(found: dict[str, Any] | None, interval: str = "ci95") -> str:
+    """A correlation with its interval as text; nothing where there is none."""
     if found is None:
         return ""
     low, high = found[interval]
@@ -102,20 +103,21 @@ def plot(runs: Runs, kind: str) -> Figure:
     grid = figure.subplots(len(names), len(runs), squeeze=False)
     for line, name in zip(grid, names, strict=True):
         for axes, run in zip(line, runs, strict=True):
-            _scatter(axes, run, name)
+            scatter(axes, run, name)
         line[0].set_ylabel("test loss")
     for axes, run in zip(grid[0], runs, strict=True):
         axes.set_title(f"{title(run)}\n{axes.get_title()}", fontsize=9)
     return figure
 
 
-def _scatter(axes: Axes, run: dict[str, Any], name: str) -> None:
+def scatter(axes: Axes, run: dict[str, Any], name: str) -> None:
+    """Test loss against the measure ``name``, one dot per seed, with the line of least squares."""
     found = run["measures"][name]
     x, y = np.array(found["values"]), np.array(run["test_loss"])
     axes.scatter(x, y, s=9, color=DOTS, alpha=0.7, linewidths=0)
     ends = np.array([x.min(), x.max()])
     axes.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=LINE, linewidth=1.2)
-    axes.set_title(f"r = {_r(found['test'], 'ci95')}", fontsize=9)
+    axes.set_title(f"r = {interval_of(found['test'])}", fontsize=9)
     axes.set_xlabel(name, fontsize=8)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=4)
