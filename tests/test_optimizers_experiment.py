@@ -1,6 +1,7 @@
 """The comparisons of optimizers: what they teleport, what they report, and the scripts from end to end."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import optimizers
 import optimizers_report as report
 import pytest
+import scaling_lengths
 import torch
 from image_training import Plan
 from optimizer_runs import Bench, Entry, Method, Teleports
@@ -211,3 +213,22 @@ def test_optimizers_past_the_paper_from_end_to_end(tmp_path: Path) -> None:
 def test_a_changed_entry_has_another_name() -> None:
     entry = Entry(ADAM, PLAIN, 0.1)
     assert entry.key != replace(entry, lr=0.2).key != replace(entry, variant="scaling").key
+
+
+def test_the_length_along_the_scalings_is_that_of_the_lowest_loss() -> None:
+    plain = {"Adam": torch.tensor([1.0, 2.0]), "SGD": torch.tensor([1.0, 1.0])}
+    rows = []
+    for length, factor in ((0.01, 0.9), (0.03, 0.8), (0.1, float("nan"))):
+        rows += scaling_lengths.compared(plain, {name: factor * losses for name, losses in plain.items()}, length)
+    assert scaling_lengths.chosen(rows) == 0.03
+    assert rows[2]["mean"] == pytest.approx(math.log(0.9))
+    assert rows[-1] == {"length": 0.1, "optimizer": "all", "diverged": 2, "mean": None, "ci95": None}
+
+
+@pytest.mark.slow
+def test_lengths_along_the_scalings_from_end_to_end(tmp_path: Path) -> None:
+    (content,) = script("scaling_lengths.py", tmp_path)["results"]
+    assert len(content["rows"]) == 3 * 6
+    small = content["rows"][:12]  # the longest steps may diverge here
+    assert len({row["mean"] for row in small}) == len(small)
+    assert script("scaling_lengths.py", tmp_path)["results"] == [content]
