@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from meta_teleport.errors import UserError
 
 if TYPE_CHECKING:
+    from meta_teleport.learned.rule import Shapes
     from meta_teleport.tasks.family import TaskFamily
 
 PROGRAM = "meta-teleport"
@@ -77,6 +78,7 @@ def _train(argv: list[str]) -> int:
     config, device = asked.config, _device(asked.device)
     training = Training(**config["training"])
     family, shapes = _family(config["task"])
+    _require_one_shape(config, shapes)
     rule = build(config["rule"], shapes, config["seed"])
     if not any(True for _ in rule.parameters()):
         raise UserError(f"{type(rule).__name__} has no meta-parameters to train: choose another --rule")
@@ -112,8 +114,9 @@ def _train(argv: list[str]) -> int:
     return 0
 
 
-def _family(spec: dict[str, Any]) -> "tuple[TaskFamily, Any]":
-    """The family and the shapes of its networks. Settings that give no task are the user's to change."""
+def _family(spec: dict[str, Any]) -> "tuple[TaskFamily, Shapes | None]":
+    """The family and the shapes of its networks, None where its members have several. Settings that give no task are
+    the user's to change."""
     import torch
 
     from meta_teleport.classes import construct
@@ -122,10 +125,25 @@ def _family(spec: dict[str, Any]) -> "tuple[TaskFamily, Any]":
 
     family = construct(spec, TaskFamily)
     try:
-        tasks = family.sample(1, torch.Generator().manual_seed(0))
+        drawn = [member.sample(1, torch.Generator().manual_seed(0)) for member in family.members]
     except (RuntimeError, IndexError) as error:
         raise UserError(f"no task can be drawn with these --task settings ({error}): change them") from error
-    return family, shapes_of(tasks.params, tasks.symmetry)
+    first, *others = (shapes_of(tasks.params, tasks.symmetry) for tasks in drawn)
+    return family, first if all(shapes == first for shapes in others) else None
+
+
+def _require_one_shape(config: dict[str, Any], shapes: "Shapes | None") -> None:
+    """Raises ``UserError`` if there are several shapes and the rule is built for one."""
+    from meta_teleport.classes import resolve
+    from meta_teleport.learned.load import takes_shapes
+    from meta_teleport.learned.rule import Rule
+
+    cls = resolve(config["rule"]["class_path"], Rule)
+    if shapes is None and takes_shapes(cls):
+        raise UserError(
+            f"{cls.__name__} is built for networks of one shape and the members of --task have several: choose members "
+            "of one shape, or a --rule of any size"
+        )
 
 
 def _device(name: str) -> str:
@@ -157,7 +175,8 @@ def _evaluate(argv: list[str]) -> int:
     args, run, spec = parse_evaluate(argv)
     device, dtype = _device(args.device), getattr(torch, args.dtype or run.config["dtype"])
     rule, (family, shapes) = load(run.folder), _family(spec)
-    require_fit(rule, shapes)
+    if shapes is not None:
+        require_fit(rule, shapes)
     horizon = run.config["training"]["horizon"]
     with method_bars() as report:
         evaluation = evaluate(

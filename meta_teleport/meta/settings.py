@@ -26,6 +26,7 @@ class Training:
         staggered: Start the problems out of phase, so that a batch mixes early and late training.
         growing_horizon: Start with a horizon of one window and double it, up to ``horizon``, whenever nine out of
             ten problems still fall in the last window before the present horizon: the step count is learned.
+        curriculum: Let the members of a mixture join one after the other over the first half of the meta-steps.
         save_every: Meta-steps between two saved states of the run.
         log_every: Meta-steps between two rows of metrics.
     """
@@ -43,6 +44,7 @@ class Training:
     losses_before: bool = False
     staggered: bool = True
     growing_horizon: bool = False
+    curriculum: bool = False
     save_every: int = 100
     log_every: int = 10
 

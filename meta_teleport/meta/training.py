@@ -1,6 +1,6 @@
 """The outer loop: sample tasks, estimate the meta-gradient of a window, step phi, record, save.
 
-    for every meta-step:
+    for every meta-step, on the next member of the family in turn:
         replace the tasks that are through their horizon, or have failed, by fresh ones
         meta-loss, gradient, carry = estimate(one window of all tasks)
         phi <- Adam(gradient)
@@ -11,26 +11,26 @@ A run stops between two windows and resumes bit for bit: phi, Adam's moments, ta
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from math import cos, pi
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from meta_teleport.checkpoint import load_tensors, save_tensors
 from meta_teleport.errors import UserError
 from meta_teleport.learned.load import save
 from meta_teleport.learned.rule import Rule
 from meta_teleport.meta.estimators import OBJECTIVES, Estimate, truncated_bptt
+from meta_teleport.meta.population import Population
 from meta_teleport.meta.settings import Training
-from meta_teleport.meta.unroll import Carry, start
+from meta_teleport.meta.unroll import start
 from meta_teleport.params import Params
 from meta_teleport.record import Run
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
-STILL_FALLING = 0.9
+T = TypeVar("T")
 
 
 class Progress(NamedTuple):
@@ -75,31 +75,42 @@ class Trainer:
             [{"params": [self.phi[name] for name in names[key]], "lr": lr} for key, lr in groups.items() if names[key]]
         )
         self.peaks = [group["lr"] for group in self.adam.param_groups]
-        self.tasks: Tasks = self._fresh(training.tasks)
-        self.carry: Carry = start(rule, self.tasks)
+        self.populations = [self._population(member) for member in family.members]
         self.meta_step, self.failed = 0, 0
-        self.horizon = training.window if training.growing_horizon else training.horizon
-        self.due = self._first_due()
+
+    @property
+    def population(self) -> Population:
+        """Whose turn the next meta-step is: the members of the family that have joined, one after the other."""
+        joined = count = len(self.populations)
+        if self.training.curriculum:
+            joined = min(count, 1 + 2 * count * self.meta_step // self.training.meta_steps)
+        return self.populations[self.meta_step % joined]
 
     def step(self) -> Estimate:
         """One meta-step: fresh tasks where due, one window, one update of phi."""
-        t = self.training
-        self._replace_tasks()
+        t, population = self.training, self.population
+        population.renew()
         estimate = truncated_bptt(
             self.rule,
             self.phi,
-            self.tasks,
-            self.carry,
+            population.tasks,
+            population.carry,
             t.window,
             OBJECTIVES[t.objective],
             second_order=t.second_order,
             losses_before=t.losses_before,
         )
-        self.carry, self.failed = estimate.carry, self.failed + estimate.failed
+        population.follow(estimate)
+        self.failed += estimate.failed
         self._descend(estimate.gradient)
-        self._grow_horizon(estimate.losses)
         self.meta_step += 1
         return estimate
+
+    def _population(self, member: TaskFamily) -> Population:
+        def sample(count: int) -> Tasks:
+            return member.sample(count, self.generator, "train", self.dtype, self.device)
+
+        return Population(sample, partial(start, self.rule), self.training)
 
     def _descend(self, gradient: Params) -> None:
         for name, p in self.phi.items():
@@ -113,47 +124,23 @@ class Trainer:
         self.adam.step()
         self.adam.zero_grad()
 
-    def _fresh(self, count: int) -> Tasks:
-        return self.family.sample(count, self.generator, "train", self.dtype, self.device)
-
-    def _first_due(self) -> Tensor:
-        """The step at which each task is replaced: the first lives are cut to all multiples of the window."""
-        lives = torch.full((self.training.tasks,), self.horizon, device=self.device)
-        if self.training.staggered:
-            windows = self.horizon // self.training.window
-            lives = self.training.window * (1 + torch.arange(self.training.tasks, device=self.device) % windows)
-        return lives
-
-    def _replace_tasks(self) -> None:
-        index = ((self.carry.step >= self.due) | ~self.carry.alive).nonzero().squeeze(1)
-        if len(index):
-            fresh = self._fresh(len(index))
-            self.tasks = self.tasks.put(index, fresh)
-            self.carry = tree_map(lambda old, new: old.index_copy(0, index, new), self.carry, start(self.rule, fresh))
-            self.due = self.due.index_fill(0, index, self.horizon)
-
-    def _grow_horizon(self, losses: Tensor) -> None:
-        ending = (self.carry.step >= self.due) & self.carry.alive
-        if self.horizon < self.training.horizon and bool(ending.any()):
-            falling = (losses[-1] <= losses[0])[ending].double().mean()
-            if falling >= STILL_FALLING:
-                self.horizon = min(2 * self.horizon, self.training.horizon)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything the next meta-step depends on, as tensors and numbers."""
         tensors = {f"phi.{name}": p.detach() for name, p in self.phi.items()}
         for name, p in self.phi.items():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.adam.state[p].items()}
-        tensors |= {f"tasks.params.{name}": p for name, p in self.tasks.params.items()}
-        tensors |= {f"tasks.data.{name}": p for name, p in self.tasks.data.items()}
-        tensors |= {f"carry.{i}": leaf for i, leaf in enumerate(tree_flatten(self.carry)[0])}
-        tensors |= {"due": self.due, "generator": self.generator.get_state()}
-        return tensors, {"meta_step": self.meta_step, "failed": self.failed, "horizon": self.horizon}
+        numbers: dict[str, Any] = {"meta_step": self.meta_step, "failed": self.failed}
+        for prefix, population in zip(self._prefixes(), self.populations, strict=True):
+            held, counted = population.state()
+            tensors |= {prefix + name: tensor for name, tensor in held.items()}
+            numbers |= {prefix + name: number for name, number in counted.items()}
+        return {**tensors, "generator": self.generator.get_state()}, numbers
 
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, int]) -> None:
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """The inverse of :meth:`state`. Raises ``UserError`` for the state of another rule, family or version."""
-        own = self.state()[0]
-        if any(name not in tensors or tensors[name].shape != own[name].shape for name in own):
+        own, counted = self.state()
+        same = all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in own.items())
+        if not same or not counted.keys() <= numbers.keys():
             raise UserError(
                 "the saved state is of another rule, family or version: start the run anew in another folder"
             )
@@ -163,16 +150,20 @@ class Trainer:
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if state:
                 self.adam.state[p] = {**state, "step": state["step"].cpu()}
-        self.tasks = replace(
-            self.tasks,
-            params={name: tensors[f"tasks.params.{name}"] for name in self.tasks.params},
-            data={name: tensors[f"tasks.data.{name}"] for name in self.tasks.data},
-        )
-        leaves, structure = tree_flatten(self.carry)
-        self.carry = tree_unflatten([tensors[f"carry.{i}"] for i in range(len(leaves))], structure)
-        self.due = tensors["due"]
+        for prefix, population in zip(self._prefixes(), self.populations, strict=True):
+            population.restore(_below(prefix, tensors), _below(prefix, numbers))
         self.generator.set_state(tensors["generator"].cpu())
-        self.meta_step, self.failed, self.horizon = numbers["meta_step"], numbers["failed"], numbers["horizon"]
+        self.meta_step, self.failed = numbers["meta_step"], numbers["failed"]
+
+    def member_losses(self) -> dict[str, float]:
+        """The latest meta-loss of every member of a mixture, by name of the metric; nothing for a single family."""
+        if len(self.populations) == 1:
+            return {}
+        return {f"meta_loss/{i}": population.meta_loss for i, population in enumerate(self.populations)}
+
+    def _prefixes(self) -> list[str]:
+        """What the names of each population's state begin with."""
+        return ["", *(f"member{i}." for i in range(1, len(self.populations)))]
 
 
 def train(
@@ -207,7 +198,7 @@ def train(
         if should_stop is not None and should_stop():
             finished = False
             break
-        estimate = trainer.step()
+        population, estimate = trainer.population, trainer.step()
         meta_loss, step = float(estimate.meta_loss), trainer.meta_step
         done += training.tasks * training.window
         progress = Progress(step, training.meta_steps, meta_loss, done / (time.perf_counter() - began), trainer.failed)
@@ -215,13 +206,17 @@ def train(
             report(progress)
         if run is not None and (step % training.log_every == 0 or step == training.meta_steps):
             last = estimate.losses[-1][estimate.carry.alive]
-            run.log(step, _metrics(progress, last, trainer.horizon))
+            run.log(step, {**_metrics(progress, last, population.horizon), **trainer.member_losses()})
         if run is not None and step % training.save_every == 0:
             _save(trainer, run)
     if run is not None:
         _save(trainer, run)
     seconds = time.perf_counter() - began
     return TrainingSummary(trainer.meta_step, finished, meta_loss, trainer.failed, seconds)
+
+
+def _below(prefix: str, content: dict[str, T]) -> dict[str, T]:
+    return {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
 
 
 def _metrics(progress: Progress, losses: Tensor, horizon: int) -> dict[str, float]:

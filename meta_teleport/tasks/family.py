@@ -79,6 +79,11 @@ class TaskFamily(ABC):
         """``count`` problems of the split. The same generator state gives the same problems on every device and in
         every dtype, and no problem of one split is ever one of the other (:func:`split_generator`)."""
 
+    @property
+    def members(self) -> tuple["TaskFamily", ...]:
+        """The families that this one is made of: itself alone, but for a mixture."""
+        return (self,)
+
 
 def split_generator(generator: torch.Generator, split: Split) -> torch.Generator:
     """A generator for one batch of one split: its seed is drawn from ``generator``, and the splits divide the seeds

@@ -10,6 +10,7 @@ from meta_teleport.errors import UserError
 from meta_teleport.learned.classical import GradientDescent
 from meta_teleport.learned.lstm import LSTMUpdate, LSTMUpdateTele
 from meta_teleport.learned.rule import Rule, initialized, shapes_of
+from meta_teleport.meta.estimators import Estimate
 from meta_teleport.meta.settings import Training
 from meta_teleport.meta.training import Trainer, train
 from meta_teleport.meta.unroll import start, unroll
@@ -35,7 +36,7 @@ def ages(training: Training, windows: int) -> list[list[int]]:
     trainer, seen = Trainer(rule(), FAMILY, training, seed=0), []
     for _ in range(windows):
         trainer.step()
-        seen.append(trainer.carry.step.tolist())
+        seen.append(trainer.populations[0].carry.step.tolist())
     return seen
 
 
@@ -51,12 +52,13 @@ def test_tasks_in_phase_are_replaced_together() -> None:
 
 def test_a_replaced_task_is_a_fresh_one() -> None:
     trainer = Trainer(rule(), FAMILY, replace(SMALL, staggered=False, horizon=2), seed=0)
+    (population,) = trainer.populations
     trainer.step()
-    before = trainer.tasks.data["inputs"].clone()
+    before = population.tasks.data["inputs"].clone()
     trainer.step()
-    assert (trainer.tasks.data["inputs"] != before).all()
-    fresh = trainer.tasks.loss(trainer.tasks.params, trainer.carry.step)
-    torch.testing.assert_close(trainer.carry.initial, fresh)
+    assert (population.tasks.data["inputs"] != before).all()
+    fresh = population.tasks.loss(population.tasks.params, population.carry.step)
+    torch.testing.assert_close(population.carry.initial, fresh)
 
 
 def test_a_growing_horizon_doubles_while_losses_fall() -> None:
@@ -64,17 +66,18 @@ def test_a_growing_horizon_doubles_while_losses_fall() -> None:
     horizons = []
     for _ in range(20):
         trainer.step()
-        horizons.append(trainer.horizon)
+        horizons.append(trainer.populations[0].horizon)
     assert set(horizons) <= {5, 10, 20} and horizons[-1] > 5 and sorted(horizons) == horizons
 
 
 def test_a_growing_horizon_waits_while_losses_do_not_fall() -> None:
     trainer = Trainer(rule(), FAMILY, replace(SMALL, growing_horizon=True), seed=0)
-    trainer.carry = trainer.carry._replace(step=trainer.due)
-    trainer._grow_horizon(torch.tensor([[1.0] * 6, [2.0] * 6]))
-    assert trainer.horizon == 2
-    trainer._grow_horizon(torch.tensor([[2.0] * 6, [1.0] * 6]))
-    assert trainer.horizon == 4
+    (population,) = trainer.populations
+    carry = population.carry._replace(step=population.due)
+    for losses, horizon in (([1.0, 2.0], 2), ([2.0, 1.0], 4)):
+        window = torch.tensor(losses)[:, None].expand(2, 6)
+        population.follow(Estimate(window[0, 0], {}, window, carry, 0))
+        assert population.horizon == horizon
 
 
 @pytest.mark.parametrize("kind", [LSTMUpdate, LSTMUpdateTele])
