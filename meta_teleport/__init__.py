@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.functions import Functions as Functions
     from meta_teleport.tasks.images import Images as Images
     from meta_teleport.tasks.images import load_images as load_images
+    from meta_teleport.tasks.linear import DeepLinear as DeepLinear
     from meta_teleport.tasks.regression import Regression as Regression
     from meta_teleport.teleportation.gauges import Gauge as Gauge
     from meta_teleport.teleportation.objectives import Curvature as Curvature
@@ -78,6 +79,7 @@ _HOMES = {
     "Functions": "tasks.functions",
     "Images": "tasks.images",
     "load_images": "tasks.images",
+    "DeepLinear": "tasks.linear",
     "Regression": "tasks.regression",
     "Gauge": "teleportation.gauges",
     "Curvature": "teleportation.objectives",

@@ -10,22 +10,18 @@ import torch
 from torch import Tensor
 
 from meta_teleport.activations import activation
-from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import GL
-from meta_teleport.symmetry.site import Layer, LayerInput, Site
+from meta_teleport.symmetry.site import Layer, Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
-from meta_teleport.tasks.family import Split, TaskFamily, Tasks, mini_batch, split_generator
+from meta_teleport.tasks.family import Split, TaskFamily, split_generator
+from meta_teleport.tasks.linear_maps import LinearMaps, LinearMapTasks
 
 
 @dataclass(frozen=True)
-class FactorizationTasks(Tasks):
-    """Problems with parameters ``A`` (tasks, r, d) and ``B`` (tasks, m, r), and data ``inputs`` (tasks, points, d),
-    ``labels`` (tasks, points, m), ``target`` M (tasks, m, d) and ``root`` (tasks, d, d), the square root of the inputs'
-    covariance."""
-
-    batch: int | None = None
+class FactorizationTasks(LinearMapTasks):
+    """Problems with parameters ``A`` (tasks, r, d) and ``B`` (tasks, m, r); see :class:`LinearMapTasks`."""
 
     @property
     def symmetry(self) -> Symmetry:
@@ -33,45 +29,32 @@ class FactorizationTasks(Tasks):
         site = Site("rank", GL(a.shape[-2]), (View.along("A", a.shape[1:], 0),), (View.along("B", b.shape[1:], 1),))
         return Symmetry((site,), (Layer("A", None, activation("identity")),))
 
-    def inputs(self, step: Tensor) -> LayerInput:
-        return LayerInput(mini_batch(self.data["inputs"], step, self.batch).mT)
+    def matrix(self, params: Params) -> Tensor:
+        return params["B"] @ params["A"]
 
     def outputs(self, params: Params, step: Tensor) -> Tensor:
-        return mini_batch(self.data["inputs"], step, self.batch) @ params["A"].mT @ params["B"].mT
-
-    def loss(self, params: Params, step: Tensor) -> Tensor:
-        residual = self.outputs(params, step) - mini_batch(self.data["labels"], step, self.batch)
-        return 0.5 * residual.square().sum((-2, -1)) / (self.batch or 1)
-
-    def relative_error(self, params: Params) -> Tensor:
-        """The expected squared error on fresh noiseless inputs over that of the zero map,
-
-            ||(B A - M) C^(1/2)||_F^2 / ||M C^(1/2)||_F^2,
-
-        C the covariance of the inputs; shape ``(tasks,)``.
-        """
-        target, root = self.data["target"], self.data["root"]
-        error = (params["B"] @ params["A"] - target) @ root
-        return error.square().sum((-2, -1)) / (target @ root).square().sum((-2, -1))
+        return self.rows("inputs", step) @ params["A"].mT @ params["B"].mT
 
 
 class Factorization(TaskFamily):
     """Random targets of one rank and condition number, with random inputs of one anisotropy.
 
-    M has random singular vectors and r singular values in geometric progression, scaled so that labels have variance 1
-    on average. Inputs are ``N(0, C)``, C with random eigenvectors, eigenvalues in geometric progression and mean 1. The
-    factors start at ``A ~ N(0, 1 / d)``, ``B ~ N(0, 1 / r)``.
+    See :class:`LinearMaps` for how they are drawn. The factors start at ``A ~ N(0, 1 / d)``, ``B ~ N(0, 1 / r)``.
 
     Args:
         rank: r, of the target and of the factors.
         inputs: Input dimension d.
         outputs: Output dimension m.
         condition: Largest over smallest non-zero singular value of M.
-        anisotropy: Largest over smallest eigenvalue of C.
+        anisotropy: Largest over smallest eigenvalue of C, the covariance of the inputs.
         points: Examples per problem.
         batch: Examples per step. None: no sampling at all, the exact expectation ``0.5 ||(B A - M) C^(1/2)||_F^2`` at
             every step (with anisotropy 1: plain matrix factorisation); ``points`` then has no meaning.
         noise: Standard deviation of Gaussian noise added to the labels, in units of the labels.
+        missing: Fraction of the labels' entries that are never observed, a fixed random choice for every example. The
+            loss is over the others, divided by ``1 - missing``, so that its expectation is that of the full loss;
+            ``relative_error`` misses nothing. Without a batch the entries of ``M C^(1/2)`` take the labels' place (with
+            anisotropy 1: plain matrix completion).
     """
 
     def __init__(
@@ -84,17 +67,9 @@ class Factorization(TaskFamily):
         points: int = 2048,
         batch: int | None = 32,
         noise: float = 0.0,
+        missing: float = 0.0,
     ) -> None:
-        if not 1 <= rank <= min(inputs, outputs):
-            raise UserError(f"rank {rank} does not fit {outputs} x {inputs}: choose 1 to {min(inputs, outputs)}")
-        if not (condition >= 1 and anisotropy >= 1):
-            raise UserError(f"condition {condition} and anisotropy {anisotropy} must both be at least 1")
-        if batch is not None and not 1 <= batch <= points:
-            raise UserError(f"batch {batch} does not fit {points} points: choose 1 to {points}")
-        if noise < 0 or (noise and batch is None):
-            raise UserError(f"noise {noise} is not possible here: give noise >= 0, and a batch with noise above 0")
-        self.rank, self.condition, self.anisotropy = rank, condition, anisotropy
-        self.d, self.m, self.points, self.batch, self.noise = inputs, outputs, points, batch, noise
+        self.maps = LinearMaps(rank, inputs, outputs, condition, anisotropy, points, batch, noise, missing)
 
     def sample(
         self,
@@ -109,29 +84,11 @@ class Factorization(TaskFamily):
         def normal(*shape: int) -> Tensor:
             return torch.randn(count, *shape, generator=child, dtype=torch.float64)
 
-        r, d, m = self.rank, self.d, self.m
-        params = {"A": normal(r, d) / d**0.5, "B": normal(m, r) / r**0.5}
-        eigenvectors, eigenvalues = _orthonormal(normal(d, d)), _geometric(self.anisotropy, d)
-        root = eigenvectors * (eigenvalues / eigenvalues.mean()).sqrt() @ eigenvectors.mT
-        target = _orthonormal(normal(m, r)) * _geometric(self.condition, r) @ _orthonormal(normal(d, r)).mT
-        target = target * m**0.5 / torch.linalg.matrix_norm(target @ root, keepdim=True)
-        inputs = root if self.batch is None else normal(self.points, d) @ root
-        labels = inputs @ target.mT
-        if self.noise:
-            labels = labels + self.noise * normal(self.points, m)
-        data = {"inputs": inputs, "labels": labels, "target": target, "root": root}
+        r, d, m = self.maps.rank, self.maps.inputs, self.maps.outputs
+        params: Params = {"A": normal(r, d) / d**0.5, "B": normal(m, r) / r**0.5}
+        data = self.maps.draw(count, child)
         return FactorizationTasks(
             {name: tensor.to(device, dtype) for name, tensor in params.items()},
             {name: tensor.to(device, dtype) for name, tensor in data.items()},
-            self.batch,
+            self.maps.batch,
         )
-
-
-def _orthonormal(matrix: Tensor) -> Tensor:
-    """An orthonormal basis of the columns."""
-    return torch.linalg.qr(matrix).Q
-
-
-def _geometric(ratio: float, count: int) -> Tensor:
-    """``count`` numbers in geometric progression from 1 down to ``1 / ratio``."""
-    return ratio ** -torch.linspace(0, 1, count, dtype=torch.float64)

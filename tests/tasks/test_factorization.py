@@ -1,5 +1,6 @@
 """Low-rank factorisation: what is drawn, the two losses, the symmetry, refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import laws
@@ -90,8 +91,9 @@ def test_the_factors_of_the_target_have_no_error(generator: torch.Generator) -> 
     laws.assert_close(tasks.relative_error(zero), torch.ones(3).double(), 1e-13)
 
 
-def test_every_element_keeps_loss_and_error(generator: torch.Generator) -> None:
-    tasks = drawn(4, generator, rank=3, inputs=7, outputs=5, points=20, batch=6)
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_every_element_keeps_loss_and_error(missing: float, generator: torch.Generator) -> None:
+    tasks = drawn(4, generator, rank=3, inputs=7, outputs=5, points=20, batch=6, missing=missing)
     (site,) = tasks.symmetry.sites
     g = site.group.sample(4, generator=generator, size=2.0, dtype=torch.float64)
     moved = tasks.symmetry.act(tasks.params, [g])
@@ -102,6 +104,44 @@ def test_every_element_keeps_loss_and_error(generator: torch.Generator) -> None:
     laws.must_fail(laws.assert_close, tasks.relative_error(wrong), tasks.relative_error(tasks.params), 1e-3)
 
 
+def test_only_observed_labels_count(generator: torch.Generator) -> None:
+    state = generator.get_state()
+    tasks = drawn(3, generator, rank=2, inputs=6, outputs=5, points=12, batch=4, noise=0.1, missing=0.4)
+    generator.set_state(state)
+    full = drawn(3, generator, rank=2, inputs=6, outputs=5, points=12, batch=4, noise=0.1)
+    seen = tasks.data["observed"] > 0
+    assert set(tasks.data["observed"].unique().tolist()) == {0.0, 1 / 0.6}
+    assert torch.equal(tasks.data["labels"], full.data["labels"] * seen)
+    rows = torch.tensor([4, 5, 6, 7])
+    residual = (tasks.outputs(tasks.params, steps(tasks, 1)) - full.data["labels"][:, rows])[seen[:, rows]]
+    by_hand = 0.5 * residual.square().sum() / 4 / 0.6
+    laws.assert_close(tasks.loss(tasks.params, steps(tasks, 1)).sum()[None], by_hand[None], 1e-13)
+    laws.assert_close(tasks.relative_error(tasks.params), full.relative_error(tasks.params), 1e-13)
+
+
+def test_missing_labels_leave_the_expected_loss_as_it_is(generator: torch.Generator) -> None:
+    state, options = generator.get_state(), {"rank": 2, "inputs": 4, "outputs": 5, "points": 20_000, "batch": 20_000}
+    full = drawn(2, generator, **options)
+    generator.set_state(state)
+    tasks = drawn(2, generator, missing=0.5, **options)
+    assert torch.equal(tasks.data["inputs"], full.data["inputs"])
+    expected = full.loss(full.params, steps(full))
+    laws.assert_close(tasks.loss(tasks.params, steps(tasks)), expected, 0.03)
+    unscaled = replace(tasks, data={**tasks.data, "observed": 0.5 * tasks.data["observed"]})
+    laws.must_fail(laws.assert_close, unscaled.loss(tasks.params, steps(tasks)), expected, 0.03)
+    observed = float((tasks.data["observed"] > 0).double().mean())
+    assert observed == pytest.approx(0.5, abs=0.01)
+
+
+def test_plain_matrix_completion(generator: torch.Generator) -> None:
+    tasks = drawn(3, generator, rank=2, inputs=6, outputs=5, anisotropy=1, batch=None, missing=0.3)
+    error = tasks.params["B"] @ tasks.params["A"] - tasks.data["target"]
+    seen = tasks.data["observed"].mT
+    assert 0 < float((seen == 0).double().mean()) < 0.6
+    laws.assert_close(tasks.loss(tasks.params, steps(tasks)), 0.5 * (seen * error.square()).sum((1, 2)), 1e-12)
+    assert float(tasks.loss(optimum(tasks), steps(tasks)).max()) < 1e-24
+
+
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"rank": 9, "inputs": 8}, "rank 9 does not fit 64 x 8: choose 1 to 8"),
     ({"rank": 0}, "rank 0 does not fit 64 x 64: choose 1 to 64"),
@@ -110,6 +150,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"batch": 33, "points": 32}, "batch 33 does not fit 32 points: choose 1 to 32"),
     ({"noise": -1.0}, "noise -1.0 is not possible here: give noise >= 0, and a batch with noise above 0"),
     ({"noise": 0.1, "batch": None}, "noise 0.1 is not possible here: give noise >= 0, and a batch with noise above 0"),
+    ({"missing": 1.0}, "missing 1.0 is no fraction of the labels: choose 0 or more, and less than 1"),
+    ({"missing": -0.1}, "missing -0.1 is no fraction of the labels: choose 0 or more, and less than 1"),
 ]
 
 

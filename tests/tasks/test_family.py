@@ -8,6 +8,7 @@ from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import SPLITS, TaskFamily, Tasks, split_generator
 from meta_teleport.tasks.few_shot import FewShot
 from meta_teleport.tasks.functions import FUNCTIONS, Functions
+from meta_teleport.tasks.linear import DeepLinear
 from meta_teleport.tasks.regression import Regression
 
 FAMILIES: dict[str, TaskFamily] = {
@@ -16,6 +17,8 @@ FAMILIES: dict[str, TaskFamily] = {
     "batches": Regression(width=6, points=12, batch=5, activation="asinh"),
     "relu": Regression(width=5, points=30, activation="relu", action="scaling"),
     "factors": Factorization(rank=2, inputs=5, outputs=4, points=12, batch=5, noise=0.1),
+    "missing": Factorization(rank=2, inputs=5, outputs=4, points=12, batch=5, missing=0.3),
+    "linear": DeepLinear(width=4, depth=4, inputs=5, points=12, batch=5, noise=0.1, missing=0.2),
     "digits": FewShot(),
     "digits in batches": FewShot(ways=2, shots=4, batch=4, pixels=4, action="general_linear"),
     **{name: Functions(name) for name in FUNCTIONS},
@@ -36,7 +39,7 @@ def steps(tasks: Tasks, number: int = 0) -> Tensor:
 
 
 def test_there_are_families() -> None:
-    assert len(NAMES) == 11
+    assert len(NAMES) == 13
 
 
 @pytest.mark.parametrize("name", NAMES)
