@@ -16,6 +16,7 @@ from meta_teleport.params import Params
 from meta_teleport.tasks.family import Tasks
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+Penalty = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Estimate(NamedTuple):
@@ -35,11 +36,23 @@ def loss_sum(losses: Tensor, initial: Tensor) -> Tensor:
     return losses.sum(0)
 
 
-def mean_log_loss(losses: Tensor, initial: Tensor) -> Tensor:
+def mean_log_loss(losses: Tensor, initial: Tensor, floor: float = 0.0) -> Tensor:
     """The mean over the window of ``log(L_t / L_0)``: every factor gained counts the same, early or late, on easy
-    tasks and hard ones. Losses below the smallest normal number count as that number."""
+    tasks and hard ones. Losses below ``floor L_0``, and below the smallest normal number, count as that number."""
     tiny = torch.finfo(losses.dtype).tiny
-    return (losses.clamp(min=tiny).log() - initial.clamp(min=tiny).log()).mean(0)
+    return (_log(losses, initial, floor) - initial.clamp(min=tiny).log()).mean(0)
+
+
+def mean_increase(losses: Tensor, initial: Tensor, before: Tensor, floor: float = 0.0) -> Tensor:
+    """The mean over the window of ``max(0, log L_t - log L_(t-1))``; ``before`` ``(tasks,)`` is the loss before the
+    window's first. Losses are cut off below as in :func:`mean_log_loss`; shapes as there."""
+    logs = _log(torch.cat([before.unsqueeze(0), losses]), initial, floor)
+    return logs.diff(dim=0).clamp(min=0).mean(0)
+
+
+def _log(losses: Tensor, initial: Tensor, floor: float) -> Tensor:
+    least = (floor * initial).clamp(min=torch.finfo(losses.dtype).tiny) if floor else torch.finfo(losses.dtype).tiny
+    return losses.clamp(min=least).log()
 
 
 OBJECTIVES: dict[str, Objective] = {"sum": loss_sum, "log": mean_log_loss}
@@ -53,15 +66,21 @@ def truncated_bptt(
     steps: int,
     objective: Objective,
     *,
+    penalty: Penalty | None = None,
     second_order: bool = False,
     losses_before: bool = False,
 ) -> Estimate:
     """Back-propagation through one window, truncated at its start.
 
+    The meta-loss of a task is ``objective(losses, L_0)``, plus ``penalty(losses, L_0, before)`` if there is a
+    ``penalty``, where ``before`` is the loss at the start of the window.
+
     A task that fails in the window is found in the forward pass, and the window runs again without it, so that
     nothing infinite ever enters a product; should a meta-gradient overflow nevertheless, the tasks that cause it are
     found by bisection, and the window runs once more without them too.
     """
+
+    before = loss_before(tasks, carry) if penalty is not None else None
 
     def run(alive: Tensor) -> tuple[Tensor, Carry, Tensor, Params]:
         leaves = {name: p.detach().requires_grad_() for name, p in phi.items()}
@@ -76,8 +95,7 @@ def truncated_bptt(
         )
         if bool((alive & ~new.alive).any()):
             return run(new.alive)
-        weight = alive.to(losses.dtype)
-        value = (objective(losses, carry.initial) * weight).sum() / weight.sum().clamp(min=1)
+        value = mean_over(alive, meta_losses(objective, penalty, losses, carry.initial, before))
         gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), gradients, strict=True)]
         return losses.detach(), new, value.detach(), dict(zip(leaves, filled, strict=True))
@@ -98,6 +116,25 @@ def truncated_bptt(
         alive[overflowing(new.alive.nonzero().squeeze(1))] = False
         losses, new, value, gradient = run(alive)
     return Estimate(value, gradient, losses, new, int((carry.alive & ~new.alive).sum()))
+
+
+def loss_before(tasks: Tasks, carry: Carry) -> Tensor:
+    """The losses ``(tasks,)`` at the start of a window."""
+    with torch.no_grad():
+        return tasks.loss(carry.params, carry.step)
+
+
+def meta_losses(
+    objective: Objective, penalty: Penalty | None, losses: Tensor, initial: Tensor, before: Tensor | None
+) -> Tensor:
+    """The meta-loss of each task, ``(tasks,)``."""
+    values = objective(losses, initial)
+    return values if penalty is None or before is None else values + penalty(losses, initial, before)
+
+
+def mean_over(alive: Tensor, values: Tensor) -> Tensor:
+    """The mean of ``values`` ``(tasks,)`` over the tasks that are ``alive``; 0 if none is."""
+    return torch.where(alive, values, torch.zeros_like(values)).sum() / alive.sum().clamp(min=1)
 
 
 def _finite(gradient: Params) -> bool:

@@ -20,11 +20,17 @@ class Population:
 
     ``sample(count)`` draws tasks and ``start(tasks)`` gives the carry before their first step. A carry is the
     estimator's business, but for ``carry.step`` and ``carry.alive``, both ``(tasks,)``, and the task dimension in front
-    of all its tensors.
+    of all its tensors. ``generator`` draws the horizons.
     """
 
-    def __init__(self, sample: Callable[[int], Tasks], start: Callable[[Tasks], Any], training: Training) -> None:
-        self._sample, self._start, self.training = sample, start, training
+    def __init__(
+        self,
+        sample: Callable[[int], Tasks],
+        start: Callable[[Tasks], Any],
+        training: Training,
+        generator: torch.Generator,
+    ) -> None:
+        self._sample, self._start, self.training, self.generator = sample, start, training, generator
         self.horizon = training.window if training.growing_horizon else training.horizon
         self.tasks: Tasks = sample(training.tasks)
         self.carry = start(self.tasks)
@@ -37,7 +43,7 @@ class Population:
             fresh = self._sample(len(index))
             self.tasks = self.tasks.put(index, fresh)
             self.carry = tree_map(lambda old, new: old.index_copy(0, index, new), self.carry, self._start(fresh))
-            self.due = self.due.index_fill(0, index, self.horizon)
+            self.due = self.due.index_copy(0, index, self._lives(len(index)))
 
     def follow(self, estimate: Estimate) -> None:
         """Goes on from where a window has led."""
@@ -64,11 +70,21 @@ class Population:
         self.meta_loss = numbers["meta_loss"]
 
     def _first_due(self) -> Tensor:
-        """The step at which each task is replaced: the first lives are cut to all multiples of the window."""
-        tasks, window, device = self.training.tasks, self.training.window, self.carry.step.device
-        if not self.training.staggered:
-            return torch.full((tasks,), self.horizon, device=device)
-        return window * (1 + torch.arange(tasks, device=device) % (self.horizon // window))
+        """The step at which each task is replaced: staggered first lives are cut to all multiples of the window."""
+        lives, window = self._lives(self.training.tasks), self.training.window
+        if self.training.random_horizons or not self.training.staggered:
+            return lives
+        return window * (1 + torch.arange(len(lives), device=lives.device) % (self.horizon // window))
+
+    def _lives(self, count: int) -> Tensor:
+        """How many steps fresh tasks are trained for: the horizon, or ``w k`` for the window w, k = 1 .. K and
+        ``P(k) = log((k + 1) / k) / log(K + 1)``, the whole part of a number that is log-uniform on [1, K + 1)."""
+        device, window = self.carry.step.device, self.training.window
+        if not self.training.random_horizons:
+            return torch.full((count,), self.horizon, device=device)
+        windows = self.horizon // window
+        drawn = torch.rand(count, generator=self.generator, dtype=torch.float64)
+        return (window * ((windows + 1) ** drawn).long().clamp(max=windows)).to(device)
 
     def _grow(self, losses: Tensor) -> None:
         """Doubles a growing horizon when nine out of ten of the tasks that are through it still fell in ``losses``."""

@@ -13,17 +13,23 @@ class Training:
 
     Args:
         meta_steps: Updates of phi; each costs one window of all tasks.
-        tasks: Problems trained side by side.
+        tasks: Problems trained side by side, of each member of a mixture.
         window: Steps unrolled between two updates of phi (t_unroll).
         horizon: Steps a problem is trained for before it is replaced, a multiple of the window.
         lr_update: Adam learning rate of the meta-parameters that produce updates.
         lr_element: Adam learning rate of the meta-parameters that produce group elements.
         objective: log (mean of log(L / L_0) over the window) or sum (of the losses, as published).
+        floor: Losses below this fraction of a problem's initial loss count as that fraction in log losses; 0 for none.
+            In float64, where log(L / L_0) can fall to -700, it keeps solved problems from outweighing all others.
+        increase_penalty: Weight, beside the objective, of the mean over the window of max(0, log L_t - log L_(t-1)),
+            with the step from the loss before the window; 0 for none.
         clip: Bound on the norm of the meta-gradient; 0 for none (published).
         decay: Learning rates over the run: cosine (to zero) or constant (published).
         second_order: Let meta-gradients flow through the observed gradients (second derivatives of the loss).
         losses_before: Take losses before each step, not after, as the published code does.
         staggered: Start the problems out of phase, so that a batch mixes early and late training.
+        random_horizons: Draw how many steps each problem is trained for: log-uniformly from the multiples of the window
+            up to ``horizon``, which starts them out of phase too.
         growing_horizon: Start with a horizon of one window and double it, up to ``horizon``, whenever nine out of
             ten problems still fall in the last window before the present horizon: the step count is learned.
         curriculum: Let the members of a mixture join one after the other over the first half of the meta-steps.
@@ -38,11 +44,14 @@ class Training:
     lr_update: float = 1e-3
     lr_element: float = 1e-3
     objective: Literal["log", "sum"] = "log"
+    floor: float = 0.0
+    increase_penalty: float = 0.0
     clip: float = 1.0
     decay: Literal["cosine", "constant"] = "cosine"
     second_order: bool = False
     losses_before: bool = False
     staggered: bool = True
+    random_horizons: bool = False
     growing_horizon: bool = False
     curriculum: bool = False
     save_every: int = 100
@@ -54,5 +63,9 @@ class Training:
                 raise UserError(f"training.{name} is {getattr(self, name)}: give 1 or more")
         if self.horizon % self.window:
             raise UserError(f"horizon {self.horizon} is no multiple of window {self.window}: change one of them")
+        if not 0 <= self.floor < 1:
+            raise UserError(f"training.floor is {self.floor}: give a fraction of the initial loss, 0 or more, below 1")
+        if not self.increase_penalty >= 0:
+            raise UserError(f"training.increase_penalty is {self.increase_penalty}: give 0 or more")
         if self.objective not in OBJECTIVES:
             raise UserError(f"unknown objective '{self.objective}': choose one of {', '.join(OBJECTIVES)}")

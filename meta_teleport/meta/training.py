@@ -22,7 +22,15 @@ from meta_teleport.checkpoint import load_tensors, save_tensors
 from meta_teleport.errors import UserError
 from meta_teleport.learned.load import save
 from meta_teleport.learned.rule import Rule
-from meta_teleport.meta.estimators import OBJECTIVES, Estimate, truncated_bptt
+from meta_teleport.meta.estimators import (
+    OBJECTIVES,
+    Estimate,
+    Objective,
+    Penalty,
+    mean_increase,
+    mean_log_loss,
+    truncated_bptt,
+)
 from meta_teleport.meta.population import Population
 from meta_teleport.meta.settings import Training
 from meta_teleport.meta.unroll import start
@@ -75,6 +83,7 @@ class Trainer:
             [{"params": [self.phi[name] for name in names[key]], "lr": lr} for key, lr in groups.items() if names[key]]
         )
         self.peaks = [group["lr"] for group in self.adam.param_groups]
+        self.objective, self.penalty = _objective(training), _penalty(training)
         self.populations = [self._population(member) for member in family.members]
         self.meta_step, self.failed = 0, 0
 
@@ -96,7 +105,8 @@ class Trainer:
             population.tasks,
             population.carry,
             t.window,
-            OBJECTIVES[t.objective],
+            self.objective,
+            penalty=self.penalty,
             second_order=t.second_order,
             losses_before=t.losses_before,
         )
@@ -110,7 +120,7 @@ class Trainer:
         def sample(count: int) -> Tasks:
             return member.sample(count, self.generator, "train", self.dtype, self.device)
 
-        return Population(sample, partial(start, self.rule), self.training)
+        return Population(sample, partial(start, self.rule), self.training, self.generator)
 
     def _descend(self, gradient: Params) -> None:
         for name, p in self.phi.items():
@@ -213,6 +223,22 @@ def train(
         _save(trainer, run)
     seconds = time.perf_counter() - began
     return TrainingSummary(trainer.meta_step, finished, meta_loss, trainer.failed, seconds)
+
+
+def _objective(training: Training) -> Objective:
+    if training.objective == "log":
+        return partial(mean_log_loss, floor=training.floor)
+    return OBJECTIVES[training.objective]
+
+
+def _penalty(training: Training) -> Penalty | None:
+    if not training.increase_penalty:
+        return None
+
+    def penalty(losses: Tensor, initial: Tensor, before: Tensor) -> Tensor:
+        return training.increase_penalty * mean_increase(losses, initial, before, training.floor)
+
+    return penalty
 
 
 def _below(prefix: str, content: dict[str, T]) -> dict[str, T]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from meta_teleport.learned.classical import NoState
 from meta_teleport.learned.rule import Observation, Proposal, Rule
-from meta_teleport.meta.estimators import loss_sum, mean_log_loss, truncated_bptt
-from meta_teleport.meta.unroll import start
+from meta_teleport.meta.estimators import loss_sum, mean_increase, mean_log_loss, truncated_bptt
+from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks
@@ -57,6 +57,42 @@ def test_objectives_by_hand() -> None:
     tiny = torch.finfo(torch.float64).tiny
     expected = torch.tensor([(0.5 * 0.25) ** 0.5, tiny**0.5], dtype=torch.float64).log()
     torch.testing.assert_close(mean_log_loss(losses, initial), expected)
+
+
+def test_losses_below_the_floor_count_as_the_floor() -> None:
+    losses = torch.tensor([[4.0], [1e-300], [0.5]], dtype=torch.float64, requires_grad=True)
+    initial = torch.tensor([8.0], dtype=torch.float64)
+    value = mean_log_loss(losses, initial, floor=0.125)
+    torch.testing.assert_close(value, torch.tensor([0.5 * 0.125 * 0.125], dtype=torch.float64).log() / 3)
+    assert float(mean_log_loss(losses.detach(), initial)) < -200
+    value.sum().backward()
+    assert losses.grad is not None and losses.grad.flatten().tolist() == [1 / 12, 0, 0]
+
+
+def test_the_penalty_by_hand() -> None:
+    losses = torch.tensor([[4.0, 1.0], [16.0, 0.5], [2.0, 0.5]], dtype=torch.float64)
+    initial, before = (torch.tensor(row, dtype=torch.float64) for row in ([8.0, 1.0], [2.0, 1.0]))
+    expected = torch.tensor([2.0 * 4.0, 1.0], dtype=torch.float64).log() / 3
+    torch.testing.assert_close(mean_increase(losses, initial, before), expected)
+    floored = torch.tensor([2.0, 1.0], dtype=torch.float64).log() / 3
+    torch.testing.assert_close(mean_increase(losses, initial, before, floor=1.0), floored)
+
+
+def test_the_penalty_sees_the_loss_before_the_window(generator: torch.Generator) -> None:
+    tasks, _ = tasks_of(generator)
+    rule = Spoiled(-1.0)
+    rule.log_step.data.fill_(-1.0)
+    phi = {"log_step": rule.log_step.detach()}
+    losses, _ = unroll(rule, phi, tasks, start(rule, tasks), 3)
+    assert bool((losses[2] > losses[1]).any())
+    whole = torch.cat([start(rule, tasks).initial[None], losses])
+    rises = (whole[1:].log() - whole[:-1].log()).clamp(min=0)
+    carry = unroll(rule, phi, tasks, start(rule, tasks), 1)[1]
+    for steps, at, part in ((3, start(rule, tasks), rises), (2, carry, rises[1:])):
+        plain = truncated_bptt(rule, phi, tasks, at, steps, mean_log_loss)
+        found = truncated_bptt(rule, phi, tasks, at, steps, mean_log_loss, penalty=mean_increase)
+        laws.assert_close((found.meta_loss - plain.meta_loss)[None], part.mean()[None], 1e-9)
+        laws.must_fail(laws.assert_close, (found.meta_loss - plain.meta_loss)[None], part[1:].mean()[None], 1e-3)
 
 
 @pytest.mark.parametrize("steep", [False, True])

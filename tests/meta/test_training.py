@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import laws
 import pytest
 import torch
 
@@ -50,6 +51,46 @@ def test_tasks_in_phase_are_replaced_together() -> None:
     assert ages(replace(SMALL, staggered=False), 4) == [[2] * 6, [4] * 6, [6] * 6, [2] * 6]
 
 
+def lives(training: Training) -> torch.Tensor:
+    """How long tasks live, those that begin with the run and those that follow."""
+    (population,) = Trainer(rule(), Regression(width=1), training, seed=0).populations
+    first = population.due
+    population.carry = population.carry._replace(step=population.due)
+    population.renew()
+    return torch.stack([first, population.due])
+
+
+def test_random_horizons_are_log_uniform_on_the_multiples_of_the_window() -> None:
+    training = replace(SMALL, tasks=4000, horizon=12, random_horizons=True)
+    k = torch.arange(1, 7, dtype=torch.float64)
+    expected, even = ((k + 1) / k).log() / torch.tensor(7.0).log(), torch.full((6,), 1 / 6, dtype=torch.float64)
+
+    def follow(drawn: torch.Tensor, law: torch.Tensor) -> None:
+        shares = torch.bincount(drawn // 2, minlength=7)[1:].double() / len(drawn)
+        assert bool(((shares - law).abs() <= 4 * (law * (1 - law) / len(drawn)).sqrt()).all())
+
+    for drawn in lives(training):
+        assert drawn.unique().tolist() == [2, 4, 6, 8, 10, 12]
+        follow(drawn, expected)
+        laws.must_fail(follow, drawn, even)
+
+
+def test_horizons_that_are_not_random() -> None:
+    first, following = lives(SMALL)
+    assert first.tolist() == [2, 4, 6, 2, 4, 6] and following.tolist() == [6] * 6
+
+
+def test_a_penalty_is_part_of_the_meta_loss() -> None:
+    plain, punished = (
+        Trainer(rule(), FAMILY, replace(SMALL, increase_penalty=weight, window=6), seed=0).step()
+        for weight in (0.0, 10.0)
+    )
+    before = start(rule(), FAMILY.sample(6, torch.Generator().manual_seed(0))).initial
+    rises = torch.cat([before[None], plain.losses]).log().diff(dim=0).clamp(min=0)
+    assert float(rises.max()) > 0
+    torch.testing.assert_close(punished.meta_loss, plain.meta_loss + 10 * rises.mean())
+
+
 def test_a_replaced_task_is_a_fresh_one() -> None:
     trainer = Trainer(rule(), FAMILY, replace(SMALL, staggered=False, horizon=2), seed=0)
     (population,) = trainer.populations
@@ -91,7 +132,9 @@ def test_meta_training_learns(kind: type[LSTMUpdate | LSTMUpdateTele]) -> None:
     assert (ends[1].log() - ends[0].log()).mean() < -0.03
 
 
-@pytest.mark.parametrize("options", [{}, {"growing_horizon": True}, {"staggered": False, "second_order": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"growing_horizon": True, "random_horizons": True}, {"staggered": False, "second_order": True}]
+)
 def test_resumed_is_uninterrupted_bit_for_bit(options: dict[str, bool], tmp_path: Path) -> None:
     training = replace(SMALL, **options)
     whole, parts = rule(), rule(seed=5)
@@ -114,6 +157,10 @@ def test_refusals(tmp_path: Path) -> None:
         replace(SMALL, horizon=7)
     with pytest.raises(UserError, match=r"training\.tasks is 0: give 1 or more"):
         replace(SMALL, tasks=0)
+    with pytest.raises(UserError, match=r"training\.floor is 1.0: give a fraction of the initial loss"):
+        replace(SMALL, floor=1.0)
+    with pytest.raises(UserError, match=r"training\.increase_penalty is -1.0: give 0 or more"):
+        replace(SMALL, increase_penalty=-1.0)
     with pytest.raises(UserError, match="unknown objective 'cube': choose one of sum, log"):
         replace(SMALL, objective="cube")
     run = run_in(tmp_path / "run")
