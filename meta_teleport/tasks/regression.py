@@ -22,8 +22,11 @@ class RegressionTasks(NetworkTasks):
     """Regression problems; see :class:`NetworkTasks`."""
 
     def loss(self, params: Params, step: Tensor) -> Tensor:
-        residual = self.outputs(params, step) - self.rows("labels", step)
-        return 0.5 * residual.square().sum((-2, -1))
+        return _half_square(self.outputs(params, step) - self.rows("labels", step))
+
+    def total_loss(self, params: Params) -> Tensor:
+        """The loss over all points, whatever the batch, ``(tasks,)``."""
+        return _half_square(functional(self.model)(params, self.data["inputs"]) - self.data["labels"])
 
 
 class Regression(TaskFamily):
@@ -82,6 +85,8 @@ class Regression(TaskFamily):
         ):
             if value not in choices:
                 raise UserError(f"unknown {name} '{value}': choose one of {', '.join(choices)}")
+        if not noise >= 0:
+            raise UserError(f"noise {noise} is not possible: give noise >= 0")
         self.batch, self.data, self.labels, self.noise = batch, data, labels, noise
         self.model, self.symmetry = network(
             widths, activation, bias, action, group, displacement, batch or self.points, allow_drift
@@ -123,3 +128,8 @@ class Regression(TaskFamily):
             drawn = self._draw(generator, count, *p.shape)
             params[name] = drawn if self.data == "uniform" else drawn / p.shape[-1] ** 0.5 if p.ndim > 1 else 0 * drawn
         return params
+
+
+def _half_square(residual: Tensor) -> Tensor:
+    """``0.5 ||residual||_F^2`` of each task."""
+    return 0.5 * residual.square().sum((-2, -1))

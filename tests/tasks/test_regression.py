@@ -104,6 +104,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"batch": 0}, "batch 0 does not fit 20 points: choose 1 to 20"),
     ({"data": "cauchy"}, "unknown data 'cauchy': choose one of uniform, gaussian"),
     ({"labels": "none"}, "unknown labels 'none': choose one of random, teacher"),
+    ({"noise": -1.0}, "noise -1.0 is not possible: give noise >= 0"),
     ({"action": "permutation"},
      "permutations have no Lie algebra to learn in: choose another action for a task family"),
     ({"points": 30}, "site 'layers.0' keeps the loss on at most 20 points and the batch has 30: use fewer points, a "
