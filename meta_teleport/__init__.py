@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from meta_teleport.record import Run as Run
     from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
     from meta_teleport.symmetry.views import View as View
+    from meta_teleport.tasks.classification import Classification as Classification
     from meta_teleport.tasks.factorization import Factorization as Factorization
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
     from meta_teleport.tasks.few_shot import FewShot as FewShot
@@ -74,6 +75,7 @@ _HOMES = {
     "Symmetry": "symmetry.symmetry",
     "View": "symmetry.views",
     "TaskFamily": "tasks.family",
+    "Classification": "tasks.classification",
     "Factorization": "tasks.factorization",
     "FewShot": "tasks.few_shot",
     "Functions": "tasks.functions",

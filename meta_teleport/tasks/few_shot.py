@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params, functional
 from meta_teleport.tasks.family import SPLITS, Split, TaskFamily, split_generator
-from meta_teleport.tasks.network import NetworkTasks, network, prepared
+from meta_teleport.tasks.network import NetworkTasks, cross_entropy, linear_start, network, prepared
 from meta_teleport.tasks.tasksets import draw, fixed, load_tasksets
 
 
@@ -26,7 +26,7 @@ class FewShotTasks(NetworkTasks):
     and ``query_inputs``, ``query_labels`` of the query set. Support images are in rounds of one per class."""
 
     def loss(self, params: Params, step: Tensor) -> Tensor:
-        return _cross_entropy(self.outputs(params, step), self.rows("labels", step))
+        return cross_entropy(self.outputs(params, step), self.rows("labels", step))
 
     def query_outputs(self, params: Params) -> Tensor:
         """The network's outputs on the query sets, ``(tasks, ways * queries, ways)``."""
@@ -34,7 +34,7 @@ class FewShotTasks(NetworkTasks):
 
     def query_loss(self, params: Params) -> Tensor:
         """The mean cross entropy on the query sets, ``(tasks,)``."""
-        return _cross_entropy(self.query_outputs(params), self.data["query_labels"])
+        return cross_entropy(self.query_outputs(params), self.data["query_labels"])
 
     def query_accuracy(self, params: Params) -> Tensor:
         """The part of the query images that are classified correctly, ``(tasks,)``."""
@@ -150,22 +150,12 @@ class FewShot(TaskFamily):
         return torch.eye(self.ways, dtype=images.dtype).repeat(images.shape[2], 1).expand(len(images), -1, -1)
 
     def _parameters(self, generator: torch.Generator, count: int) -> Params:
-        common = self.start is not None
-        generator = torch.Generator().manual_seed(self.start) if self.start is not None else generator
-        params: Params = {}
-        fan_in = 1
-        for name, p in self.model.named_parameters():
-            fan_in = p.shape[-1] if p.ndim > 1 else fan_in
-            drawn = torch.rand(1 if common else count, *p.shape, generator=generator, dtype=torch.float64)
-            params[name] = ((2 * drawn - 1) / fan_in**0.5).repeat(count // len(drawn), *(1,) * p.ndim)
-        return params
+        if self.start is None:
+            return linear_start(self.model, count, generator)
+        common = linear_start(self.model, 1, torch.Generator().manual_seed(self.start))
+        return {name: p.repeat(count, *(1,) * (p.ndim - 1)) for name, p in common.items()}
 
 
 def _rounds(images: Tensor) -> Tensor:
     """Images ``(count, ways, each, d)`` as ``(count, each * ways, d)``: the first of every class, then the second."""
     return images.transpose(1, 2).flatten(1, 2)
-
-
-def _cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """The mean over the images ``(tasks, n, ways)``, shape ``(tasks,)``."""
-    return -(labels * outputs.log_softmax(-1)).sum(-1).mean(-1)

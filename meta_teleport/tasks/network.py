@@ -67,6 +67,22 @@ def network(
     return model, symmetry
 
 
+def linear_start(model: MLP, count: int, generator: torch.Generator) -> Params:
+    """Weights and biases ``(count, *shape)`` drawn as torch.nn.Linear does, from U(-1, 1) / sqrt(fan-in), in float64."""
+    params: Params = {}
+    fan_in = 1
+    for name, p in model.named_parameters():
+        fan_in = p.shape[-1] if p.ndim > 1 else fan_in
+        drawn = torch.rand(count, *p.shape, generator=generator, dtype=torch.float64)
+        params[name] = (2 * drawn - 1) / fan_in**0.5
+    return params
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the images of outputs and one-hot labels ``(tasks, n, classes)``, shape ``(tasks,)``."""
+    return -(labels * outputs.log_softmax(-1)).sum(-1).mean(-1)
+
+
 def prepared(data: dict[str, Tensor], symmetry: Symmetry, batch: int | None) -> dict[str, Tensor]:
     """The data with the pseudo-inverse of the inputs, where a data-dependent action needs it at every step."""
     inverse = symmetry.prepare(data["inputs"]).pseudo_inverse if batch is None else None

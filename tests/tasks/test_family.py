@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from meta_teleport.tasks.classification import Classification
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import SPLITS, TaskFamily, Tasks, split_generator
 from meta_teleport.tasks.few_shot import FewShot
@@ -21,6 +22,7 @@ FAMILIES: dict[str, TaskFamily] = {
     "linear": DeepLinear(width=4, depth=4, inputs=5, points=12, batch=5, noise=0.1, missing=0.2),
     "digits": FewShot(),
     "digits in batches": FewShot(ways=2, shots=4, batch=4, pixels=4, action="general_linear"),
+    "classes": Classification(hidden=[6], points=20, batch=8),
     **{name: Functions(name) for name in FUNCTIONS},
 }
 NAMES = list(FAMILIES)
@@ -39,7 +41,7 @@ def steps(tasks: Tasks, number: int = 0) -> Tensor:
 
 
 def test_there_are_families() -> None:
-    assert len(NAMES) == 13
+    assert len(NAMES) == 14
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,8 +51,9 @@ def test_the_same_generator_state_gives_the_same_tasks(name: str, device: str) -
     assert single.count == double.count == 6
     assert tensors(single).keys() == tensors(double).keys()
     for a, b in zip(tensors(single).values(), tensors(double).values(), strict=True):
-        assert (a.dtype, b.dtype, a.device.type) == (torch.float32, torch.float64, torch.device(device).type)
-        assert torch.equal(a.cpu(), b.float())
+        whole = (torch.float32, torch.float64) if b.is_floating_point() else (torch.int64, torch.int64)
+        assert (a.dtype, b.dtype, a.device.type) == (*whole, torch.device(device).type)
+        assert torch.equal(a.cpu(), b.to(a.dtype))
 
 
 @pytest.mark.parametrize("name", NAMES)
