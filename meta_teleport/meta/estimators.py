@@ -5,7 +5,7 @@ is the estimator's business.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
     meta_loss: Tensor
     gradient: Params
     losses: Tensor
-    carry: Carry
+    carry: Any
     failed: int
 
 

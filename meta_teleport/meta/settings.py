@@ -6,6 +6,8 @@ from typing import Literal
 from meta_teleport.errors import UserError
 from meta_teleport.meta.estimators import OBJECTIVES
 
+ESTIMATORS = ("bptt", "es", "pes")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -18,6 +20,10 @@ class Training:
         horizon: Steps a problem is trained for before it is replaced, a multiple of the window.
         lr_update: Adam learning rate of the meta-parameters that produce updates.
         lr_element: Adam learning rate of the meta-parameters that produce group elements.
+        estimator: bptt (truncated back-propagation), es or pes (evolution strategies, truncated and persistent, which
+            need no derivatives and twice as many forward passes, without the bias of cutting a life for pes).
+        sigma: Standard deviation of the perturbations of es and pes, in units of the meta-parameters.
+        pairs: Antithetic pairs of perturbations that es and pes divide the problems among, at most one for each.
         objective: log (mean of log(L / L_0) over the window) or sum (of the losses, as published).
         floor: Losses below this fraction of a problem's initial loss count as that fraction in log losses; 0 for none.
             In float64, where log(L / L_0) can fall to -700, it keeps solved problems from outweighing all others.
@@ -25,7 +31,8 @@ class Training:
             with the step from the loss before the window; 0 for none.
         clip: Bound on the norm of the meta-gradient; 0 for none (published).
         decay: Learning rates over the run: cosine (to zero) or constant (published).
-        second_order: Let meta-gradients flow through the observed gradients (second derivatives of the loss).
+        second_order: Let the meta-gradients of bptt flow through the observed gradients (second derivatives of the
+            loss).
         losses_before: Take losses before each step, not after, as the published code does.
         staggered: Start the problems out of phase, so that a batch mixes early and late training.
         random_horizons: Draw how many steps each problem is trained for: log-uniformly from the multiples of the window
@@ -43,6 +50,9 @@ class Training:
     horizon: int = 50
     lr_update: float = 1e-3
     lr_element: float = 1e-3
+    estimator: Literal["bptt", "es", "pes"] = "bptt"
+    sigma: float = 0.01
+    pairs: int = 8
     objective: Literal["log", "sum"] = "log"
     floor: float = 0.0
     increase_penalty: float = 0.0
@@ -63,6 +73,13 @@ class Training:
                 raise UserError(f"training.{name} is {getattr(self, name)}: give 1 or more")
         if self.horizon % self.window:
             raise UserError(f"horizon {self.horizon} is no multiple of window {self.window}: change one of them")
+        if self.estimator not in ESTIMATORS:
+            raise UserError(f"unknown estimator '{self.estimator}': choose one of {', '.join(ESTIMATORS)}")
+        if self.estimator != "bptt" and not (self.sigma > 0 and 1 <= self.pairs <= self.tasks):
+            raise UserError(
+                f"training.sigma {self.sigma} and training.pairs {self.pairs} do not perturb {self.tasks} tasks: give "
+                "sigma > 0, and pairs from 1 to the number of tasks"
+            )
         if not 0 <= self.floor < 1:
             raise UserError(f"training.floor is {self.floor}: give a fraction of the initial loss, 0 or more, below 1")
         if not self.increase_penalty >= 0:

@@ -31,6 +31,7 @@ from meta_teleport.meta.estimators import (
     mean_log_loss,
     truncated_bptt,
 )
+from meta_teleport.meta.evolution import es, pes, start_pairs
 from meta_teleport.meta.population import Population
 from meta_teleport.meta.settings import Training
 from meta_teleport.meta.unroll import start
@@ -39,6 +40,7 @@ from meta_teleport.record import Run
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
 T = TypeVar("T")
+Start = Callable[[Rule, Tasks], Any]
 
 
 class Progress(NamedTuple):
@@ -83,6 +85,7 @@ class Trainer:
             [{"params": [self.phi[name] for name in names[key]], "lr": lr} for key, lr in groups.items() if names[key]]
         )
         self.peaks = [group["lr"] for group in self.adam.param_groups]
+        self.start, self.estimate = _estimator(training, self.generator)
         self.objective, self.penalty = _objective(training), _penalty(training)
         self.populations = [self._population(member) for member in family.members]
         self.meta_step, self.failed = 0, 0
@@ -99,7 +102,7 @@ class Trainer:
         """One meta-step: fresh tasks where due, one window, one update of phi."""
         t, population = self.training, self.population
         population.renew()
-        estimate = truncated_bptt(
+        estimate = self.estimate(
             self.rule,
             self.phi,
             population.tasks,
@@ -107,7 +110,6 @@ class Trainer:
             t.window,
             self.objective,
             penalty=self.penalty,
-            second_order=t.second_order,
             losses_before=t.losses_before,
         )
         population.follow(estimate)
@@ -120,7 +122,7 @@ class Trainer:
         def sample(count: int) -> Tasks:
             return member.sample(count, self.generator, "train", self.dtype, self.device)
 
-        return Population(sample, partial(start, self.rule), self.training, self.generator)
+        return Population(sample, partial(self.start, self.rule), self.training, self.generator)
 
     def _descend(self, gradient: Params) -> None:
         for name, p in self.phi.items():
@@ -148,9 +150,8 @@ class Trainer:
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """The inverse of :meth:`state`. Raises ``UserError`` for the state of another rule, family or version."""
-        own, counted = self.state()
-        same = all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in own.items())
-        if not same or not counted.keys() <= numbers.keys():
+        own = self.state()[0]
+        if any(name not in tensors or tensors[name].shape != own[name].shape for name in own):
             raise UserError(
                 "the saved state is of another rule, family or version: start the run anew in another folder"
             )
@@ -223,6 +224,14 @@ def train(
         _save(trainer, run)
     seconds = time.perf_counter() - began
     return TrainingSummary(trainer.meta_step, finished, meta_loss, trainer.failed, seconds)
+
+
+def _estimator(training: Training, generator: torch.Generator) -> tuple[Start, Callable[..., Estimate]]:
+    """How a task's carry begins, and the estimator that takes it from window to window."""
+    if training.estimator == "bptt":
+        return start, partial(truncated_bptt, second_order=training.second_order)
+    options: dict[str, Any] = {"sigma": training.sigma, "pairs": training.pairs, "generator": generator}
+    return (start_pairs, partial(pes, **options)) if training.estimator == "pes" else (start, partial(es, **options))
 
 
 def _objective(training: Training) -> Objective:

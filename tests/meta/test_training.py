@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import laws
 import pytest
@@ -133,9 +134,16 @@ def test_meta_training_learns(kind: type[LSTMUpdate | LSTMUpdateTele]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"growing_horizon": True, "random_horizons": True}, {"staggered": False, "second_order": True}]
+    "options",
+    [
+        {},
+        {"growing_horizon": True, "random_horizons": True},
+        {"staggered": False, "second_order": True},
+        {"estimator": "es", "pairs": 3},
+        {"estimator": "pes", "pairs": 2, "increase_penalty": 0.1},
+    ],
 )
-def test_resumed_is_uninterrupted_bit_for_bit(options: dict[str, bool], tmp_path: Path) -> None:
+def test_resumed_is_uninterrupted_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     training = replace(SMALL, **options)
     whole, parts = rule(), rule(seed=5)
     train(whole, FAMILY, training, run=run_in(tmp_path / "whole"))
@@ -161,6 +169,11 @@ def test_refusals(tmp_path: Path) -> None:
         replace(SMALL, floor=1.0)
     with pytest.raises(UserError, match=r"training\.increase_penalty is -1.0: give 0 or more"):
         replace(SMALL, increase_penalty=-1.0)
+    with pytest.raises(UserError, match="unknown estimator 'reinforce': choose one of bptt, es, pes"):
+        replace(SMALL, estimator="reinforce")
+    for options in ({"sigma": 0.0, "pairs": 2}, {"pairs": 7}, {"pairs": 0}):
+        with pytest.raises(UserError, match="do not perturb 6 tasks: give sigma > 0, and pairs from 1 to"):
+            replace(SMALL, estimator="pes", **options)
     with pytest.raises(UserError, match="unknown objective 'cube': choose one of sum, log"):
         replace(SMALL, objective="cube")
     run = run_in(tmp_path / "run")
