@@ -11,9 +11,7 @@ A run stops between two windows and resumes bit for bit: phi, Adam's moments, ta
 
 import time
 from collections.abc import Callable
-from functools import partial
-from math import cos, pi
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,25 +20,10 @@ from meta_teleport.checkpoint import load_tensors, save_tensors
 from meta_teleport.errors import UserError
 from meta_teleport.learned.load import save
 from meta_teleport.learned.rule import Rule
-from meta_teleport.meta.estimators import (
-    OBJECTIVES,
-    Estimate,
-    Objective,
-    Penalty,
-    mean_increase,
-    mean_log_loss,
-    truncated_bptt,
-)
-from meta_teleport.meta.evolution import es, pes, start_pairs
-from meta_teleport.meta.population import Population
 from meta_teleport.meta.settings import Training
-from meta_teleport.meta.unroll import start
-from meta_teleport.params import Params
+from meta_teleport.meta.trainer import Trainer
 from meta_teleport.record import Run
-from meta_teleport.tasks.family import TaskFamily, Tasks
-
-T = TypeVar("T")
-Start = Callable[[Rule, Tasks], Any]
+from meta_teleport.tasks.family import TaskFamily
 
 
 class Progress(NamedTuple):
@@ -61,120 +44,6 @@ class TrainingSummary(NamedTuple):
     meta_loss: float
     failed: int
     seconds: float
-
-
-class Trainer:
-    """The state of a run between two windows."""
-
-    def __init__(
-        self,
-        rule: Rule,
-        family: TaskFamily,
-        training: Training,
-        seed: int,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.rule, self.family, self.training = rule.to(device, dtype), family, training
-        self.device, self.dtype = device, dtype
-        self.generator = torch.Generator().manual_seed(seed)
-        self.phi: Params = dict(rule.named_parameters())
-        groups = {"update": training.lr_update, "element": training.lr_element}
-        names = rule.meta_groups()
-        self.adam = torch.optim.Adam(
-            [{"params": [self.phi[name] for name in names[key]], "lr": lr} for key, lr in groups.items() if names[key]]
-        )
-        self.peaks = [group["lr"] for group in self.adam.param_groups]
-        self.start, self.estimate = _estimator(training, self.generator)
-        self.objective, self.penalty = _objective(training), _penalty(training)
-        self.populations = [self._population(member) for member in family.members]
-        self.meta_step, self.failed = 0, 0
-
-    @property
-    def population(self) -> Population:
-        """Whose turn the next meta-step is: the members of the family that have joined, one after the other."""
-        joined = count = len(self.populations)
-        if self.training.curriculum:
-            joined = min(count, 1 + 2 * count * self.meta_step // self.training.meta_steps)
-        return self.populations[self.meta_step % joined]
-
-    def step(self) -> Estimate:
-        """One meta-step: fresh tasks where due, one window, one update of phi."""
-        t, population = self.training, self.population
-        population.renew()
-        estimate = self.estimate(
-            self.rule,
-            self.phi,
-            population.tasks,
-            population.carry,
-            t.window,
-            self.objective,
-            penalty=self.penalty,
-            losses_before=t.losses_before,
-        )
-        population.follow(estimate)
-        self.failed += estimate.failed
-        self._descend(estimate.gradient)
-        self.meta_step += 1
-        return estimate
-
-    def _population(self, member: TaskFamily) -> Population:
-        def sample(count: int) -> Tasks:
-            return member.sample(count, self.generator, "train", self.dtype, self.device)
-
-        return Population(sample, partial(self.start, self.rule), self.training, self.generator)
-
-    def _descend(self, gradient: Params) -> None:
-        for name, p in self.phi.items():
-            p.grad = gradient[name]
-        if self.training.clip:
-            torch.nn.utils.clip_grad_norm_(self.phi.values(), self.training.clip)
-        if self.training.decay == "cosine":
-            factor = 0.5 * (1 + cos(pi * self.meta_step / self.training.meta_steps))
-            for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
-                group["lr"] = peak * factor
-        self.adam.step()
-        self.adam.zero_grad()
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything the next meta-step depends on, as tensors and numbers."""
-        tensors = {f"phi.{name}": p.detach() for name, p in self.phi.items()}
-        for name, p in self.phi.items():
-            tensors |= {f"adam.{name}.{key}": value for key, value in self.adam.state[p].items()}
-        numbers: dict[str, Any] = {"meta_step": self.meta_step, "failed": self.failed}
-        for prefix, population in zip(self._prefixes(), self.populations, strict=True):
-            held, counted = population.state()
-            tensors |= {prefix + name: tensor for name, tensor in held.items()}
-            numbers |= {prefix + name: number for name, number in counted.items()}
-        return {**tensors, "generator": self.generator.get_state()}, numbers
-
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of :meth:`state`. Raises ``UserError`` for the state of another rule, family or version."""
-        own = self.state()[0]
-        if any(name not in tensors or tensors[name].shape != own[name].shape for name in own):
-            raise UserError(
-                "the saved state is of another rule, family or version: start the run anew in another folder"
-            )
-        for name, p in self.phi.items():
-            p.data.copy_(tensors[f"phi.{name}"])
-            prefix = f"adam.{name}."
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            if state:
-                self.adam.state[p] = {**state, "step": state["step"].cpu()}
-        for prefix, population in zip(self._prefixes(), self.populations, strict=True):
-            population.restore(_below(prefix, tensors), _below(prefix, numbers))
-        self.generator.set_state(tensors["generator"].cpu())
-        self.meta_step, self.failed = numbers["meta_step"], numbers["failed"]
-
-    def member_losses(self) -> dict[str, float]:
-        """The latest meta-loss of every member of a mixture, by name of the metric; nothing for a single family."""
-        if len(self.populations) == 1:
-            return {}
-        return {f"meta_loss/{i}": population.meta_loss for i, population in enumerate(self.populations)}
-
-    def _prefixes(self) -> list[str]:
-        """What the names of each population's state begin with."""
-        return ["", *(f"member{i}." for i in range(1, len(self.populations)))]
 
 
 def train(
@@ -224,34 +93,6 @@ def train(
         _save(trainer, run)
     seconds = time.perf_counter() - began
     return TrainingSummary(trainer.meta_step, finished, meta_loss, trainer.failed, seconds)
-
-
-def _estimator(training: Training, generator: torch.Generator) -> tuple[Start, Callable[..., Estimate]]:
-    """How a task's carry begins, and the estimator that takes it from window to window."""
-    if training.estimator == "bptt":
-        return start, partial(truncated_bptt, second_order=training.second_order)
-    options: dict[str, Any] = {"sigma": training.sigma, "pairs": training.pairs, "generator": generator}
-    return (start_pairs, partial(pes, **options)) if training.estimator == "pes" else (start, partial(es, **options))
-
-
-def _objective(training: Training) -> Objective:
-    if training.objective == "log":
-        return partial(mean_log_loss, floor=training.floor)
-    return OBJECTIVES[training.objective]
-
-
-def _penalty(training: Training) -> Penalty | None:
-    if not training.increase_penalty:
-        return None
-
-    def penalty(losses: Tensor, initial: Tensor, before: Tensor) -> Tensor:
-        return training.increase_penalty * mean_increase(losses, initial, before, training.floor)
-
-    return penalty
-
-
-def _below(prefix: str, content: dict[str, T]) -> dict[str, T]:
-    return {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
 
 
 def _metrics(progress: Progress, losses: Tensor, horizon: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Several families as one: networks of other sizes, problems of other kinds.
 
-A batch has one shape, so a mixture is trained member by member: see :class:`meta_teleport.meta.training.Trainer`.
+A batch has one shape, so a mixture is trained member by member: see :class:`meta_teleport.meta.trainer.Trainer`.
 """
 
 from collections.abc import Sequence

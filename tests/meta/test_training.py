@@ -14,7 +14,8 @@ from meta_teleport.learned.lstm import LSTMUpdate, LSTMUpdateTele
 from meta_teleport.learned.rule import Rule, initialized, shapes_of
 from meta_teleport.meta.estimators import Estimate
 from meta_teleport.meta.settings import Training
-from meta_teleport.meta.training import Trainer, train
+from meta_teleport.meta.trainer import Trainer
+from meta_teleport.meta.training import train
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.record import Run
 from meta_teleport.tasks.regression import Regression

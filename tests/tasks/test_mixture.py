@@ -16,7 +16,8 @@ from meta_teleport.errors import UserError
 from meta_teleport.learned.classical import NoState
 from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.meta.settings import Training
-from meta_teleport.meta.training import Trainer, train
+from meta_teleport.meta.trainer import Trainer
+from meta_teleport.meta.training import train
 from meta_teleport.params import Params, per_task
 from meta_teleport.record import Run
 from meta_teleport.symmetry.symmetry import Symmetry
