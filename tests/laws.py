@@ -162,9 +162,9 @@ def rule_is_loop(rule: Rule, observation: Observation, state: Any, tolerance: fl
     together = rule(observation, state)
     for i in range(len(observation.loss)):
         one = torch.tensor([i], device=observation.loss.device)
-        alone = rule(*tree_map(lambda a, one=one: a[one], (observation, state)))
+        alone = rule(*tree_map(lambda a, one=one: a[one] if isinstance(a, Tensor) else a, (observation, state)))
         for a, b in zip(tree_leaves(together), tree_leaves(alone), strict=True):
-            if a.is_floating_point():
+            if isinstance(a, Tensor) and a.is_floating_point():
                 assert_close(a[one].double(), b.double(), tolerance)
 
 

@@ -104,20 +104,17 @@ class Whitening(Rule):
     observes_hidden = True
 
     def init(self, params: Params, symmetry: Symmetry) -> NoState:
-        self.groups = tuple(site.group for site in symmetry.sites)
-        names = list(params)
-        above = names.index(symmetry.layers[-1].names[-1]) + 1
-        self.last = names[above:]
         return NoState()
 
     def forward(self, observation: Observation, state: NoState) -> tuple[Proposal, NoState]:
-        algebra = tuple(
-            whitened_activations(group, h) for group, h in zip(self.groups, observation.hidden, strict=True)
-        )
-        group, h = self.groups[-1], observation.hidden[-1]
+        groups = [site.group for site in observation.symmetry.sites]
+        algebra = tuple(whitened_activations(group, h) for group, h in zip(groups, observation.hidden, strict=True))
+        group, h = groups[-1], observation.hidden[-1]
         g = group.exp(algebra[-1])
         white = group.apply(g, h)
-        weight, *bias = self.last if h.shape[-1] > h.shape[-2] else self.last[:1]
+        names = list(observation.params)
+        last = names[names.index(observation.symmetry.layers[-1].names[-1]) + 1 :]
+        weight, *bias = last if h.shape[-1] > h.shape[-2] else last[:1]
         if bias:
             white = torch.cat([white, torch.ones_like(white[..., :1, :])], dim=-2)
         top = torch.linalg.matrix_norm(white.double(), ord=2).square().to(h.dtype)

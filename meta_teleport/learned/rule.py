@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from meta_teleport.params import Params, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
 
+Element = tuple[Tensor, Tensor]
+
 
 class Observation(NamedTuple):
     """What a rule sees at one step, at the parameters before the step.
 
-    loss and step have shape ``(tasks,)``. ``hidden`` holds the activations per site as columns ``(tasks, k, n)``; it
-    is empty unless the rule sets ``observes_hidden``.
+    loss and step have shape ``(tasks,)``. ``symmetry`` is the network's. ``hidden`` holds the activations per site as
+    columns ``(tasks, k, n)``; it is empty unless the rule sets ``observes_hidden``. ``grams`` holds their second moments
+    per site as :meth:`Symmetry.grams` gives them; it is empty unless the rule sets ``observes_grams``, and where they are
+    not known.
     """
 
     params: Params
@@ -32,6 +36,8 @@ class Observation(NamedTuple):
     loss: Tensor
     step: Tensor
     hidden: tuple[Tensor, ...] = ()
+    grams: tuple[Tensor, ...] = ()
+    symmetry: Symmetry = Symmetry(())
 
     def detached(self) -> "Observation":
         """Gradient, loss and activations as constants: meta-gradients do not flow through what the rule reads."""
@@ -46,6 +52,7 @@ class Observation(NamedTuple):
             gradients={name: shown(g) for name, g in self.gradients.items()},
             loss=shown(self.loss),
             hidden=tuple(shown(h) for h in self.hidden),
+            grams=tuple(shown(gram) for gram in self.grams),
         )
 
 
@@ -96,6 +103,7 @@ class Rule(nn.Module, ABC):
     """
 
     observes_hidden = False
+    observes_grams = False
     config: dict[str, Any] | None = None
     meta_step: int | None = None
 
@@ -106,6 +114,12 @@ class Rule(nn.Module, ABC):
     @abstractmethod
     def forward(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
         """One step: the proposal for ``g . (w + f)`` and the next state."""
+
+    def transport(self, state: Any, symmetry: Symmetry, elements: tuple[Element, ...]) -> Any:
+        """The state after the group elements have acted on the parameters: what was measured at the weights before
+        moves along. Unchanged by default. ``elements`` hold g and its inverse per site, the identity where nothing
+        moved."""
+        return state
 
     def meta_groups(self) -> dict[str, list[str]]:
         """Names of the meta-parameters by what they produce, ``update`` or ``element``: the published schedule

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from meta_teleport.learned.rule import Observation, Proposal, Rule
+from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.params import Params, aliases, axpy, per_task, where
 from meta_teleport.symmetry.site import LayerInput
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.teleportation.drift import LIMIT, loss_drift, undo
 
@@ -77,7 +78,8 @@ def unroll(
     for _ in range(steps):
         inputs = tasks.inputs(step)
         hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()
-        observation = Observation(params, gradients, loss, step, hidden)
+        grams = tasks.symmetry.grams(params, inputs) if rule.observes_grams else ()
+        observation = Observation(params, gradients, loss, step, hidden, grams, tasks.symmetry)
         if not second_order:
             observation = observation.detached()
         if failed:
@@ -87,7 +89,9 @@ def unroll(
             proposal = proposal.only(alive)
         moved = updated = axpy(1.0, proposal.update, params)
         if proposal.algebra:
-            moved, drifted = _teleport(tasks, updated, proposal, inputs, step)
+            elements = tasks.symmetry.exp_pairs(proposal.algebra)
+            moved, drifted = _teleport(tasks, updated, elements, inputs, step)
+            state = rule.transport(state, tasks.symmetry, _unless(drifted, tasks.symmetry, elements))
             undone = undone + drifted
             if probe is not None:
                 probe(tasks, updated, moved, proposal, step)
@@ -103,15 +107,26 @@ def unroll(
 
 
 def _teleport(
-    tasks: Tasks, params: Params, proposal: Proposal, inputs: LayerInput, step: Tensor
+    tasks: Tasks, params: Params, elements: tuple[Element, ...], inputs: LayerInput, step: Tensor
 ) -> tuple[Params, Tensor]:
     """The parameters moved by the proposed elements, but for the tasks ``(tasks,)`` where that moves the loss."""
-    moved = tasks.symmetry.flow(params, proposal.algebra, inputs)
+    moved = tasks.symmetry.move(params, elements, inputs)
     if not tasks.symmetry.keeps_loss:
         return moved, torch.zeros_like(step)
     with torch.no_grad():
         drift = loss_drift(tasks.loss(params, step), tasks.loss(moved, step))
     return undo(params, moved, drift, LIMIT)
+
+
+def _unless(undone: Tensor, symmetry: Symmetry, elements: tuple[Element, ...]) -> tuple[Element, ...]:
+    """The elements that have acted: the identity where a teleport was ``undone`` ``(tasks,)``."""
+    if not bool(undone.any()):
+        return elements
+    acted = []
+    for site, (g, inverse) in zip(symmetry.sites, elements, strict=True):
+        e = site.group.identity(len(g), dtype=g.dtype, device=g.device)
+        acted.append((torch.where(per_task(undone, g), e, g), torch.where(per_task(undone, g), e, inverse)))
+    return tuple(acted)
 
 
 def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) -> tuple[Tensor, Params]:

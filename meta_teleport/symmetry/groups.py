@@ -94,9 +94,17 @@ class Group:
         """``U g^-1`` for U of shape ``(*tasks, m, k)``."""
         return torch.linalg.solve(g, u, left=False)
 
-    def dual(self, g: Tensor) -> Tensor:
-        """``g^-T``: gradients by what g moves are moved by the dual element."""
-        return self.inverse(g).mT
+    def dual(self, g: Tensor, inverse: Tensor | None = None) -> Tensor:
+        """``g^-T``: gradients by what g moves are moved by the dual element. ``inverse`` is g^-1 where it is known."""
+        return (self.inverse(g) if inverse is None else inverse).mT
+
+    def transpose(self, g: Tensor) -> Tensor:
+        """``g^T``, which undoes the dual element."""
+        return g.mT
+
+    def gram(self, v: Tensor) -> Tensor:
+        """``V V^T`` of V ``(*tasks, k, d)``, in the shape of the algebra: its diagonal for positive scalings."""
+        return v @ v.mT
 
     def squared(self, g: Tensor) -> Tensor:
         """The entries of g squared: what it does to the variances of independent numbers."""
@@ -130,7 +138,7 @@ class FirstOrder(Group):
 class Orthogonal(Group):
     """The orthogonal group; its algebra coordinates are any k x k matrix, of which the skew part counts."""
 
-    def dual(self, g: Tensor) -> Tensor:
+    def dual(self, g: Tensor, inverse: Tensor | None = None) -> Tensor:
         return g
 
     def inverse(self, g: Tensor) -> Tensor:
@@ -163,11 +171,17 @@ class PositiveScaling(Group):
     def inverse(self, g: Tensor) -> Tensor:
         return 1 / g
 
-    def dual(self, g: Tensor) -> Tensor:
-        return 1 / g
+    def dual(self, g: Tensor, inverse: Tensor | None = None) -> Tensor:
+        return 1 / g if inverse is None else inverse
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return g
 
     def exp(self, algebra: Tensor) -> Tensor:
         return algebra.exp()
+
+    def gram(self, v: Tensor) -> Tensor:
+        return v.square().sum(-1)
 
     def apply(self, g: Tensor, v: Tensor) -> Tensor:
         return g.unsqueeze(-1) * v
@@ -195,8 +209,11 @@ class Permutation(Group):
     def inverse(self, g: Tensor) -> Tensor:
         return g.argsort(-1)
 
-    def dual(self, g: Tensor) -> Tensor:
+    def dual(self, g: Tensor, inverse: Tensor | None = None) -> Tensor:
         return g
+
+    def transpose(self, g: Tensor) -> Tensor:
+        return self.inverse(g)
 
     def squared(self, g: Tensor) -> Tensor:
         return g

@@ -115,24 +115,26 @@ class Site:
             moved[view.name] = view.restore(u.mT, moved[view.name])
         return moved
 
-    def transport(self, gradients: Params, g: Tensor) -> Params:
+    def transport(self, gradients: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
         """Where the gradients at w (or running means of them) are after w has moved to g.w: the image under the dual
         element,
 
             dL/dV -> g^-T dL/dV,   dL/dU -> dL/dU g^T,
 
         because L(g.w) = L(w) for all w. Exact sites only; parameters that the site does not touch are passed through.
+        ``inverse`` is g^-1 where it is known.
         """
-        return self.act(gradients, self.group.dual(g))
+        return self.act(gradients, self.group.dual(g, inverse), inverse=self.group.transpose(g))
 
-    def transport_squares(self, squares: Params, g: Tensor) -> Params:
+    def transport_squares(self, squares: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
         """The same for running means of squared gradients: every entry of the two matrices above squared.
 
         Exact for positive scalings and permutations. For matrix groups each new gradient is a combination of old ones,
         and its expected square is this one if they are uncorrelated.
         """
         group = self.group
-        return self.act(squares, group.squared(group.dual(g)), inverse=group.squared(group.inverse(group.dual(g))))
+        dual, undo = group.dual(g, inverse), group.transpose(g)
+        return self.act(squares, group.squared(dual), inverse=group.squared(undo))
 
     def limit(self, params: Params) -> int | None:
         """The widest batch on which the loss is unchanged; None if it is for every input."""

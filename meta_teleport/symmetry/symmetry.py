@@ -137,8 +137,31 @@ class Symmetry:
         """``act`` with ``exp(T)`` for algebra coordinates T, one tensor per site. As the inverse is exp(-T), there is
         nothing to solve."""
         self._count(algebra)
-        pairs = [site.group.exp_pair(t) for site, t in zip(self.sites, algebra, strict=True)]
-        return self.act(params, [g for g, _ in pairs], inputs, [inverse for _, inverse in pairs])
+        return self.move(params, self.exp_pairs(algebra), inputs)
+
+    def exp_pairs(self, algebra: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """``exp(T)`` and its inverse per site."""
+        self._count(algebra)
+        return tuple(site.group.exp_pair(t) for site, t in zip(self.sites, algebra, strict=True))
+
+    def move(
+        self, params: Params, elements: Sequence[tuple[Tensor, Tensor]], inputs: Tensor | LayerInput | None = None
+    ) -> Params:
+        """``act`` with elements whose inverses are known: pairs ``(g, g^-1)``, one per site."""
+        return self.act(params, [g for g, _ in elements], inputs, [inverse for _, inverse in elements])
+
+    def transport(self, gradients: Params, elements: Sequence[tuple[Tensor, Tensor]]) -> Params:
+        """Gradients, or running means of them, after the parameters have moved by pairs ``(g, g^-1)``; what sites move
+        that are not exact stays."""
+        for site, (g, inverse) in zip(self.sites, elements, strict=True):
+            gradients = site.transport(gradients, g, inverse) if site.exact else gradients
+        return gradients
+
+    def transport_squares(self, squares: Params, elements: Sequence[tuple[Tensor, Tensor]]) -> Params:
+        """The same for running means of squared gradients, see :meth:`Site.transport_squares`."""
+        for site, (g, inverse) in zip(self.sites, elements, strict=True):
+            squares = site.transport_squares(squares, g, inverse) if site.exact else squares
+        return squares
 
     def hidden(self, params: Params, inputs: Tensor | LayerInput) -> tuple[Tensor, ...]:
         """The activations that each site's group acts on, as columns ``(*tasks, k, n)``, one tensor per site."""
@@ -148,6 +171,13 @@ class Symmetry:
             h = layer.forward(params, h)
             activations.append(h)
         return tuple(activations)
+
+    def grams(self, params: Params, inputs: Tensor | LayerInput) -> tuple[Tensor, ...]:
+        """Second moments of the activations that each site's group acts on, ``h h^T / n`` of shape ``(*tasks, k, k)``,
+        or its diagonal ``(*tasks, k)`` for positive scalings; empty for a model that is not a chain of layers."""
+        return tuple(
+            site.group.gram(h) / h.shape[-1] for site, h in zip(self.sites, self.hidden(params, inputs), strict=False)
+        )
 
     def exact_on(self, params: Params, inputs: Tensor) -> tuple[bool, ...]:
         """Per site: is the loss on this batch ``(*tasks, n, d)`` unchanged by every element?

@@ -1,0 +1,95 @@
+"""Bases of the algebra at a site, and the invariants that a rule reads beside them; see :mod:`equivariant`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from meta_teleport.learned.context import log_ratio
+from meta_teleport.learned.rule import Observation
+from meta_teleport.learned.spectra import LogGram, log_diagonal, log_gram
+from meta_teleport.learned.surroundings import consumed, produced
+from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.symmetry.site import Site
+
+GRAMS = ("activations", "incoming", "outgoing", "incoming_gradient", "outgoing_gradient")
+BASES = (*GRAMS, "symmetric", "skew", "identity")
+INVARIANTS = 2 * len(GRAMS) + 5
+ACTIVATION_FLOOR = 1e-14
+LOG_SCALE = 10.0
+
+
+class Basis(NamedTuple):
+    """At one site, a row per block: ``invariants`` (tasks, rows, INVARIANTS), and ``matrices`` (tasks, rows, bases, k,
+    k), or (tasks, rows, k, bases) for positive scalings."""
+
+    matrices: Tensor
+    invariants: Tensor
+
+
+def basis(site: Site, index: int, observation: Observation, names: tuple[str, ...], floor: float) -> Basis:
+    """The named basis at ``site``, the ``index``-th of its symmetry. What is not known (activations where the network
+    is no chain of layers) gives zeros."""
+    k, diagonal = site.group.k, isinstance(site.group, PositiveScaling)
+    (v, u), (dv, du) = (
+        (_rows(produced(site, of), k), _rows(consumed(site, of), k))
+        for of in (observation.params, observation.gradients)
+    )
+    gram = (lambda m: m.square().sum(-1)) if diagonal else (lambda m: m @ m.mT)
+    grams = {"incoming": gram(v), "outgoing": gram(u), "incoming_gradient": gram(dv), "outgoing_gradient": gram(du)}
+    if index < len(observation.grams):
+        h = observation.grams[index]
+        grams["activations"] = h.reshape(len(h), -1, *h.shape[-1 if diagonal else -2 :])
+    blank = torch.zeros_like(grams["incoming"])
+    logs: dict[str, LogGram] = {}
+    for name in GRAMS:
+        least = ACTIVATION_FLOOR if name == "activations" else floor
+        if name in names:
+            logs[name] = (log_diagonal if diagonal else log_gram)(grams.get(name, blank), least)
+    moment = _moment(u, du, diagonal)
+    parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
+    matrices = torch.stack([parts[name] for name in names], -1 if diagonal else -3)
+    return Basis(matrices, _invariants(logs, (v, u, dv, du), moment, diagonal).detach())
+
+
+def _rows(matrix: Tensor, k: int) -> Tensor:
+    """``(tasks, *blocks, k, rest)`` with a row per block, ``(tasks, rows, k, rest)``."""
+    return matrix.reshape(len(matrix), -1, k, matrix.shape[-1])
+
+
+def _moment(u: Tensor, du: Tensor, diagonal: bool) -> Tensor:
+    """``U^T dL/dU / (|U| |dL/dU|)`` in algebra coordinates, from U^T and its gradient."""
+    product = (u * du).sum(-1) if diagonal else u @ du.mT
+    sizes = u.flatten(2).norm(dim=-1) * du.flatten(2).norm(dim=-1) + torch.finfo(u.dtype).tiny
+    return product / sizes.reshape(sizes.shape + (1,) * (product.ndim - 2))
+
+
+def _parts(moment: Tensor, blank: Tensor, diagonal: bool) -> dict[str, Tensor]:
+    if diagonal:
+        return {"symmetric": moment, "skew": blank, "identity": torch.ones_like(blank)}
+    eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device).expand_as(moment)
+    return {"symmetric": (moment + moment.mT) / 2, "skew": (moment - moment.mT) / 2, "identity": eye}
+
+
+def _invariants(
+    logs: dict[str, LogGram], matrices: tuple[Tensor, Tensor, Tensor, Tensor], moment: Tensor, diagonal: bool
+) -> Tensor:
+    """Per row: largest and mean log eigenvalue of every Gram matrix, ratios of norms, and of the moment map the trace
+    and the norms of its two parts; ``(tasks, rows, INVARIANTS)``."""
+    v, u, dv, du = (m.flatten(2).norm(dim=-1) for m in matrices)
+    zero = torch.zeros_like(v)
+    numbers = []
+    for name in GRAMS:
+        numbers += (
+            [logs[name].eigenvalues.amax(-1) / LOG_SCALE, logs[name].eigenvalues.mean(-1) / LOG_SCALE]
+            if name in logs
+            else [zero, zero]
+        )
+    numbers += [log_ratio(v, u) / LOG_SCALE, log_ratio(dv, du) / LOG_SCALE]
+    if diagonal:
+        numbers += [moment.sum(-1), moment.norm(dim=-1), zero]
+    else:
+        symmetric, skew = (moment + moment.mT) / 2, (moment - moment.mT) / 2
+        trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
+        numbers += [trace, symmetric.flatten(2).norm(dim=-1), skew.flatten(2).norm(dim=-1)]
+    return torch.stack(numbers, -1)

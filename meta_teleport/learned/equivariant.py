@@ -1,0 +1,208 @@
+"""The equivariant rule: one learned teleport for sites of every size.
+
+Per site it reads invariants and proposes algebra coordinates in a basis made of what surrounds the site,
+
+    T = sum_j a_j B_j,      g = exp(T),
+
+the a_j from a small LSTM that all sites (and all blocks of a site, such as heads) share. The B_j of a GL site:
+
+    activations                            log of h h^T
+    incoming, outgoing                     log of V V^T and of U^T U
+    incoming_gradient, outgoing_gradient   the same of dL/dV and dL/dU
+    symmetric, skew                        the two parts of the moment map U^T dL/dU, divided by |U| |dL/dU|
+    identity
+
+each Gram matrix with mean eigenvalue 1. Permuting the units permutes T, and where no activation lies between V and U
+any orthogonal change of basis Q takes T to Q T Q^T. Rotations take the skew part of T. For positive scalings the B_j
+are diagonals, and a small network shared by all units reads them and the site's hidden state in place of the sum. The
+head starts at zero: identity elements.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from meta_teleport.errors import UserError
+from meta_teleport.learned.bases import BASES, INVARIANTS, Basis, basis
+from meta_teleport.learned.cells import CellState, StackedLSTM
+from meta_teleport.learned.classical import Adam, GradientDescent
+from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
+from meta_teleport.learned.layerwise import Layerwise
+from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
+from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
+from meta_teleport.params import Params, per_task
+from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.symmetry.site import Site
+from meta_teleport.symmetry.symmetry import Symmetry
+
+UPDATES = ("polyak", "adam", "gd", "plain_adam")
+UNIT_HIDDEN = 16
+
+
+class EquivariantState(NamedTuple):
+    """Recurrent state ``(tasks, rows, hidden)`` with a row per site and block, memory of the context, running mean of
+    the gradients (empty without averaging), state of the update, anchor of the safeguard (or an empty tuple)."""
+
+    cells: tuple[CellState, ...]
+    memory: Memory
+    average: Params
+    update: Any
+    anchor: Anchor | tuple[()]
+
+
+class Equivariant(Rule):
+    """A learned teleport beside an update, learned or not; fits every network.
+
+    Args:
+        update: polyak or adam (learned step lengths, see :class:`Layerwise`), gd or plain_adam (a plain optimizer with
+            the step size ``lr``, nothing learned).
+        bases: What T is made of, names as in the module's docstring; all of them if not given, none for no teleport.
+        hidden_size: Units of the LSTMs.
+        horizon: Steps it is trained for.
+        size: Bound on |T|, in units of the square root of its number of rows.
+        every: Steps between two teleports.
+        averaging: Decay of a running mean of the gradients that T is made of, moved along by teleports; 0 for none.
+        floor: Least eigenvalue of Gram matrices of weights and gradients, in units of their mean.
+        safeguard: Roll back to the best point when a step has raised the loss (for full batches).
+        start: log of the learned step lengths before training.
+        lr: Step size of gd and plain_adam.
+        lead: Steps at the start that only teleport.
+    """
+
+    def __init__(
+        self,
+        update: str = "polyak",
+        bases: list[str] | None = None,
+        hidden_size: int = 32,
+        horizon: int = 30,
+        size: float = 3.0,
+        every: int = 1,
+        averaging: float = 0.0,
+        floor: float = 1e-6,
+        safeguard: bool = False,
+        start: float = 0.0,
+        lr: float = 1e-3,
+        lead: int = 0,
+    ) -> None:
+        super().__init__()
+        bases = list(BASES) if bases is None else bases
+        for name in bases:
+            if name not in BASES:
+                raise UserError(f"unknown basis '{name}': choose from {', '.join(BASES)}")
+        if update not in UPDATES:
+            raise UserError(f"unknown update '{update}': choose one of {', '.join(UPDATES)}")
+        self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
+        self.lead = lead
+        self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
+        self.update = _update(update, hidden_size, horizon, start, lr)
+        self.observes_grams = "activations" in bases
+        if bases:
+            self.element_lstm = StackedLSTM(FEATURES + INVARIANTS, hidden_size, layers=1)
+            self.element_head = nn.Linear(hidden_size, len(bases))
+            self.element_unit = nn.Linear(hidden_size + len(bases), UNIT_HIDDEN)
+            self.element_unit_head = nn.Linear(UNIT_HIDDEN, 1)
+            for head in (self.element_head, self.element_unit_head):
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+
+    def init(self, params: Params, symmetry: Symmetry) -> EquivariantState:
+        first = next(iter(params.values()))
+        rows = sum(_blocks(site.group.blocks) for site in symmetry.sites)
+        zero = first.new_zeros(len(first), rows, self.hidden_size)
+        average = {name: torch.zeros_like(p) for name, p in params.items()} if self.averaging else {}
+        return EquivariantState(
+            (CellState(zero, zero),) if self.bases else (),
+            no_memory(first),
+            average,
+            self.update.init(params, symmetry),
+            no_anchor(params) if self.safeguard else (),
+        )
+
+    def forward(self, observation: Observation, state: EquivariantState) -> tuple[Proposal, EquivariantState]:
+        if not isinstance(state.anchor, Anchor):
+            return self.propose(observation, state)
+        anchor = move_anchor(observation, state.anchor)
+        proposal, state = self.propose(at_anchor(observation, anchor), state)
+        return from_anchor(proposal, observation, anchor), state._replace(anchor=anchor)
+
+    def propose(self, observation: Observation, state: EquivariantState) -> tuple[Proposal, EquivariantState]:
+        """The step from the observed point, before any safeguard."""
+        proposal, update = self.update(observation, state.update)
+        if self.lead and self.bases:
+            moving = (observation.step >= self.lead).to(observation.loss.dtype)
+            proposal = Proposal({name: per_task(moving, f) * f for name, f in proposal.update.items()})
+        average = self._average(observation.gradients, state.average)
+        state = state._replace(update=update, average=average)
+        due = observation.step % self.every == 0
+        sites = observation.symmetry.sites
+        if not self.bases or not sites or not bool(due.any()):
+            return proposal, state
+        context, memory = read_context(observation, state.memory, self.horizon)
+        seen = observation._replace(gradients=average or observation.gradients)
+        found = [basis(site, i, seen, self.bases, self.floor) for i, site in enumerate(sites)]
+        hidden, cells = self._recur(context, found, state.cells)
+        algebra = self._elements(sites, hidden, found)
+        algebra = tuple(torch.where(_like(due, t), t, 0.0) for t in algebra)
+        return Proposal(proposal.update, algebra), state._replace(cells=cells, memory=memory)
+
+    def transport(self, state: EquivariantState, symmetry: Symmetry, elements: tuple[Element, ...]) -> EquivariantState:
+        average = symmetry.transport(state.average, elements) if state.average else {}
+        return state._replace(average=average, update=self.update.transport(state.update, symmetry, elements))
+
+    def meta_groups(self) -> dict[str, list[str]]:
+        names = [name for name, _ in self.named_parameters()]
+        return {
+            "update": [name for name in names if not name.startswith("element")],
+            "element": [name for name in names if name.startswith("element")],
+        }
+
+    def _average(self, gradients: Params, average: Params) -> Params:
+        beta = self.averaging
+        return {name: beta * average[name] + (1 - beta) * gradients[name] for name in average}
+
+    def _recur(
+        self, context: Tensor, found: list[Basis], cells: tuple[CellState, ...]
+    ) -> tuple[Tensor, tuple[CellState, ...]]:
+        """The hidden states ``(tasks, rows, hidden)`` after one more step of the LSTM on every row."""
+        invariants = torch.cat([b.invariants for b in found], 1)
+        tasks, rows, _ = invariants.shape
+        features = torch.cat([context.unsqueeze(1).expand(-1, rows, -1), invariants], -1)
+        flat = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in cells)
+        hidden, new = self.element_lstm(features.flatten(0, 1), flat)
+        cells = tuple(CellState(h.view(tasks, rows, -1), c.view(tasks, rows, -1)) for h, c in new)
+        return hidden.view(tasks, rows, -1), cells
+
+    def _elements(self, sites: tuple[Site, ...], hidden: Tensor, found: list[Basis]) -> tuple[Tensor, ...]:
+        """T per site, from the rows of hidden states that belong to it."""
+        pieces = hidden.split([b.invariants.shape[1] for b in found], 1)
+        algebra = []
+        for site, piece, b in zip(sites, pieces, found, strict=True):
+            if isinstance(site.group, PositiveScaling):
+                context = piece.unsqueeze(-2).expand(*b.matrices.shape[:-1], -1)
+                inner = torch.tanh(self.element_unit(torch.cat([context, b.matrices], -1)))
+                t = self.element_unit_head(inner).squeeze(-1)
+            else:
+                weights = 0.5 * torch.tanh(self.element_head(piece))
+                t = torch.einsum("tbj,tbjkl->tbkl", weights, b.matrices)
+            bound = self.size * site.group.k**0.5
+            square = t.square().flatten(2).sum(-1)
+            t = t * _like(bound / (square + bound**2).sqrt(), t)
+            algebra.append(t.reshape(len(t), *site.group.algebra_shape))
+        return tuple(algebra)
+
+
+def _update(name: str, hidden_size: int, horizon: int, start: float, lr: float) -> Rule:
+    if name == "gd":
+        return GradientDescent(lr)
+    if name == "plain_adam":
+        return Adam(lr)
+    return Layerwise(name, hidden_size, horizon, start)  # type: ignore[arg-type]
+
+
+def _blocks(blocks: tuple[int, ...]) -> int:
+    return int(torch.tensor(blocks).prod()) if blocks else 1
+
+
+def _like(a: Tensor, like: Tensor) -> Tensor:
+    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))

@@ -1,0 +1,206 @@
+"""Updates whose few learned numbers per parameter do not depend on its size.
+
+A small LSTM, shared by all parameters of all layers, reads per parameter p what :mod:`context` says of the task and
+
+    log(|g_p| / |G|), cos(g_p, m_p), log(|p| / |p_0|), is p produced / consumed by a site (1 or 0),
+
+and gives a log step length and weights of its directions. Directions, in natural units:
+
+    polyak    s_p (2 L / |g_p|^2) g_p            s_p the part of the loss that p is to remove, a softmax over all p and
+                                               a rest: for a quadratic loss with minimum 0, |g|^2 / 2 L is a curvature
+    adam      exp(a_p) u_p sum_j w_pj m_pj / sqrt(v_p)     m_pj running means of the gradient at several time scales,
+                                               v_p of its square, both without bias, moved along by teleports;
+                                               u_p = 1 / sqrt(fan-in)
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from meta_teleport.errors import UserError
+from meta_teleport.learned.cells import CellState, StackedLSTM
+from meta_teleport.learned.context import FEATURES, Memory, log_ratio, no_memory, read_context
+from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
+from meta_teleport.learned.surroundings import consumer_names
+from meta_teleport.params import Params, norm, per_task, rows
+from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.symmetry.symmetry import Symmetry
+
+Direction = Literal["polyak", "adam"]
+DIRECTIONS = ("polyak", "adam")
+DECAYS = (0.5, 0.9, 0.99)
+OWN_FEATURES = 6
+STEP_RANGE = 8.0
+GAIN = 4.0
+
+
+class LayerwiseState(NamedTuple):
+    """Recurrent state ``(tasks, parameters, hidden)``, memory of the context, first norms of the parameters
+    ``(tasks, parameters)``, running means of gradients (one per decay, or none) and of their squares (or none)."""
+
+    cells: tuple[CellState, ...]
+    memory: Memory
+    norms: Tensor
+    means: tuple[Params, ...]
+    squares: Params
+
+
+class Layerwise(Rule):
+    """Learned step lengths per parameter tensor; fits every network.
+
+    Args:
+        direction: polyak (full batches and losses with minimum 0) or adam (stochastic training).
+        hidden_size: Units of the LSTM.
+        horizon: Steps it is trained for; past them step lengths fall as horizon / t with direction adam.
+        start: log of the step length before training, in the units of the direction.
+        beta2: Decay of the running mean of squared gradients.
+        epsilon: Added to the root of that mean, in units of the root mean square over the parameter.
+    """
+
+    def __init__(
+        self,
+        direction: Direction = "polyak",
+        hidden_size: int = 32,
+        horizon: int = 30,
+        start: float = 0.0,
+        beta2: float = 0.98,
+        epsilon: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if direction not in DIRECTIONS:
+            raise UserError(f"unknown direction '{direction}': choose one of {', '.join(DIRECTIONS)}")
+        self.direction, self.hidden_size, self.horizon = direction, hidden_size, horizon
+        self.start, self.beta2, self.epsilon = start, beta2, epsilon
+        self.lstm = StackedLSTM(FEATURES + OWN_FEATURES, hidden_size, layers=1)
+        self.head = nn.Linear(hidden_size, 1 + len(DECAYS))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def init(self, params: Params, symmetry: Symmetry) -> LayerwiseState:
+        first = next(iter(params.values()))
+        zero = first.new_zeros(len(first), len(params), self.hidden_size)
+        blank = {name: torch.zeros_like(p) for name, p in params.items()}
+        averaged = self.direction == "adam"
+        return LayerwiseState(
+            (CellState(zero, zero),),
+            no_memory(first),
+            _norms(params),
+            (blank,) * len(DECAYS) if averaged else (),
+            blank if averaged else {},
+        )
+
+    def forward(self, observation: Observation, state: LayerwiseState) -> tuple[Proposal, LayerwiseState]:
+        context, memory = read_context(observation, state.memory, self.horizon)
+        means, squares = self._averages(observation, state)
+        features = self._features(context, observation, means, state.norms)
+        tasks, count, _ = features.shape
+        cells = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in state.cells)
+        hidden, cells = self.lstm(features.flatten(0, 1), cells)
+        numbers = self.head(hidden).view(tasks, count, -1)
+        length = (self.start + STEP_RANGE * torch.tanh(numbers[..., 0] / STEP_RANGE)).exp()
+        update = self._polyak(observation, numbers[..., 0])
+        if self.direction == "adam":
+            update = self._adam(observation, length, numbers[..., 1:].softmax(-1), means, squares)
+        cells = tuple(CellState(h.view(tasks, count, -1), c.view(tasks, count, -1)) for h, c in cells)
+        return Proposal(update), LayerwiseState(cells, memory, state.norms, means, squares)
+
+    def transport(self, state: LayerwiseState, symmetry: Symmetry, elements: tuple[Element, ...]) -> LayerwiseState:
+        if not state.means:
+            return state
+        means = tuple(symmetry.transport(mean, elements) for mean in state.means)
+        return state._replace(means=means, squares=symmetry.transport_squares(state.squares, elements))
+
+    def _averages(self, observation: Observation, state: LayerwiseState) -> tuple[tuple[Params, ...], Params]:
+        """Running means with their bias still in."""
+        if self.direction != "adam":
+            return (), {}
+        g = observation.gradients
+        means = tuple(
+            {name: decay * mean[name] + (1 - decay) * g[name] for name in g}
+            for decay, mean in zip(DECAYS, state.means, strict=True)
+        )
+        squares = {name: self.beta2 * state.squares[name] + (1 - self.beta2) * g[name].square() for name in g}
+        return means, squares
+
+    def _features(self, context: Tensor, observation: Observation, means: tuple[Params, ...], norms: Tensor) -> Tensor:
+        """``(tasks, parameters, features)``."""
+        gradients, total = _norms(observation.gradients), norm(observation.gradients).unsqueeze(1)
+        alignment = torch.zeros_like(gradients)
+        if means:
+            alignment = _cosines(observation.gradients, means[1])
+        roles = gradients.new_tensor(_roles(observation.params, observation.symmetry)).expand(*gradients.shape, 2)
+        own = [log_ratio(gradients, total) / 3, alignment, log_ratio(_norms(observation.params), norms).clamp(-5, 5)]
+        own.append(_spreads(observation))
+        shared = context.unsqueeze(1).expand(-1, gradients.shape[1], -1)
+        return torch.cat([shared, torch.stack(own, -1).detach(), roles], -1)
+
+    def _polyak(self, observation: Observation, logits: Tensor) -> Params:
+        gradients, loss = observation.gradients, observation.loss
+        rest = torch.zeros_like(logits[:, :1])
+        length = 2 * torch.cat([GAIN * logits, rest], 1).softmax(1)
+        update = {}
+        for i, (name, g) in enumerate(gradients.items()):
+            square = rows(g).square().sum(1) + torch.finfo(g.dtype).tiny
+            update[name] = -per_task(length[:, i] * loss / square, g) * g
+        return update
+
+    def _adam(
+        self, observation: Observation, length: Tensor, weights: Tensor, means: tuple[Params, ...], squares: Params
+    ) -> Params:
+        t = observation.step.to(length.dtype)
+        length = length * (self.horizon / (t + 1)).clamp(max=1).unsqueeze(1)
+        corrections = [1 - decay ** (t + 1) for decay in DECAYS]
+        update = {}
+        for i, (name, g) in enumerate(observation.gradients.items()):
+            v = squares[name] / per_task(1 - self.beta2 ** (t + 1), g)
+            floor = self.epsilon * rows(v).mean(1).sqrt() + torch.finfo(g.dtype).tiny
+            mixed = sum(
+                per_task(weights[:, i, j] / correction, g) * mean[name]
+                for j, (mean, correction) in enumerate(zip(means, corrections, strict=True))
+            )
+            unit = per_task(length[:, i], g) / _fan_in(g) ** 0.5
+            update[name] = -unit * mixed / ((v + torch.finfo(g.dtype).tiny).sqrt() + per_task(floor, g))
+        return update
+
+
+def _norms(params: Params) -> Tensor:
+    """The norm of each parameter, ``(tasks, parameters)``."""
+    return torch.stack([rows(p).norm(dim=1) for p in params.values()], 1)
+
+
+def _cosines(a: Params, b: Params) -> Tensor:
+    sizes = _norms(a) * _norms(b)
+    products = torch.stack([rows(a[name] * b[name]).sum(1) for name in a], 1)
+    return products / (sizes + torch.finfo(sizes.dtype).tiny)
+
+
+def _spreads(observation: Observation) -> Tensor:
+    """Per parameter, how far from white the activations are that it consumes: ``log(k |C|_F^2 / tr(C)^2) / 3`` of their
+    second moments C, 0 where these are not known; ``(tasks, parameters)``."""
+    blank = torch.zeros_like(observation.loss)
+    found: dict[str, Tensor] = {}
+    for site, gram in zip(observation.symmetry.sites, observation.grams, strict=False):
+        flat = gram.flatten(1)
+        trace = (
+            flat.sum(1)
+            if isinstance(site.group, PositiveScaling)
+            else gram.diagonal(dim1=-2, dim2=-1).flatten(1).sum(1)
+        )
+        spread = (site.group.k * flat.square().sum(1) / trace.square()).log() / 3
+        found |= {name: spread for name in consumer_names(site)}
+    return torch.stack([found.get(name, blank) for name in observation.params], 1)
+
+
+def _fan_in(p: Tensor) -> int:
+    """How many numbers meet in one output of a parameter ``(tasks, *shape)``; 1 for vectors."""
+    return p[0].numel() // p.shape[1] if p.ndim > 2 else 1
+
+
+def _roles(params: Params, symmetry: Symmetry) -> list[list[float]]:
+    """Per parameter: does a site produce with it, does one consume it?"""
+    made, read = set(), set()
+    for site in symmetry.sites:
+        read |= consumer_names(site)
+        made |= set(site.parameters) - consumer_names(site)
+    return [[float(name in made), float(name in read)] for name in params]
