@@ -61,12 +61,14 @@ def unroll(
     *,
     second_order: bool = False,
     losses_before: bool = False,
+    errors: bool = False,
     probe: Probe | None = None,
 ) -> tuple[Tensor, Carry]:
     """``steps`` steps of ``rule`` with meta-parameters ``phi``.
 
     Returns the losses ``(steps, tasks)``, each taken after its step (update and teleport), or before it with
     ``losses_before`` (the published code: the last update of a window then gets no credit), and the next carry.
+    ``errors`` returns :meth:`Tasks.error` instead: what is to be made small where the loss is a noisy view of it.
     ``second_order`` lets meta-gradients flow through the gradients that the rule observes as well. Tasks that have
     failed repeat their last loss; for a meta-gradient, run the window again without them, as the estimators do.
     ``probe(tasks, before, after, proposal, step)`` is shown what each group action did.
@@ -74,7 +76,8 @@ def unroll(
     _, state, step, initial, alive, undone = carry
     params = _leaves(carry.params) if second_order else carry.params
     loss, gradients = _evaluate(tasks, params, step, second_order)
-    losses, failed = [loss], not bool(alive.all())
+    shown = [tasks.error(params, step) if errors else loss]
+    failed = not bool(alive.all())
     for _ in range(steps):
         inputs = tasks.inputs(step)
         hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()
@@ -101,8 +104,8 @@ def unroll(
         failed = not bool(alive.all())
         params = where(alive, moved, params) if failed else moved
         loss = torch.where(alive, new, loss) if failed else new
-        losses.append(loss)
-    kept = losses[:-1] if losses_before else losses[1:]
+        shown.append(tasks.error(params, step) if errors else loss)
+    kept = shown[:-1] if losses_before else shown[1:]
     return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, alive, undone))
 
 

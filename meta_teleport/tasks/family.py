@@ -49,6 +49,10 @@ class Tasks(ABC):
     def loss(self, params: Params, step: Tensor) -> Tensor:
         """The loss of each task on the batch of its own ``step``, shape ``(tasks,)``."""
 
+    def error(self, params: Params, step: Tensor) -> Tensor:
+        """What training is for, ``(tasks,)``: the loss, unless a family knows better (its expectation, without noise)."""
+        return self.loss(params, step)
+
     def select(self, index: Tensor) -> Self:
         """The tasks at ``index`` (integers, repetition allowed)."""
         return self._map(lambda tensor: tensor[index])

@@ -41,6 +41,9 @@ class LinearMapTasks(Tasks):
         """The part of the data ``name`` that each task sees at its own ``step``."""
         return mini_batch(self.data[name], step, self.batch)
 
+    def error(self, params: Params, step: Tensor) -> Tensor:
+        return self.relative_error(params)
+
     def relative_error(self, params: Params) -> Tensor:
         """The expected squared error on fresh noiseless inputs over that of the zero map,
 
