@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapters import Sizes, adaptation
+from adapters import adaptation
 from factor_report import markdown, plot
 from factor_sweeps import Allowed, Benchmark, Entry, results
 from teleported_training import Method, ScaledGradientDescent
@@ -31,6 +31,7 @@ from meta_teleport.record import provenance, read_json, write_json
 from meta_teleport.symmetry.site import Site
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import SPLITS
+from meta_teleport.tasks.transformer import Sizes
 from meta_teleport.teleportation.gauges import balanced, principal_axes, whitened_producers
 
 PROBLEMS, STEPS = 20, 600

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from meta_teleport.record import Run as Run
     from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
     from meta_teleport.symmetry.views import View as View
+    from meta_teleport.tasks.adaptation import Adapters as Adapters
+    from meta_teleport.tasks.adaptation import AttentionPairs as AttentionPairs
     from meta_teleport.tasks.classification import Classification as Classification
     from meta_teleport.tasks.factorization import Factorization as Factorization
     from meta_teleport.tasks.family import TaskFamily as TaskFamily
@@ -75,6 +77,8 @@ _HOMES = {
     "Symmetry": "symmetry.symmetry",
     "View": "symmetry.views",
     "TaskFamily": "tasks.family",
+    "Adapters": "tasks.adaptation",
+    "AttentionPairs": "tasks.adaptation",
     "Classification": "tasks.classification",
     "Factorization": "tasks.factorization",
     "FewShot": "tasks.few_shot",

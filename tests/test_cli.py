@@ -269,7 +269,7 @@ def test_a_config_file_never_decides_what_is_imported(workplace, capsys, text):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--task=Nope"], "there is no TaskFamily 'Nope': choose one of Classification, DeepLinear, Factorization, "),
+        (["--task=Nope"], "there is no TaskFamily 'Nope': choose one of Adapters, AttentionPairs, "),
         (["--task=meta_teleport.tasks.regression.Nope"], "there is no TaskFamily"),
         (["--task=no_such_module.Nope"], "module 'no_such_module' cannot be imported"),
         (["--import", "no_such_module"], "module 'no_such_module' cannot be imported"),

@@ -68,7 +68,7 @@ def network(
 
 
 def linear_start(model: MLP, count: int, generator: torch.Generator) -> Params:
-    """Weights and biases ``(count, *shape)`` drawn as torch.nn.Linear does, from U(-1, 1) / sqrt(fan-in), in float64."""
+    """Weights and biases ``(count, *shape)`` from U(-1, 1) / sqrt(fan-in), as torch.nn.Linear draws them; float64."""
     params: Params = {}
     fan_in = 1
     for name, p in model.named_parameters():

@@ -120,8 +120,8 @@ def test_an_npz_with_more_test_images_than_are_looked_at_at_once(tmp_path: Path,
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
-    ({"data": "letters"}, "unknown data set 'letters': choose one of digits, mnist, fashion_mnist, cifar10, or give the "
-     "path of an .npz file"),
+    ({"data": "letters"}, "unknown data set 'letters': choose one of digits, mnist, fashion_mnist, cifar10, or give "
+     "the path of an .npz file"),
     ({"points": 600}, "600 points do not fit the half of 599 images: choose 1 to 599"),
     ({"points": 0}, "0 points do not fit the half of 599 images: choose 1 to 599"),
     ({"points": 30}, "batch 64 does not fit 30 points: choose 1 to 30"),
