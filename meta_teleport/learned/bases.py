@@ -37,8 +37,8 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
     )
     gram = (lambda m: m.square().sum(-1)) if diagonal else (lambda m: m @ m.mT)
     grams = {"incoming": gram(v), "outgoing": gram(u), "incoming_gradient": gram(dv), "outgoing_gradient": gram(du)}
-    if index < len(observation.grams):
-        h = observation.grams[index]
+    h = observation.grams[index] if index < len(observation.grams) else None
+    if h is not None:
         grams["activations"] = h.reshape(len(h), -1, *h.shape[-1 if diagonal else -2 :])
     blank = torch.zeros_like(grams["incoming"])
     logs: dict[str, LogGram] = {}

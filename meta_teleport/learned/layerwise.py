@@ -181,6 +181,8 @@ def _spreads(observation: Observation) -> Tensor:
     blank = torch.zeros_like(observation.loss)
     found: dict[str, Tensor] = {}
     for site, gram in zip(observation.symmetry.sites, observation.grams, strict=False):
+        if gram is None:
+            continue
         flat = gram.flatten(1)
         trace = (
             flat.sum(1)

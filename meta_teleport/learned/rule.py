@@ -26,9 +26,9 @@ class Observation(NamedTuple):
     """What a rule sees at one step, at the parameters before the step.
 
     loss and step have shape ``(tasks,)``. ``symmetry`` is the network's. ``hidden`` holds the activations per site as
-    columns ``(tasks, k, n)``; it is empty unless the rule sets ``observes_hidden``. ``grams`` holds their second moments
-    per site as :meth:`Symmetry.grams` gives them; it is empty unless the rule sets ``observes_grams``, and where they are
-    not known.
+    columns ``(tasks, k, n)``; it is empty unless the rule sets ``observes_hidden``. ``grams`` holds their
+    second moments per site as :meth:`Symmetry.grams` gives them, None where they are not known; it is empty unless the rule sets
+    ``observes_grams``, and where none is known.
     """
 
     params: Params
@@ -36,7 +36,7 @@ class Observation(NamedTuple):
     loss: Tensor
     step: Tensor
     hidden: tuple[Tensor, ...] = ()
-    grams: tuple[Tensor, ...] = ()
+    grams: tuple[Tensor | None, ...] = ()
     symmetry: Symmetry = Symmetry(())
 
     def detached(self) -> "Observation":
@@ -52,7 +52,7 @@ class Observation(NamedTuple):
             gradients={name: shown(g) for name, g in self.gradients.items()},
             loss=shown(self.loss),
             hidden=tuple(shown(h) for h in self.hidden),
-            grams=tuple(shown(gram) for gram in self.grams),
+            grams=tuple(None if gram is None else shown(gram) for gram in self.grams),
         )
 
 
