@@ -27,8 +27,8 @@ class Observation(NamedTuple):
 
     loss and step have shape ``(tasks,)``. ``symmetry`` is the network's. ``hidden`` holds the activations per site as
     columns ``(tasks, k, n)``; it is empty unless the rule sets ``observes_hidden``. ``grams`` holds their
-    second moments per site as :meth:`Symmetry.grams` gives them, None where they are not known; it is empty unless the rule sets
-    ``observes_grams``, and where none is known.
+    second moments per site as :meth:`Symmetry.grams` gives them, None where they are not known; it is empty unless the
+    rule sets ``observes_grams``, and where none is known.
     """
 
     params: Params
