@@ -13,7 +13,7 @@ from meta_teleport.tasks.family import Tasks, mini_batch
 
 VOCABULARY, LENGTH, SHARPNESS = 32, 24, 1.5
 FROZEN = "frozen."
-CHUNK = 128
+CHUNK = 8
 
 
 class Language:
@@ -86,7 +86,7 @@ class LanguageTasks(Tasks):
         """The mean loss on the test sequences above that of the true probabilities, in nats per token ``(tasks,)``: an
         estimate of the Kullback-Leibler divergence of the model from the language. Not differentiable."""
         found = []
-        for index in torch.arange(self.count, device=self.data["truth"].device).split(CHUNK):  # it takes much memory
+        for index in torch.arange(self.count, device=self.data["truth"].device).split(CHUNK):  # memory
             part = self.select(index)
             chosen = {name: p[index] for name, p in params.items()}
             found.append((part.data["truth"] - part._log_probabilities(chosen, part.data["test"])).mean((1, 2)))

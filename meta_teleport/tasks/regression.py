@@ -24,6 +24,9 @@ class RegressionTasks(NetworkTasks):
     def loss(self, params: Params, step: Tensor) -> Tensor:
         return _half_square(self.outputs(params, step) - self.rows("labels", step))
 
+    def error(self, params: Params, step: Tensor) -> Tensor:
+        return self.total_loss(params)
+
     def total_loss(self, params: Params) -> Tensor:
         """The loss over all points, whatever the batch, ``(tasks,)``."""
         return _half_square(functional(self.model)(params, self.data["inputs"]) - self.data["labels"])

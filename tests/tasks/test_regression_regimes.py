@@ -85,6 +85,7 @@ def test_the_total_loss_is_the_sum_of_the_batches(generator: torch.Generator) ->
     tasks = drawn(generator, points=12, batch=4, action="scaling")
     batches = torch.stack([tasks.loss(tasks.params, steps(tasks, number)) for number in range(3)])
     laws.assert_close(tasks.total_loss(tasks.params), batches.sum(0), 1e-13)
+    assert torch.equal(tasks.error(tasks.params, steps(tasks, 1)), tasks.total_loss(tasks.params))
 
 
 @pytest.mark.parametrize("depth", [2, 6])
