@@ -179,12 +179,14 @@ def main() -> None:
     flags.add_argument(
         "--own-order", nargs="*", default=[], metavar="DATA", help="names of data sets to train in shuffled orders, too"
     )
+    flags.add_argument("--own-order-only", action="store_true", help="those of --own-order in shuffled orders alone")
     args = flags.parse_args()
     if args.smoke:
         globals().update(SMOKE)
         args.seeds = min(args.seeds, SMOKE_SEEDS)
     sets = {name: images.flat for name, images in images_of(args).items()}
-    wanted: list[tuple[Images, Order]] = [(images, "sequential") for images in sets.values()]
+    left = args.own_order if args.own_order_only else []
+    wanted: list[tuple[Images, Order]] = [(images, "sequential") for name, images in sets.items() if name not in left]
     wanted += [(images, "own") for name, images in sets.items() if name in args.own_order]
     results = [examine(args, images, order) for images, order in wanted]
     write_results(args, "correlation", {"runs": results}, began)

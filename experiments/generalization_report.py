@@ -52,11 +52,13 @@ def test_table(content: dict[str, Any]) -> str:
         f"differences to these, paired by seed, with 95 % intervals ({branches['seeds']} seeds; in brackets how many "
         "were still finite where not all). Gap: test loss minus mean training loss of the epoch"
     )
-    columns = ["teleport", *(f"test loss, epoch {epoch}" for epoch in epochs), f"gap, epoch {epochs[-1]}", "accuracy"]
+    begin, end = branches["from"] + 1 + (branches["to"] - branches["from"]) // 2, branches["to"]
+    columns = ["teleport", *(f"test loss, epoch {epoch}" for epoch in epochs)]
+    columns += [f"test loss, mean of epochs {begin} to {end}", f"gap, epoch {epochs[-1]}", "accuracy"]
     lines = []
     for row in branches["differences"]:
         plain, seeds = row["variant"] == PLAIN, branches["seeds"]
-        cells = [shown(row["test"][epoch], plain, seeds) for epoch in epochs]
+        cells = [shown(found, plain, seeds) for found in (*(row["test"][epoch] for epoch in epochs), row["late"])]
         lines.append([row["variant"], *cells, shown(row["gap"][epochs[-1]], plain), shown(row["accuracy"], plain)])
     return table(title, columns, lines)
 

@@ -33,7 +33,8 @@ def paired(a: Sequence[float], b: Sequence[float], few: bool = False) -> Interva
 
 def compared_branches(branches: dict[str, Any], epochs: Sequence[int]) -> list[dict[str, Any]]:
     """Per variant: what the teleports moved (each measure right after them, and at the end), and test loss, gap and
-    accuracy afterwards, at ``epochs``. The row without teleport holds means in place of differences."""
+    accuracy afterwards, at ``epochs``, and the test loss as ``late`` has it. The row without teleport holds means in
+    place of differences."""
     rows, first = branches["rows"], branches["from"]
     plain = rows[0]
     return [
@@ -44,11 +45,18 @@ def compared_branches(branches: dict[str, Any], epochs: Sequence[int]) -> list[d
                 for moment in ("after", "end")
             },
             "test": {str(epoch): _against(row, plain, lambda r: r["test"][epoch - first]) for epoch in epochs},  # noqa: B023
+            "late": _against(row, plain, late),
             "gap": {str(epoch): _against(row, plain, lambda r: gap(r, epoch - first)) for epoch in epochs},  # noqa: B023
             "accuracy": _against(row, plain, lambda r: r["accuracy"]),
         }
         for row in rows
     ]
+
+
+def late(row: dict[str, Any]) -> list[float]:
+    """Mean test loss over the second half of the epochs after the teleports, per seed: single epochs fluctuate."""
+    half = row["test"][1 + (len(row["test"]) - 1) // 2 :]
+    return [sum(losses) / len(half) for losses in zip(*half, strict=True)]
 
 
 def gap(row: dict[str, Any], epoch: int) -> list[float]:

@@ -18,7 +18,7 @@ from generalization_frequency import EVERY, due, frequencies
 from generalization_probes import MEASURES, ORTHANT, SPHERE, probe
 from generalization_report import shown, signed
 from generalization_runs import Epochs, base_runs, copies_of, place, setting_of, teleport_batch
-from generalization_statistics import band, paired, strict
+from generalization_statistics import band, late, paired, strict
 from generalization_teleports import LIMITED, PUBLISHED, SCALING, Teleports, Variant
 
 from meta_teleport.models import MLP
@@ -82,6 +82,12 @@ def test_the_script_from_end_to_end_and_once_more(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         assert (tmp_path / f"{name}.pdf").exists()
     assert run(tmp_path)["results"] == found["results"]
+
+
+def test_late_is_the_mean_of_the_second_half_of_the_epochs() -> None:
+    row = {"test": [[9.0, 9.0], [8.0, 8.0], [7.0, 7.0], [1.0, 2.0], [3.0, 5.0]]}
+    assert late(row) == [2.0, 3.5]
+    assert late({"test": row["test"][:2]}) == [8.0, 8.0]
 
 
 def test_how_often_teleports_are_due() -> None:
