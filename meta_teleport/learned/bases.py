@@ -49,7 +49,7 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
     moment = _moment(u, du, diagonal)
     parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
     matrices = torch.stack([parts[name] for name in names], -1 if diagonal else -3)
-    return Basis(matrices, _invariants(logs, (v, u, dv, du), moment, diagonal).detach())
+    return Basis(matrices, _invariants(logs, (v, u, dv, du), moment, diagonal))
 
 
 def _rows(matrix: Tensor, k: int) -> Tensor:
@@ -60,7 +60,7 @@ def _rows(matrix: Tensor, k: int) -> Tensor:
 def _moment(u: Tensor, du: Tensor, diagonal: bool) -> Tensor:
     """``U^T dL/dU / (|U| |dL/dU|)`` in algebra coordinates, from U^T and its gradient."""
     product = (u * du).sum(-1) if diagonal else u @ du.mT
-    sizes = u.flatten(2).norm(dim=-1) * du.flatten(2).norm(dim=-1) + torch.finfo(u.dtype).tiny
+    sizes = (u.flatten(2).norm(dim=-1) * du.flatten(2).norm(dim=-1)).clamp(min=torch.finfo(u.dtype).tiny)
     return product / sizes.reshape(sizes.shape + (1,) * (product.ndim - 2))
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meta_teleport.learned.rule import Observation, Proposal, Rule
+from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.gauges import whitened_activations
@@ -63,6 +63,9 @@ class Momentum(Rule):
         state = axpy(self.momentum, state, observation.gradients)
         return Proposal({name: -per_task(self.lr, m) * m for name, m in state.items()}), state
 
+    def transport(self, state: Params, symmetry: Symmetry, elements: tuple[Element, ...]) -> Params:
+        return symmetry.transport(state, elements)
+
 
 class Adam(Rule):
     """Adam (Kingma and Ba 2015) with bias correction: torch's Adam."""
@@ -87,6 +90,9 @@ class Adam(Rule):
             for name, m in first.items()
         }
         return Proposal(update), Moments(first, second)
+
+    def transport(self, state: Moments, symmetry: Symmetry, elements: tuple[Element, ...]) -> Moments:
+        return Moments(symmetry.transport(state.first, elements), symmetry.transport_squares(state.second, elements))
 
 
 class Whitening(Rule):

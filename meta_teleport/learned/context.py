@@ -32,7 +32,7 @@ def no_memory(like: Tensor) -> Memory:
 
 def read_context(observation: Observation, memory: Memory, horizon: int) -> tuple[Tensor, Memory]:
     """The features ``(tasks, 5)`` and the next memory."""
-    loss, size = observation.loss.detach(), norm(observation.gradients).detach()
+    loss, size = observation.loss, norm(observation.gradients)
     start = observation.step == 0
     first, steep = torch.where(start, loss, memory.first), torch.where(start, size, memory.norm)
     last = torch.where(start, loss, memory.last)

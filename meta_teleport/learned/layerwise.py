@@ -133,7 +133,7 @@ class Layerwise(Rule):
         own = [log_ratio(gradients, total) / 3, alignment, log_ratio(_norms(observation.params), norms).clamp(-5, 5)]
         own.append(_spreads(observation))
         shared = context.unsqueeze(1).expand(-1, gradients.shape[1], -1)
-        return torch.cat([shared, torch.stack(own, -1).detach(), roles], -1)
+        return torch.cat([shared, torch.stack(own, -1), roles], -1)
 
     def _polyak(self, observation: Observation, logits: Tensor) -> Params:
         gradients, loss = observation.gradients, observation.loss
@@ -172,7 +172,7 @@ def _norms(params: Params) -> Tensor:
 def _cosines(a: Params, b: Params) -> Tensor:
     sizes = _norms(a) * _norms(b)
     products = torch.stack([rows(a[name] * b[name]).sum(1) for name in a], 1)
-    return products / (sizes + torch.finfo(sizes.dtype).tiny)
+    return products / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
 
 
 def _spreads(observation: Observation) -> Tensor:

@@ -11,13 +11,17 @@ leaves all have the task dimension in front, so that single tasks can be replace
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from meta_teleport.errors import UserError
 from meta_teleport.params import Params, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    from meta_teleport.learned.optimizer import LearnedOptimizer
 
 Element = tuple[Tensor, Tensor]
 
@@ -120,6 +124,26 @@ class Rule(nn.Module, ABC):
         moves along. Unchanged by default. ``elements`` hold g and its inverse per site, the identity where nothing
         moved."""
         return state
+
+    def optimizer(
+        self, model: nn.Module, example_inputs: Any = None, *, symmetry: Symmetry | None = None, **settings: Any
+    ) -> "LearnedOptimizer":
+        """This rule as a ``torch.optim.Optimizer`` for a model of one's own.
+
+        It teleports at the exact sites that ``find_symmetries(model, example_inputs)`` finds, or at those of
+        ``symmetry``. ``settings`` are those of :class:`meta_teleport.learned.optimizer.LearnedOptimizer`: params, lr,
+        weight_decay, tolerance, checked.
+
+        Raises ``UserError`` if neither inputs nor a symmetry are given, and where those two functions do.
+        """
+        from meta_teleport.detection.detect import find_symmetries
+        from meta_teleport.learned.optimizer import LearnedOptimizer
+
+        if symmetry is None:
+            if example_inputs is None:
+                raise UserError("give example_inputs on which the model runs, to find its symmetry, or symmetry=...")
+            symmetry = find_symmetries(model, example_inputs)
+        return LearnedOptimizer(self, model, symmetry, **settings)
 
     def meta_groups(self) -> dict[str, list[str]]:
         """Names of the meta-parameters by what they produce, ``update`` or ``element``: the published schedule

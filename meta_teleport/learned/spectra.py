@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 
+NEAR = 1e-6
+
+
 class LogGram(NamedTuple):
     """``matrix`` log G ``(..., k, k)`` (or its diagonal ``(..., k)``) and its eigenvalues ``(..., k)``, not sorted for
     diagonals; all zero where G is."""
@@ -46,27 +49,26 @@ def log_diagonal(diagonal: Tensor, floor: float) -> LogGram:
 
 
 class _MatrixLog(torch.autograd.Function):
-    """log of symmetric matrices, eigenvalues raised to a floor; the eigenvalues' logs are not differentiated."""
+    """The log of symmetric matrices and the logs of their eigenvalues, these raised to a floor."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)
         raised = values.clamp(min=floor)
-        ctx.save_for_backward(raised, vectors, values >= floor)
         logs = raised.log()
-        ctx.mark_non_differentiable(logs)
+        ctx.save_for_backward(values, logs, vectors, values >= floor)
         return (vectors * logs.unsqueeze(-2)) @ vectors.mT, logs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        values, vectors, inside = ctx.saved_tensors
-        a, b = values.unsqueeze(-1), values.unsqueeze(-2)
-        ratio = (a - b) / b
-        near = ratio.abs() < 1e-6
-        slope = torch.where(near, 1 - ratio / 2, ratio.log1p() / torch.where(near, 1.0, ratio)) / b
-        both, one = inside.unsqueeze(-1) & inside.unsqueeze(-2), inside.unsqueeze(-1) | inside.unsqueeze(-2)
-        slope = torch.where(both | (one & ~near), slope, 0.0)
-        inner = slope * (vectors.mT @ grad @ vectors)
+    def backward(ctx: Any, grad: Tensor, grad_logs: Tensor) -> tuple[Tensor, None]:
+        values, logs, vectors, inside = ctx.saved_tensors
+        derivative = torch.where(inside, 1 / values, 0.0)
+        gap = values.unsqueeze(-1) - values.unsqueeze(-2)
+        near = gap.abs() <= NEAR * values.abs().unsqueeze(-1)
+        quotient = (logs.unsqueeze(-1) - logs.unsqueeze(-2)) / torch.where(near, 1.0, gap)
+        slope = torch.where(near, (derivative.unsqueeze(-1) + derivative.unsqueeze(-2)) / 2, quotient)
+        own = derivative * grad_logs
+        inner = slope * (vectors.mT @ grad @ vectors) + torch.diag_embed(own)
         result = vectors @ inner @ vectors.mT
         return (result + result.mT) / 2, None

@@ -1,0 +1,206 @@
+"""The equivariant rule: the identity to begin with, equivariant, one set of meta-parameters for every network."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import laws
+import pytest
+import torch
+from torch import Tensor
+
+from meta_teleport.errors import UserError
+from meta_teleport.learned.bases import BASES
+from meta_teleport.learned.equivariant import UPDATES, Equivariant, EquivariantState
+from meta_teleport.learned.lstm import LSTMUpdateTele
+from meta_teleport.learned.rule import Observation, Proposal, Rule, initialized, shapes_of
+from meta_teleport.meta.unroll import start, unroll
+from meta_teleport.params import Params
+from meta_teleport.tasks.factorization import Factorization
+from meta_teleport.tasks.family import TaskFamily, Tasks
+from meta_teleport.tasks.regression import Regression
+
+GAUSSIAN = partial(Regression, data="gaussian")
+FAMILIES: dict[str, TaskFamily] = {
+    "data-dependent": GAUSSIAN(width=4, depth=3, hidden=[5, 3], points=3),
+    "pseudo-inverse": GAUSSIAN(width=4, depth=3, hidden=[5, 6], points=3, action="pseudo_inverse"),
+    "linear": GAUSSIAN(width=4, depth=3, action="linear", activation="identity", points=9, bias=True),
+    "scaling": GAUSSIAN(width=4, depth=3, action="scaling", points=9, bias=True),
+    "orthogonal": GAUSSIAN(width=4, action="linear", activation="identity", group="orthogonal"),
+    "factors": Factorization(rank=3, inputs=6, outputs=5, points=32, batch=4),
+}
+
+
+def rule_with(seed: int = 0, **options: Any) -> Equivariant:
+    """A rule whose heads are drawn at random, as if it had been trained."""
+    with initialized(seed):
+        rule = Equivariant(**{"hidden_size": 6, "horizon": 10, **options}).double()
+        for name, p in rule.named_parameters():
+            if not bool(p.any()):
+                torch.nn.init.normal_(p, std=0.3)
+                assert "head" in name
+    return rule
+
+
+def tasks_of(name: str, count: int = 3) -> Tasks:
+    return FAMILIES[name].sample(count, torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def observe(tasks: Tasks, params: Params, inputs: Any = None) -> Observation:
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    step = torch.zeros(tasks.count).long()
+    loss = tasks.loss(leaves, step)
+    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
+    grams = tasks.symmetry.grams(params, tasks.inputs(step))
+    return Observation(params, gradients, loss.detach(), step, (), grams, tasks.symmetry)
+
+
+def proposed(rule: Rule, tasks: Tasks, params: Params) -> Proposal:
+    return rule(observe(tasks, params), rule.init(params, tasks.symmetry))[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_zero_head_gives_the_identity(name: str) -> None:
+    tasks = tasks_of(name)
+    with initialized(0):
+        rule = Equivariant(hidden_size=6, horizon=10).double()
+    algebra = proposed(rule, tasks, tasks.params).algebra
+    assert len(algebra) == len(tasks.symmetry.sites) and not any(bool(t.any()) for t in algebra)
+    assert any(bool(t.any()) for t in proposed(rule_with(), tasks, tasks.params).algebra)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_batch_of_tasks_is_a_loop_over_them(name: str) -> None:
+    tasks = tasks_of(name)
+    for update in UPDATES:
+        rule = rule_with(update=update, averaging=0.5)
+        observation, state = observe(tasks, tasks.params), rule.init(tasks.params, tasks.symmetry)
+        if name == "factors":  # its symmetry belongs to the batch
+            observation = observation._replace(symmetry=tasks_of(name, 1).symmetry)
+        laws.rule_is_loop(rule, observation, state, 1e-10)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("second_order", [False, True])
+def test_can_be_trained(name: str, second_order: bool) -> None:
+    tasks = tasks_of(name)
+    rule = rule_with(averaging=0.5, every=2)
+    phi = {key: p.detach().clone().requires_grad_() for key, p in rule.named_parameters()}
+    losses, carry = unroll(rule, phi, tasks, start(rule, tasks), 4, second_order=second_order)
+    gradients = torch.autograd.grad(losses.log().sum(), list(phi.values()), allow_unused=True)
+    named = dict(zip(phi, gradients, strict=True))
+    assert all(g is None or bool(torch.isfinite(g).all()) for g in gradients) and bool(carry.alive.all())
+    moved = [key for key in phi if key.startswith("element_lstm")]
+    assert moved and all(named[key] is not None and bool(named[key].any()) for key in moved)
+
+
+@pytest.mark.parametrize("name", ["data-dependent", "linear", "factors"])
+def test_meta_gradient_is_that_of_central_differences(name: str) -> None:
+    tasks = tasks_of(name, 2)
+    rule = rule_with(averaging=0.5, update="adam")
+    phi = {key: p.detach().clone().requires_grad_() for key, p in rule.named_parameters()}
+
+    def objective(at: Params) -> Tensor:
+        return unroll(rule, at, tasks, start(rule, tasks), 3, second_order=True)[0].log().sum()
+
+    direction = {key: torch.randn(p.shape, generator=torch.Generator().manual_seed(2)).to(p) for key, p in phi.items()}
+    gradients = torch.autograd.grad(objective(phi), list(phi.values()), allow_unused=True)
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction.values(), strict=True) if g is not None)
+    h = 1e-5
+    ends = [objective({key: p + sign * h * direction[key] for key, p in phi.items()}).detach() for sign in (1, -1)]
+    laws.assert_close(slope.detach()[None], ((ends[0] - ends[1]) / (2 * h))[None], 1e-4)
+
+
+def permuted(params: Params, order: Tensor) -> Params:
+    """The same MLP of three layers with the units of its first hidden layer in another order."""
+    names = list(params)
+    below = [name for name in names if name.startswith("layers.0")]
+    above = next(name for name in names if name.startswith("layers.1.weight"))
+    return {**params, **{name: params[name][:, order] for name in below}, above: params[above][:, :, order]}
+
+
+@pytest.mark.parametrize("name", ["data-dependent", "linear", "scaling"])
+@pytest.mark.parametrize("update", ["polyak", "adam"])
+def test_permuting_the_units_permutes_the_proposal(name: str, update: str) -> None:
+    tasks = tasks_of(name)
+    order = torch.randperm(tasks.symmetry.sites[0].group.k, generator=torch.Generator().manual_seed(3))
+
+    def propose(rule: Rule, params: Params) -> Params:
+        proposal = proposed(rule, tasks, params)
+        return {**proposal.update, "element": proposal.algebra[0], "upper": proposal.algebra[1]}
+
+    def permute(params: Params) -> Params:
+        moved = permuted({key: p for key, p in params.items() if key.startswith("layers")}, order)
+        if "element" not in params:
+            return moved
+        t = params["element"][:, order]
+        return {**moved, "element": t[..., order] if t.ndim > 2 else t, "upper": params["upper"]}
+
+    laws.permutation_equivariance(partial(propose, rule_with(update=update)), tasks.params, permute)
+    if name == "data-dependent":
+        with initialized(0):
+            dense = LSTMUpdateTele(shapes_of(tasks.params, tasks.symmetry), hidden_size=6).double()
+            for p in dense.parameters():
+                torch.nn.init.normal_(p, std=0.3)
+        laws.must_fail(laws.permutation_equivariance, partial(propose, dense), tasks.params, permute)
+
+
+def test_rotating_a_linear_site_rotates_the_proposal() -> None:
+    tasks = tasks_of("factors")
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)).Q
+
+    def rotate(params: Params) -> Params:
+        return {"A": rotation @ params["A"], "B": params["B"] @ rotation.mT}
+
+    rule = rule_with(update="polyak")
+    here, there = (proposed(rule, tasks, params) for params in (tasks.params, rotate(tasks.params)))
+    laws.params_close(there.update, rotate(here.update), 1e-10)
+    laws.assert_close(there.algebra[0], rotation @ here.algebra[0] @ rotation.mT, 1e-10)
+    laws.must_fail(laws.assert_close, there.algebra[0], here.algebra[0], 1e-3)
+
+
+def test_one_rule_for_every_network() -> None:
+    rule = rule_with()
+    for name in FAMILIES:
+        tasks = tasks_of(name)
+        with torch.no_grad():
+            losses, _ = unroll(rule, dict(rule.named_parameters()), tasks, start(rule, tasks), 3)
+        assert bool(torch.isfinite(losses).all())
+
+
+def unmoved(rule: Equivariant) -> Equivariant:
+    """The same rule, but its memory stays behind when the parameters move."""
+
+    class Unmoved(Equivariant):
+        def transport(self, state: EquivariantState, *_: Any) -> EquivariantState:
+            return state
+
+    rule.__class__ = Unmoved
+    return rule
+
+
+@pytest.mark.parametrize("make", [rule_with, lambda **options: unmoved(rule_with(**options))], ids=["moved", "left"])
+def test_the_memory_moves_with_the_parameters(make: Callable[..., Equivariant]) -> None:
+    """Means of gradients after teleports along exact sites are those of gradients taken at the moved weights all along:
+    with the elements undone at the end, a rule without updates is where it was."""
+    tasks = tasks_of("factors")
+    rule = make(update="gd", lr=0.0, averaging=0.5, every=1)
+    batch = replace(tasks, batch=None)
+    with torch.no_grad():
+        _, carry = unroll(rule, dict(rule.named_parameters()), batch, start(rule, batch), 4)
+    bias = 1 - 0.5**4
+    now = observe(batch, carry.params).gradients
+    expected = {name: bias * g for name, g in now.items()}
+    if make is rule_with:
+        laws.params_close(carry.state.average, expected, 1e-10)
+    else:
+        laws.must_fail(laws.params_close, carry.state.average, expected, 1e-3)
+
+
+def test_what_cannot_be_built() -> None:
+    with pytest.raises(UserError, match="unknown basis 'gram': choose from activations, incoming"):
+        Equivariant(bases=["gram"])
+    with pytest.raises(UserError, match="unknown update 'sgd': choose one of polyak, adam"):
+        Equivariant(update="sgd")
+    assert len(BASES) == 8
