@@ -1,0 +1,191 @@
+"""A rule as a ``torch.optim.Optimizer`` for a model of one's own."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from meta_teleport.errors import UserError
+from meta_teleport.learned.acceptance import teleported
+from meta_teleport.learned.bound import BoundRule
+from meta_teleport.learned.rule import Rule
+from meta_teleport.learned.trial import Trial
+from meta_teleport.params import Params
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.conditions import require_linear, require_tolerance, trainable_parameters
+from meta_teleport.teleportation.drift import LIMIT
+
+Closure = Callable[[], Any]
+
+
+class LearnedOptimizer(Optimizer):
+    """Algorithm 1 on one's own model: ``rule`` reads gradients and loss, proposes f and T per site, and
+
+        w <- exp(T) . ((1 - lr weight_decay) w + lr f)
+
+    so ``lr`` is a factor on the learned update, 1 for the rule as it was trained, and learning rate schedulers scale
+    it; teleports, which leave the loss alone, are not scaled. ``weight_decay`` is decoupled, the part of w that goes
+    per step at lr 1. Both may differ between parameter groups.
+
+    ``step(loss)`` takes the loss tensor: gradients are cleared, it calls ``backward`` itself, and afterwards ``.grad``
+    holds the gradients of this loss at the weights before the step. ``step(closure)`` takes a function that, as for any
+    torch optimizer, clears the gradients, computes the loss, calls ``backward`` and returns the loss; ``.grad`` is as
+    the closure left it. Both return the loss. Rules read it, so one of the two is needed.
+
+    ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out. ``params``:
+    parameter groups as for any torch optimizer, by default all trainable parameters. A parameter in no group stays
+    where it is, and so does one without a gradient at this step, with the sites that it belongs to.
+
+    A teleport is undone (``undone`` counts them) if a parameter does not stay finite, if rounding could move the loss
+    by more than ``tolerance`` (eps times the condition number of an element), and, where step is given a closure, if
+    the loss on its batch does move by more. That takes two more evaluations of the closure; ``checked=False`` leaves
+    them out.
+
+    Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
+    nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
+    ``state_dict`` has all that changes, recurrent state included, and not the rule.
+
+    Raises ``UserError`` for models that cannot move, parameters of another model, sites that are not exact, rules that
+    are built for another network or read single activations, and settings that are none.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        model: nn.Module,
+        symmetry: Symmetry,
+        params: Iterable[Any] | None = None,
+        *,
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+        tolerance: float = LIMIT,
+        checked: bool = True,
+    ) -> None:
+        require_tolerance(tolerance)
+        trainable_parameters(model)
+        require_linear(symmetry.continuous)
+        symmetry.continuous.require_fit(model)
+        self.model, self.taken, self.undone = model, 0, 0
+        self._rule, self._given, self._begun = rule, symmetry.continuous, False
+        self._tolerance, self._checked = tolerance, checked
+        chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
+        super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
+        self._bound, self._begun = self._bind(), True
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The sites that teleport."""
+        return self._bound.symmetry
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """One more group. Raises ``UserError`` for tensors that are not parameters of the model, for settings below
+        zero, and after the first step, as recurrent states have a row per parameter."""
+        if self.taken:
+            raise UserError("groups cannot be added after the first step: make an optimizer with all of them")
+        super().add_param_group(param_group)
+        for name in ("lr", "weight_decay"):
+            if not float(self.param_groups[-1][name]) >= 0:
+                raise UserError(f"{name}={self.param_groups[-1][name]}: give a number that is not negative")
+        if self._begun:
+            self.close()
+            self._bound = self._bind()
+
+    @torch.no_grad()
+    def step(self, closure: Tensor | Closure | None = None) -> Any:
+        """One step; ``closure`` is the loss, or a function that computes it and calls backward. Returns the loss.
+
+        Raises ``UserError``, before anything has moved, without either, for a loss that is not one finite number, and
+        if there are no gradients.
+        """
+        loss = self._evaluate(closure)
+        bound = self._bound
+        with torch.autocast(bound.like.device.type, enabled=False):
+            params = bound.params()
+            proposal = bound.propose(params, bound.gradients(), loss, self.taken)
+            moved = self._updated(params, proposal.update)
+            if proposal.algebra:
+                moved = self._teleported(moved, proposal.algebra, closure if callable(closure) else None)
+            bound.release()
+            torch._foreach_copy_(
+                [p.detach() for p in bound.parameters.values()], [p.squeeze(0) for p in moved.values()]
+            )
+        self.taken += 1
+        return loss
+
+    def close(self) -> None:
+        """Removes the hooks from the model: activations are unknown from here on."""
+        self._bound.hooks.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups and, as ``learned``, step counts and the state of the rule: an optimizer of the same rule and model
+        that takes them over goes on bitwise as this one would."""
+        learned = {"taken": self.taken, "undone": self.undone, "state": self._bound.state_dict()}
+        return {**super().state_dict(), "learned": learned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave. Raises ``UserError`` if that was of another rule or model."""
+        if "learned" not in state_dict:
+            raise UserError("this state dict is of another optimizer: give one that a learned optimizer has made")
+        learned = state_dict["learned"]
+        self._bound.load_state_dict(learned["state"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
+        self.taken, self.undone = learned["taken"], learned["undone"]
+
+    def _bind(self) -> BoundRule:
+        """The rule at the parameters that are in a group, and at the sites that move no others."""
+        known = dict(self.model.named_parameters())
+        held = {p for group in self.param_groups for p in group["params"]}
+        if not held <= set(known.values()):
+            raise UserError(
+                "a group holds a tensor that is not a parameter of the model: take them from model.parameters(), of "
+                "the same model object"
+            )
+        parameters = {name: p for name, p in known.items() if p in held and p.requires_grad}
+        if not parameters:
+            raise UserError("no group holds a trainable parameter: set requires_grad on those that may move")
+        free = tuple(site for site in self._given.sites if set(site.parameters) <= parameters.keys())
+        return BoundRule(self._rule, self.model, parameters, Symmetry(free))
+
+    def _evaluate(self, closure: Tensor | Closure | None) -> Any:
+        """The loss, its gradients in ``.grad``."""
+        if closure is None:
+            raise UserError("a learned rule reads the loss: call step(loss), which calls backward, or step(closure)")
+        if not isinstance(closure, Tensor):
+            with torch.enable_grad():
+                return closure()
+        if closure.numel() != 1 or not closure.requires_grad:
+            raise UserError("step(loss) needs one number with a graph: compute the loss from the model, and reduce it")
+        self.zero_grad()
+        closure.backward()
+        return closure.detach()
+
+    def _updated(self, params: Params, update: Params) -> Params:
+        """The parameters after weight decay and the update."""
+        settings = {p: (float(g["lr"]), float(g["weight_decay"])) for g in self.param_groups for p in g["params"]}
+        updated = dict(params)
+        for name, p in self._bound.parameters.items():
+            lr, decay = settings[p]
+            if p.grad is not None:
+                kept = params[name] * (1 - lr * decay) if decay else params[name]
+                updated[name] = torch.add(kept, update[name], alpha=lr)
+        return updated
+
+    def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
+        """The parameters moved by the proposed elements, with the state of the rule; or as they were."""
+        bound = self._bound
+        still = {name for name, p in bound.parameters.items() if p.grad is None}
+        algebra = tuple(
+            t if still.isdisjoint(site.parameters) else torch.zeros_like(t)
+            for site, t in zip(bound.symmetry.sites, algebra, strict=True)
+        )
+        loss = Trial(self.model, closure, bound.parameters).loss if closure and self._checked else None
+        with bound.hooks.reading(False):
+            found = teleported(bound.symmetry, updated, algebra, self._tolerance, loss)
+        if found is None:
+            self.undone += 1
+            return updated
+        moved, elements = found
+        bound.transport(elements)
+        return moved

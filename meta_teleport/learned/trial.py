@@ -1,0 +1,41 @@
+"""The loss of a closure at parameters that are only tried."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meta_teleport.params import Params
+
+
+class Trial:
+    """``closure()`` evaluated at other values of the named ``parameters`` of the model.
+
+    Afterwards parameters, gradients, buffers and the global random generators are bitwise what they were; every
+    evaluation sees the same random numbers (dropout).
+    """
+
+    def __init__(self, model: nn.Module, closure: Callable[[], Any], parameters: dict[str, nn.Parameter]) -> None:
+        self.model, self.closure, self.parameters = model, closure, parameters
+
+    @torch.no_grad()
+    def loss(self, params: Params) -> Tensor:
+        """The loss ``(1,)`` at ``params``, each ``(1, *shape)``."""
+        everything = list(self.model.parameters())
+        saved = [(p, p.clone()) for p in [*everything, *self.model.buffers()]]
+        gradients = [p.grad for p in everything]
+        devices = {p.device.index for p in everything if p.device.type == "cuda"}
+        try:
+            for p in everything:
+                p.grad = None
+            for name, p in self.parameters.items():
+                p.copy_(params[name][0])
+            with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+                found = self.closure()
+            return torch.as_tensor(found).detach().to(next(iter(params.values()))).reshape(1)
+        finally:
+            for tensor, value in saved:
+                tensor.copy_(value)
+            for p, gradient in zip(everything, gradients, strict=True):
+                p.grad = gradient
