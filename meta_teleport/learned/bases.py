@@ -13,7 +13,8 @@ from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 
 GRAMS = ("activations", "incoming", "outgoing", "incoming_gradient", "outgoing_gradient")
-BASES = (*GRAMS, "symmetric", "skew", "identity")
+EQUIVARIANT = (*GRAMS, "symmetric", "skew", "identity")
+BASES = (*EQUIVARIANT, "axes")
 INVARIANTS = 2 * len(GRAMS) + 5
 ACTIVATION_FLOOR = 1e-14
 LOG_SCALE = 10.0
@@ -48,6 +49,8 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
             logs[name] = (log_diagonal if diagonal else log_gram)(grams.get(name, blank), least)
     moment = _moment(u, du, diagonal)
     parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
+    if "axes" in names:
+        parts["axes"] = blank if diagonal else _towards_axes(grams["incoming"], grams["outgoing"])
     matrices = torch.stack([parts[name] for name in names], -1 if diagonal else -3)
     return Basis(matrices, _invariants(logs, (v, u, dv, du), moment, diagonal))
 
@@ -69,6 +72,37 @@ def _parts(moment: Tensor, blank: Tensor, diagonal: bool) -> dict[str, Tensor]:
         return {"symmetric": moment, "skew": blank, "identity": torch.ones_like(blank)}
     eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device).expand_as(moment)
     return {"symmetric": (moment + moment.mT) / 2, "skew": (moment - moment.mT) / 2, "identity": eye}
+
+
+@torch.no_grad()
+def _towards_axes(a: Tensor, b: Tensor) -> Tensor:
+    """Skew matrices ``(tasks, rows, k, k)`` along which the principal axes of ``a / tr a + b / tr b`` turn into the
+    coordinate axes next to them: twice the skew part of that rotation."""
+    both = _unit_trace(a) + _unit_trace(b)
+    finite = torch.isfinite(both).all(-1).all(-1)[..., None, None]
+    eye = torch.eye(both.shape[-1], dtype=both.dtype, device=both.device)
+    vectors = torch.linalg.eigh(torch.where(finite, both, eye))[1]
+    matched = _matched(vectors.flatten(0, -3)).view_as(vectors)
+    return (matched.mT - matched).to(a.dtype)
+
+
+def _unit_trace(gram: Tensor) -> Tensor:
+    wide = gram.double()
+    trace = wide.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    return wide / trace.clamp(min=torch.finfo(wide.dtype).tiny)
+
+
+def _matched(vectors: Tensor) -> Tensor:
+    """Orthonormal columns in the order and with the signs that bring them near the identity: the largest entry first,
+    each row and each column once; ``(n, k, k)``."""
+    free, result, index = vectors.abs(), torch.empty_like(vectors), torch.arange(len(vectors), device=vectors.device)
+    for _ in range(vectors.shape[-1]):
+        place = free.flatten(1).argmax(1)
+        row, column = place // vectors.shape[-1], place % vectors.shape[-1]
+        chosen = vectors[index, :, column]
+        result[index, :, row] = chosen * chosen[index, row].sign().unsqueeze(1)
+        free[index, row], free[index, :, column] = -1, -1
+    return result
 
 
 def _invariants(

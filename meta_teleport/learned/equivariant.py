@@ -11,9 +11,11 @@ the a_j from a small LSTM that all sites (and all blocks of a site, such as head
     incoming_gradient, outgoing_gradient   the same of dL/dV and dL/dU
     symmetric, skew                        the two parts of the moment map U^T dL/dU, divided by |U| |dL/dU|
     identity
+    axes                                   a rotation towards coordinate axes of the principal axes of V V^T and U^T U
 
 each Gram matrix with mean eigenvalue 1. Permuting the units permutes T, and where no activation lies between V and U
-any orthogonal change of basis Q takes T to Q T Q^T. Rotations take the skew part of T. For positive scalings the B_j
+any orthogonal change of basis Q takes T to Q T Q^T, but for axes, which are for updates that work entry by entry, as
+Adam's do. Rotations take the skew part of T. For positive scalings the B_j
 are diagonals, and a small network shared by all units reads them and the site's hidden state in place of the sum. The
 head starts at zero: identity elements.
 """
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.bases import BASES, INVARIANTS, Basis, basis
+from meta_teleport.learned.bases import BASES, EQUIVARIANT, INVARIANTS, Basis, basis
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.classical import Adam, GradientDescent
 from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
@@ -57,7 +59,7 @@ class Equivariant(Rule):
     Args:
         update: polyak or adam (learned step lengths, see :class:`Layerwise`), gd or plain_adam (a plain optimizer with
             the step size ``lr``, nothing learned).
-        bases: What T is made of, names as in the module's docstring; all of them if not given, none for no teleport.
+        bases: What T is made of, names as in the module's docstring; all but axes if not given, none for no teleport.
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
         size: Bound on |T|, in units of the square root of its number of rows.
@@ -86,7 +88,7 @@ class Equivariant(Rule):
         lead: int = 0,
     ) -> None:
         super().__init__()
-        bases = list(BASES) if bases is None else bases
+        bases = list(EQUIVARIANT) if bases is None else bases
         for name in bases:
             if name not in BASES:
                 raise UserError(f"unknown basis '{name}': choose from {', '.join(BASES)}")

@@ -33,6 +33,7 @@ DECAYS = (0.5, 0.9, 0.99)
 OWN_FEATURES = 6
 STEP_RANGE = 8.0
 GAIN = 4.0
+LAST = 0.01
 
 
 class LayerwiseState(NamedTuple):
@@ -52,7 +53,7 @@ class Layerwise(Rule):
     Args:
         direction: polyak (full batches and losses with minimum 0) or adam (stochastic training).
         hidden_size: Units of the LSTM.
-        horizon: Steps it is trained for; past them step lengths fall as horizon / t with direction adam.
+        horizon: Steps it is trained for; with direction adam step lengths fall linearly up to there.
         start: log of the step length before training, in the units of the direction.
         beta2: Decay of the running mean of squared gradients.
         epsilon: Added to the root of that mean, in units of the root mean square over the parameter.
@@ -64,7 +65,7 @@ class Layerwise(Rule):
         hidden_size: int = 32,
         horizon: int = 30,
         start: float = 0.0,
-        beta2: float = 0.98,
+        beta2: float = 0.95,
         epsilon: float = 1e-3,
     ) -> None:
         super().__init__()
@@ -135,6 +136,11 @@ class Layerwise(Rule):
         shared = context.unsqueeze(1).expand(-1, gradients.shape[1], -1)
         return torch.cat([shared, torch.stack(own, -1), roles], -1)
 
+    def _decay(self, t: Tensor) -> Tensor:
+        """The factor of step lengths at step t: ``max(1 - t / horizon, 0.01)``, past it ``0.01 horizon / t``."""
+        late = LAST * (self.horizon / t.clamp(min=1)).clamp(max=1)
+        return torch.maximum(1 - t / self.horizon, late)
+
     def _polyak(self, observation: Observation, logits: Tensor) -> Params:
         gradients, loss = observation.gradients, observation.loss
         rest = torch.zeros_like(logits[:, :1])
@@ -149,7 +155,7 @@ class Layerwise(Rule):
         self, observation: Observation, length: Tensor, weights: Tensor, means: tuple[Params, ...], squares: Params
     ) -> Params:
         t = observation.step.to(length.dtype)
-        length = length * (self.horizon / (t + 1)).clamp(max=1).unsqueeze(1)
+        length = length * self._decay(t).unsqueeze(1)
         corrections = [1 - decay ** (t + 1) for decay in DECAYS]
         update = {}
         for i, (name, g) in enumerate(observation.gradients.items()):

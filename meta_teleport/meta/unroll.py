@@ -21,9 +21,8 @@ from torch.utils._pytree import tree_map
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.params import Params, aliases, axpy, per_task, where
 from meta_teleport.symmetry.site import LayerInput
-from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.drift import LIMIT, loss_drift, undo
+from meta_teleport.teleportation.drift import LIMIT, acted, loss_drift, undo
 
 FAILURE_FACTOR = 1e6
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
@@ -94,7 +93,7 @@ def unroll(
         if proposal.algebra:
             elements = tasks.symmetry.exp_pairs(proposal.algebra)
             moved, drifted = _teleport(tasks, updated, elements, inputs, step)
-            state = rule.transport(state, tasks.symmetry, _unless(drifted, tasks.symmetry, elements))
+            state = rule.transport(state, tasks.symmetry, acted(drifted, tasks.symmetry, elements))
             undone = undone + drifted
             if probe is not None:
                 probe(tasks, updated, moved, proposal, step)
@@ -119,17 +118,6 @@ def _teleport(
     with torch.no_grad():
         drift = loss_drift(tasks.loss(params, step), tasks.loss(moved, step))
     return undo(params, moved, drift, LIMIT)
-
-
-def _unless(undone: Tensor, symmetry: Symmetry, elements: tuple[Element, ...]) -> tuple[Element, ...]:
-    """The elements that have acted: the identity where a teleport was ``undone`` ``(tasks,)``."""
-    if not bool(undone.any()):
-        return elements
-    acted = []
-    for site, (g, inverse) in zip(symmetry.sites, elements, strict=True):
-        e = site.group.identity(len(g), dtype=g.dtype, device=g.device)
-        acted.append((torch.where(per_task(undone, g), e, g), torch.where(per_task(undone, g), e, inverse)))
-    return tuple(acted)
 
 
 def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) -> tuple[Tensor, Params]:

@@ -8,7 +8,8 @@ always afford. Such a teleport is undone, task by task, and counted.
 import torch
 from torch import Tensor
 
-from meta_teleport.params import Params, where
+from meta_teleport.params import Params, per_task, where
+from meta_teleport.symmetry.symmetry import Symmetry
 
 LIMIT = 1e-4
 
@@ -29,3 +30,17 @@ def undo(before: Params, after: Params, drift: Tensor, limit: float) -> tuple[Pa
     ``(tasks,)``."""
     undone = ~(drift <= limit)
     return (where(undone, before, after) if bool(undone.any()) else after), undone
+
+
+def acted(
+    undone: Tensor, symmetry: Symmetry, elements: tuple[tuple[Tensor, Tensor], ...]
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """The elements, pairs ``(g, g^-1)`` per site, that have acted: the identity where a teleport was ``undone``
+    ``(tasks,)``."""
+    if not bool(undone.any()):
+        return elements
+    kept = []
+    for site, (g, inverse) in zip(symmetry.sites, elements, strict=True):
+        e = site.group.identity(len(g), dtype=g.dtype, device=g.device)
+        kept.append((torch.where(per_task(undone, g), e, g), torch.where(per_task(undone, g), e, inverse)))
+    return tuple(kept)

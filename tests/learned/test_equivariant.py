@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.bases import BASES
+from meta_teleport.learned.bases import BASES, EQUIVARIANT, basis
 from meta_teleport.learned.equivariant import UPDATES, Equivariant, EquivariantState
 from meta_teleport.learned.lstm import LSTMUpdateTele
 from meta_teleport.learned.rule import Observation, Proposal, Rule, initialized, shapes_of
@@ -20,6 +20,7 @@ from meta_teleport.params import Params
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.tasks.regression import Regression
+from meta_teleport.teleportation.gauges import balanced
 
 GAUSSIAN = partial(Regression, data="gaussian")
 FAMILIES: dict[str, TaskFamily] = {
@@ -158,6 +159,26 @@ def test_rotating_a_linear_site_rotates_the_proposal() -> None:
     laws.params_close(there.update, rotate(here.update), 1e-10)
     laws.assert_close(there.algebra[0], rotation @ here.algebra[0] @ rotation.mT, 1e-10)
     laws.must_fail(laws.assert_close, there.algebra[0], here.algebra[0], 1e-3)
+    aligned = rule_with(update="polyak", bases=["axes"])
+    here, there = (proposed(aligned, tasks, params).algebra[0] for params in (tasks.params, rotate(tasks.params)))
+    laws.must_fail(laws.assert_close, there, rotation @ here @ rotation.mT, 1e-3)
+
+
+def test_axes_turn_factors_to_their_principal_axes() -> None:
+    tasks = tasks_of("factors")
+    params = tasks.params
+
+    def slant(params: Params) -> float:
+        gram = params["A"] @ params["A"].mT
+        return float((gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))).norm() / gram.norm())
+
+    balance = balanced(tasks.symmetry.sites[0], params)
+    params = tasks.symmetry.act(params, (balance,))
+    before = slant(params)
+    for _ in range(8):
+        t = basis(tasks.symmetry.sites[0], 0, observe(tasks, params), ("axes",), 1e-6).matrices[:, 0, 0]
+        params = tasks.symmetry.flow(params, (t / 2,))
+    assert slant(params) < 1e-6 < 1e-2 < before
 
 
 def test_one_rule_for_every_network() -> None:
@@ -203,4 +224,4 @@ def test_what_cannot_be_built() -> None:
         Equivariant(bases=["gram"])
     with pytest.raises(UserError, match="unknown update 'sgd': choose one of polyak, adam"):
         Equivariant(update="sgd")
-    assert len(BASES) == 8
+    assert set(BASES) - set(EQUIVARIANT) == {"axes"}
