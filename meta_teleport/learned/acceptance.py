@@ -1,7 +1,6 @@
 """A proposed teleport of one model, carried out only if it is safe."""
 
 from collections.abc import Callable
-from math import inf
 
 import torch
 from torch import Tensor
@@ -35,8 +34,8 @@ def teleported(
 
 def _is_sound(symmetry: Symmetry, moved: Params, elements: tuple[Element, ...], tolerance: float) -> bool:
     touched = {name for site in symmetry.sites for name in site.parameters}
-    largest = torch._foreach_norm([moved[name] for name in touched], inf)
-    sound = torch.isfinite(torch.stack(largest)).all()
+    sizes = torch._foreach_norm([moved[name] for name in touched])
+    sound = torch.isfinite(torch.stack(sizes)).all()
     for site, (g, inverse) in zip(symmetry.sites, elements, strict=True):
         if isinstance(site.group, GL):
             condition = (torch.linalg.matrix_norm(g, 1) * torch.linalg.matrix_norm(inverse, 1)).max()

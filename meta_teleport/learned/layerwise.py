@@ -23,7 +23,7 @@ from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.context import FEATURES, Memory, log_ratio, no_memory, read_context
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.surroundings import consumer_names
-from meta_teleport.params import Params, norm, per_task, rows
+from meta_teleport.params import Params, per_task, rows
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.symmetry import Symmetry
 
@@ -99,10 +99,11 @@ class Layerwise(Rule):
         cells = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in state.cells)
         hidden, cells = self.lstm(features.flatten(0, 1), cells)
         numbers = self.head(hidden).view(tasks, count, -1)
-        length = (self.start + STEP_RANGE * torch.tanh(numbers[..., 0] / STEP_RANGE)).exp()
-        update = self._polyak(observation, numbers[..., 0])
         if self.direction == "adam":
-            update = self._adam(observation, length, numbers[..., 1:].softmax(-1), means, squares)
+            length = (self.start + STEP_RANGE * torch.tanh(numbers[..., 0] / STEP_RANGE)).exp()
+            update = self._adam(observation.step, length, numbers[..., 1:].softmax(-1), means, squares)
+        else:
+            update = self._polyak(observation, numbers[..., 0])
         cells = tuple(CellState(h.view(tasks, count, -1), c.view(tasks, count, -1)) for h, c in cells)
         return Proposal(update), LayerwiseState(cells, memory, state.norms, means, squares)
 
@@ -118,15 +119,16 @@ class Layerwise(Rule):
             return (), {}
         g = observation.gradients
         means = tuple(
-            {name: decay * mean[name] + (1 - decay) * g[name] for name in g}
+            {name: torch.lerp(mean[name], g[name], 1 - decay) for name in g}
             for decay, mean in zip(DECAYS, state.means, strict=True)
         )
-        squares = {name: self.beta2 * state.squares[name] + (1 - self.beta2) * g[name].square() for name in g}
+        squares = {name: torch.lerp(state.squares[name], g[name].square(), 1 - self.beta2) for name in g}
         return means, squares
 
     def _features(self, context: Tensor, observation: Observation, means: tuple[Params, ...], norms: Tensor) -> Tensor:
         """``(tasks, parameters, features)``."""
-        gradients, total = _norms(observation.gradients), norm(observation.gradients).unsqueeze(1)
+        gradients = _norms(observation.gradients)
+        total = gradients.norm(dim=1, keepdim=True)
         alignment = torch.zeros_like(gradients)
         if means:
             alignment = _cosines(observation.gradients, means[1])
@@ -152,21 +154,24 @@ class Layerwise(Rule):
         return update
 
     def _adam(
-        self, observation: Observation, length: Tensor, weights: Tensor, means: tuple[Params, ...], squares: Params
+        self, step: Tensor, length: Tensor, weights: Tensor, means: tuple[Params, ...], squares: Params
     ) -> Params:
-        t = observation.step.to(length.dtype)
-        length = length * self._decay(t).unsqueeze(1)
-        corrections = [1 - decay ** (t + 1) for decay in DECAYS]
+        t = step.to(length.dtype)
+        tiny, fan_in = torch.finfo(length.dtype).tiny, [_fan_in(g) for g in squares.values()]
+        length = length * self._decay(t).unsqueeze(1) / length.new_tensor(fan_in).sqrt()
+        unbiased = 1 - length.new_tensor(DECAYS) ** (t + 1).unsqueeze(1)
+        factors = -length.unsqueeze(2) * weights / unbiased.unsqueeze(1)
+        scale = (1 - self.beta2 ** (t + 1)).rsqrt()
         update = {}
-        for i, (name, g) in enumerate(observation.gradients.items()):
-            v = squares[name] / per_task(1 - self.beta2 ** (t + 1), g)
-            floor = self.epsilon * rows(v).mean(1).sqrt() + torch.finfo(g.dtype).tiny
-            mixed = sum(
-                per_task(weights[:, i, j] / correction, g) * mean[name]
-                for j, (mean, correction) in enumerate(zip(means, corrections, strict=True))
-            )
-            unit = per_task(length[:, i], g) / _fan_in(g) ** 0.5
-            update[name] = -unit * mixed / ((v + torch.finfo(g.dtype).tiny).sqrt() + per_task(floor, g))
+        for name, factor in zip(squares, factors.unbind(1), strict=True):
+            v = squares[name] + tiny
+            floor = self.epsilon * scale * rows(v).mean(1).sqrt()
+            size = torch.addcmul(per_task(floor, v), v.sqrt_(), per_task(scale, v))
+            first, *others = ((per_task(a, v), mean[name]) for a, mean in zip(factor.unbind(1), means, strict=True))
+            mixed = first[0] * first[1]
+            for a, mean in others:
+                mixed = mixed.addcmul_(a, mean)
+            update[name] = mixed / size
         return update
 
 
