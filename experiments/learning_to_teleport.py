@@ -170,7 +170,7 @@ def methods(out: Path, setting: str, seeds: list[int], smoke: bool) -> Iterator[
         yield name, [Method(name, "learned", rule) for rule in rules]
         if name != "LSTMUpdate":
             drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
-            pairs = [element_controls(rule, name, tasks.symmetry, g) for rule, g in zip(rules, drawn, strict=True)]
+            pairs = [element_controls(rule, name, g) for rule, g in zip(rules, drawn, strict=True)]
             for controls in zip(*pairs, strict=True):
                 yield controls[0].name, list(controls)
     if setting == "better":

@@ -22,7 +22,7 @@ from meta_teleport.terminal import stopping, training_bar
 
 CONTROLS: dict[str, Callable[[Rule, FewShotTasks], Rule]] = {
     "identity elements": lambda rule, tasks: WithoutElements(rule),
-    "random elements": lambda rule, tasks: RandomElements(rule, tasks.symmetry, torch.Generator().manual_seed(0)),
+    "random elements": lambda rule, tasks: RandomElements(rule, torch.Generator().manual_seed(0)),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.classical import NoState, Whitening
-from meta_teleport.learned.rule import Observation, Proposal, Rule
+from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.methods import Jumps, Method, tangent
 from meta_teleport.params import Params, per_task
 from meta_teleport.symmetry.groups import GL, PositiveScaling
@@ -27,7 +27,7 @@ class WithoutElements(Rule):
 
     def __init__(self, rule: Rule) -> None:
         super().__init__()
-        self.rule, self.observes_hidden = rule, rule.observes_hidden
+        self.rule, self.observes_hidden, self.observes_grams = rule, rule.observes_hidden, rule.observes_grams
 
     def init(self, params: Params, symmetry: Symmetry) -> Any:
         return self.rule.init(params, symmetry)
@@ -41,21 +41,27 @@ class RandomElements(Rule):
     """The updates of ``rule`` with random elements in place of its own: task by task and site by site the same
     Frobenius norm of the algebra coordinates, in directions drawn uniformly from ``generator``."""
 
-    def __init__(self, rule: Rule, symmetry: Symmetry, generator: torch.Generator) -> None:
+    def __init__(self, rule: Rule, generator: torch.Generator) -> None:
         super().__init__()
-        self.rule, self.observes_hidden = rule, rule.observes_hidden
-        self.groups, self.generator = tuple(site.group for site in symmetry.sites), generator
+        self.rule, self.observes_hidden, self.observes_grams = rule, rule.observes_hidden, rule.observes_grams
+        self.generator = generator
 
     def init(self, params: Params, symmetry: Symmetry) -> Any:
         return self.rule.init(params, symmetry)
 
     def forward(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
         proposal, state = self.rule(observation, state)
-        wanted = tuple(tangent(g, t) for g, t in zip(self.groups, proposal.algebra, strict=True))
+        if not proposal.algebra:
+            return proposal, state
+        groups = tuple(site.group for site in observation.symmetry.sites)
+        wanted = tuple(tangent(g, t) for g, t in zip(groups, proposal.algebra, strict=True))
         drawn = random_algebra(tuple(torch.ones_like(t) for t in wanted), self.generator)
-        drawn = tuple(tangent(g, t) for g, t in zip(self.groups, drawn, strict=True))
+        drawn = tuple(tangent(g, t) for g, t in zip(groups, drawn, strict=True))
         sizes = (t.flatten(1).norm(dim=1) / d.flatten(1).norm(dim=1) for t, d in zip(wanted, drawn, strict=True))
         return Proposal(proposal.update, tuple(per_task(s, d) * d for s, d in zip(sizes, drawn, strict=True))), state
+
+    def transport(self, state: Any, symmetry: Symmetry, elements: tuple[Element, ...]) -> Any:
+        return self.rule.transport(state, symmetry, elements)
 
 
 class Still(Rule):
@@ -68,11 +74,11 @@ class Still(Rule):
         return Proposal({name: torch.zeros_like(tensor) for name, tensor in observation.gradients.items()}), state
 
 
-def element_controls(rule: Rule, label: str, symmetry: Symmetry, generator: torch.Generator) -> list[Method]:
+def element_controls(rule: Rule, label: str, generator: torch.Generator) -> list[Method]:
     """The controls of a rule that proposes elements."""
     return [
         Method(f"{label}/identity", "control", WithoutElements(rule), {"elements": "identity"}),
-        Method(f"{label}/random", "control", RandomElements(rule, symmetry, generator), {"elements": "random"}),
+        Method(f"{label}/random", "control", RandomElements(rule, generator), {"elements": "random"}),
     ]
 
 

@@ -159,7 +159,7 @@ def _others(rule: Rule | None, label: str, tuned: dict[str, Settings], batch: Ta
         return torch.Generator().manual_seed(seed)
 
     if rule is not None:
-        yield from element_controls(rule, label, batch.symmetry, generator())
+        yield from element_controls(rule, label, generator())
     yield from closed_form_controls(batch)
     for name in (*TELEPORT_BASELINES, *BASELINES):
         if name in tuned or name == "lbfgs":

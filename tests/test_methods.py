@@ -4,6 +4,7 @@ from evaluation_cases import Quadratic, Turning, generator
 
 from meta_teleport.controls import RandomElements, WithoutElements, closed_form_controls, solve_last_layer
 from meta_teleport.learned.classical import GradientDescent
+from meta_teleport.learned.equivariant import Equivariant
 from meta_teleport.learned.rule import Observation
 from meta_teleport.measurement import measure
 from meta_teleport.methods import Method, ascent, baseline, random_move
@@ -35,10 +36,11 @@ def test_the_random_control_has_the_size_of_the_rule_task_by_task():
             proposal, state = super().forward(observation, state)
             return proposal._replace(algebra=(algebra,)), state
 
-    control = RandomElements(Fixed(0.1), tasks.symmetry, generator(2))
+    control = RandomElements(Fixed(0.1), generator(2))
     state = control.init(tasks.params, tasks.symmetry)
     zeros = {name: torch.zeros_like(p) for name, p in tasks.params.items()}
-    observation = Observation(tasks.params, zeros, tasks.params["layers.0.weight"].new_ones(5), step_of(tasks))
+    ones = tasks.params["layers.0.weight"].new_ones(5)
+    observation = Observation(tasks.params, zeros, ones, step_of(tasks), symmetry=tasks.symmetry)
     (drawn,) = control(observation, state)[0].algebra
     torch.testing.assert_close(drawn.flatten(1).norm(dim=1), algebra.flatten(1).norm(dim=1))
     assert not torch.allclose(drawn[1:], algebra[1:])
@@ -46,11 +48,25 @@ def test_the_random_control_has_the_size_of_the_rule_task_by_task():
 
 def test_random_rotations_turn_by_the_angle_of_the_rule():
     tasks = Functions("ellipse").sample(64, generator(), dtype=torch.float64)
-    control = RandomElements(Turning(), tasks.symmetry, generator(1))
-    observation = Observation(tasks.params, tasks.params, tasks.params["x"][:, 0], step_of(tasks))
+    control = RandomElements(Turning(), generator(1))
+    loss = tasks.params["x"][:, 0]
+    observation = Observation(tasks.params, tasks.params, loss, step_of(tasks), symmetry=tasks.symmetry)
     (drawn,) = control(observation, ())[0].algebra
     torch.testing.assert_close(drawn[:, 0, 1].abs(), torch.full((64,), 0.5, dtype=torch.float64))
     assert set(drawn[:, 1, 0].sign().tolist()) == {1.0, -1.0}
+
+
+@pytest.mark.parametrize("control", [WithoutElements, lambda rule: RandomElements(rule, generator(1))])
+def test_controls_show_the_rule_what_it_reads_and_move_its_state(control):
+    rule = Equivariant("adam", ["activations"], averaging=0.9)
+    wrapped = control(rule)
+    assert wrapped.observes_grams and not wrapped.observes_hidden
+    tasks = Regression(4, action="scaling").sample(2, generator(), dtype=torch.float64)
+    state = wrapped.init(tasks.params, tasks.symmetry)._replace(average=tasks.params)
+    twice = torch.full((2, 4), 2.0, dtype=torch.float64)
+    moved = wrapped.transport(state, tasks.symmetry, ((twice, 1 / twice),)).average["layers.0.weight"]
+    factor = 0.5 if isinstance(wrapped, RandomElements) else 1.0
+    torch.testing.assert_close(moved, factor * tasks.params["layers.0.weight"])
 
 
 @pytest.mark.parametrize("family", [Functions("rosenbrock"), Regression(6, data="gaussian")])

@@ -69,18 +69,21 @@ def truncated_bptt(
     penalty: Penalty | None = None,
     second_order: bool = False,
     losses_before: bool = False,
+    errors: bool = False,
 ) -> Estimate:
     """Back-propagation through one window, truncated at its start.
 
     The meta-loss of a task is ``objective(losses, L_0)``, plus ``penalty(losses, L_0, before)`` if there is a
     ``penalty``, where ``before`` is the loss at the start of the window.
 
+    ``errors``: the objective and the penalty see the tasks' errors in place of their losses.
+
     A task that fails in the window is found in the forward pass, and the window runs again without it, so that
     nothing infinite ever enters a product; should a meta-gradient overflow nevertheless, the tasks that cause it are
     found by bisection, and the window runs once more without them too.
     """
 
-    before = loss_before(tasks, carry) if penalty is not None else None
+    initial, before = references(tasks, carry, penalty, errors)
 
     def run(alive: Tensor) -> tuple[Tensor, Carry, Tensor, Params]:
         leaves = {name: p.detach().requires_grad_() for name, p in phi.items()}
@@ -92,10 +95,11 @@ def truncated_bptt(
             steps,
             second_order=second_order,
             losses_before=losses_before,
+            errors=errors,
         )
         if bool((alive & ~new.alive).any()):
             return run(new.alive)
-        value = mean_over(alive, meta_losses(objective, penalty, losses, carry.initial, before))
+        value = mean_over(alive, meta_losses(objective, penalty, losses, initial, before))
         gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), gradients, strict=True)]
         return losses.detach(), new, value.detach(), dict(zip(leaves, filled, strict=True))
@@ -118,10 +122,15 @@ def truncated_bptt(
     return Estimate(value, gradient, losses, new, int((carry.alive & ~new.alive).sum()))
 
 
-def loss_before(tasks: Tasks, carry: Carry) -> Tensor:
-    """The losses ``(tasks,)`` at the start of a window."""
-    with torch.no_grad():
-        return tasks.loss(carry.params, carry.step)
+@torch.no_grad()
+def references(
+    tasks: Tasks, carry: Carry, penalty: Penalty | None, errors: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """What a window is measured against, losses or ``errors`` ``(tasks,)``: those of the tasks' start, and, if a
+    ``penalty`` asks for it, those at the start of the window."""
+    value = tasks.error if errors else tasks.loss
+    initial = tasks.error(tasks.params, torch.zeros_like(carry.step)) if errors else carry.initial
+    return initial, None if penalty is None else value(carry.params, carry.step)
 
 
 def meta_losses(

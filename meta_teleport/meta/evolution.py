@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from meta_teleport.learned.rule import Rule
-from meta_teleport.meta.estimators import Estimate, Objective, Penalty, loss_before, mean_over, meta_losses
+from meta_teleport.meta.estimators import Estimate, Objective, Penalty, mean_over, meta_losses, references
 from meta_teleport.meta.unroll import Carry, start, unroll
 from meta_teleport.params import Params
 from meta_teleport.tasks.family import Tasks
@@ -76,11 +76,12 @@ def es(
     generator: torch.Generator,
     penalty: Penalty | None = None,
     losses_before: bool = False,
+    errors: bool = False,
 ) -> Estimate:
     """Antithetic evolution strategies on one window: both halves of a pair begin where the tasks are, and the tasks go
     on from where ``phi + eps`` has led them. ``sigma`` is in units of the meta-parameters, ``1 <= pairs <= tasks``."""
     drawn = _draw(phi, sigma, pairs, generator)
-    seen = (tasks, steps, objective, penalty, losses_before)
+    seen = (tasks, steps, objective, penalty, losses_before, errors)
     plus, minus = (_half(rule, phi, drawn, sign, carry, *seen) for sign in (1.0, -1.0))
     estimate = _estimate(_per_task(drawn, tasks.count), plus, minus, carry.alive, sigma)
     return estimate._replace(carry=plus.carry._replace(alive=estimate.carry.alive))
@@ -100,10 +101,11 @@ def pes(
     generator: torch.Generator,
     penalty: Penalty | None = None,
     losses_before: bool = False,
+    errors: bool = False,
 ) -> Estimate:
     """Persistent evolution strategies on one window, on a carry of :func:`start_pairs`. Arguments as in :func:`es`."""
     drawn = _draw(phi, sigma, pairs, generator)
-    seen = (tasks, steps, objective, penalty, losses_before)
+    seen = (tasks, steps, objective, penalty, losses_before, errors)
     plus = _half(rule, phi, drawn, 1.0, carry.plus, *seen)
     minus = _half(rule, phi, drawn, -1.0, carry.minus, *seen)
     total = {name: carry.perturbation[name] + eps for name, eps in _per_task(drawn, tasks.count).items()}
@@ -136,6 +138,7 @@ def _half(
     objective: Objective,
     penalty: Penalty | None,
     losses_before: bool,
+    errors: bool,
 ) -> _Half:
     """One window of all tasks, pair after pair, at ``phi + sign eps``."""
     halves = []
@@ -143,9 +146,9 @@ def _half(
     for i, part in enumerate(torch.arange(tasks.count, device=carry.step.device).tensor_split(pairs)):
         moved = {name: p + sign * drawn[name][i] for name, p in phi.items()}
         own, at = tasks.select(part), tree_map(lambda leaf, part=part: leaf[part], carry)
-        before = loss_before(own, at) if penalty is not None else None
-        losses, new = unroll(rule, moved, own, at, steps, losses_before=losses_before)
-        halves.append(_Half(meta_losses(objective, penalty, losses, at.initial, before), losses, new))
+        initial, before = references(own, at, penalty, errors)
+        losses, new = unroll(rule, moved, own, at, steps, losses_before=losses_before, errors=errors)
+        halves.append(_Half(meta_losses(objective, penalty, losses, initial, before), losses, new))
     values, losses = torch.cat([half.values for half in halves]), torch.cat([half.losses for half in halves], dim=1)
     return _Half(values, losses, tree_map(lambda *leaves: torch.cat(leaves), *(half.carry for half in halves)))
 

@@ -33,6 +33,8 @@ class Training:
         decay: Learning rates over the run: cosine (to zero) or constant (published).
         second_order: Let the meta-gradients of bptt flow through the observed gradients (second derivatives of the
             loss).
+        errors: Train on what the tasks are for (:meth:`Tasks.error`, relative to that of their start) in place of the
+            loss that the rule sees: where batches are small or labels noisy, the loss is a poor view of it.
         losses_before: Take losses before each step, not after, as the published code does.
         staggered: Start the problems out of phase, so that a batch mixes early and late training.
         random_horizons: Draw how many steps each problem is trained for: log-uniformly from the multiples of the window
@@ -59,6 +61,7 @@ class Training:
     clip: float = 1.0
     decay: Literal["cosine", "constant"] = "cosine"
     second_order: bool = False
+    errors: bool = False
     losses_before: bool = False
     staggered: bool = True
     random_horizons: bool = False

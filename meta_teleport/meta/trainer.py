@@ -78,6 +78,7 @@ class Trainer:
             self.objective,
             penalty=self.penalty,
             losses_before=t.losses_before,
+            errors=t.errors,
         )
         population.follow(estimate)
         self.failed += estimate.failed

@@ -93,6 +93,26 @@ def test_a_penalty_is_part_of_the_meta_loss() -> None:
     torch.testing.assert_close(punished.meta_loss, plain.meta_loss + 10 * rises.mean())
 
 
+@pytest.mark.parametrize("estimator", ["bptt", "es", "pes"])
+def test_errors_take_the_place_of_losses(estimator: Any) -> None:
+    noisy = Regression(width=4, points=6, batch=2, labels="teacher", noise=0.5, allow_drift=True)
+    settings = replace(SMALL, estimator=estimator, pairs=3, sigma=1e-9, increase_penalty=1.0)
+    on_losses, on_errors = (
+        Trainer(rule(), noisy, replace(settings, errors=errors), seed=0, dtype=torch.float64)
+        for errors in (False, True)
+    )
+    tasks = on_errors.population.tasks
+    found, other = on_errors.step(), on_losses.step()
+    own = rule().double()
+    phi = {name: p.detach() for name, p in own.named_parameters()}
+    expected, _ = unroll(own, phi, tasks, start(own, tasks), SMALL.window, errors=True)
+    torch.testing.assert_close(found.losses, expected)
+    assert not torch.allclose(found.losses, other.losses)
+    errors = torch.cat([tasks.total_loss(tasks.params)[None], expected]).log()
+    meta_loss = (errors[1:] - errors[0]).mean() + errors.diff(dim=0).clamp(min=0).mean()
+    torch.testing.assert_close(found.meta_loss, meta_loss)
+
+
 def test_a_replaced_task_is_a_fresh_one() -> None:
     trainer = Trainer(rule(), FAMILY, replace(SMALL, staggered=False, horizon=2), seed=0)
     (population,) = trainer.populations
