@@ -56,7 +56,7 @@ class Layerwise(Rule):
         horizon: Steps it is trained for; with direction adam step lengths fall linearly up to there.
         start: log of the step length before training, in the units of the direction.
         beta2: Decay of the running mean of squared gradients.
-        epsilon: Added to the root of that mean, in units of the root mean square over the parameter.
+        epsilon: Its square is added to that mean, in units of its average over the parameter.
     """
 
     def __init__(
@@ -161,12 +161,14 @@ class Layerwise(Rule):
         length = length * self._decay(t).unsqueeze(1) / length.new_tensor(fan_in).sqrt()
         unbiased = 1 - length.new_tensor(DECAYS) ** (t + 1).unsqueeze(1)
         factors = -length.unsqueeze(2) * weights / unbiased.unsqueeze(1)
-        scale = (1 - self.beta2 ** (t + 1)).rsqrt()
+        factors = factors * (1 - self.beta2 ** (t + 1)).sqrt()[:, None, None]
         update = {}
         for name, factor in zip(squares, factors.unbind(1), strict=True):
-            v = squares[name] + tiny
-            floor = self.epsilon * scale * rows(v).mean(1).sqrt()
-            size = torch.addcmul(per_task(floor, v), v.sqrt_(), per_task(scale, v))
+            # in units of its mean, or the derivative of 1 / sqrt(v) overflows where gradients are small
+            unit = rows(squares[name]).detach().mean(1).sqrt().clamp(min=tiny**0.5)
+            v = squares[name] / per_task(unit.square(), squares[name])
+            size = v.add(per_task(self.epsilon**2 * rows(v).mean(1) + tiny, v)).sqrt_()
+            factor = factor / unit.unsqueeze(1)
             first, *others = ((per_task(a, v), mean[name]) for a, mean in zip(factor.unbind(1), means, strict=True))
             mixed = first[0] * first[1]
             for a, mean in others:
