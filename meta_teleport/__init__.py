@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from meta_teleport.errors import UserError as UserError
     from meta_teleport.evaluation import Evaluation as Evaluation
     from meta_teleport.evaluation import evaluate as evaluate
+    from meta_teleport.learned.coordinatewise import Coordinatewise as Coordinatewise
+    from meta_teleport.learned.equivariant import Equivariant as Equivariant
+    from meta_teleport.learned.layerwise import Layerwise as Layerwise
     from meta_teleport.learned.load import load as load
     from meta_teleport.learned.load import save as save
     from meta_teleport.learned.lstm import LSTMLrTele as LSTMLrTele
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.images import Images as Images
     from meta_teleport.tasks.images import load_images as load_images
     from meta_teleport.tasks.linear import DeepLinear as DeepLinear
+    from meta_teleport.tasks.mixture import Mixture as Mixture
     from meta_teleport.tasks.regression import Regression as Regression
     from meta_teleport.teleportation.gauges import Gauge as Gauge
     from meta_teleport.teleportation.objectives import Curvature as Curvature
@@ -64,6 +68,9 @@ _HOMES = {
     "UserError": "errors",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "Coordinatewise": "learned.coordinatewise",
+    "Equivariant": "learned.equivariant",
+    "Layerwise": "learned.layerwise",
     "load": "learned.load",
     "save": "learned.load",
     "LSTMLrTele": "learned.lstm",
@@ -86,6 +93,7 @@ _HOMES = {
     "Images": "tasks.images",
     "load_images": "tasks.images",
     "DeepLinear": "tasks.linear",
+    "Mixture": "tasks.mixture",
     "Regression": "tasks.regression",
     "Gauge": "teleportation.gauges",
     "Curvature": "teleportation.objectives",

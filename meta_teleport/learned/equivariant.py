@@ -30,6 +30,7 @@ from meta_teleport.learned.bases import BASES, EQUIVARIANT, INVARIANTS, Basis, b
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.classical import Adam, GradientDescent
 from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
+from meta_teleport.learned.coordinatewise import Coordinatewise
 from meta_teleport.learned.layerwise import Layerwise
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
@@ -38,7 +39,7 @@ from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
-UPDATES = ("polyak", "adam", "gd", "plain_adam")
+UPDATES = ("polyak", "adam", "coordinatewise", "gd", "plain_adam")
 UNIT_HIDDEN = 16
 
 
@@ -57,7 +58,8 @@ class Equivariant(Rule):
     """A learned teleport beside an update, learned or not; fits every network.
 
     Args:
-        update: polyak or adam (learned step lengths, see :class:`Layerwise`), gd or plain_adam (a plain optimizer with
+        update: polyak or adam (learned step lengths, see :class:`Layerwise`), coordinatewise (see
+            :class:`Coordinatewise`, its hidden size is its own), gd or plain_adam (a plain optimizer with
             the step size ``lr``, nothing learned).
         bases: What T is made of, names as in the module's docstring; all but axes if not given, none for no teleport.
         hidden_size: Units of the LSTMs.
@@ -199,6 +201,8 @@ def _update(name: str, hidden_size: int, horizon: int, start: float, lr: float) 
         return GradientDescent(lr)
     if name == "plain_adam":
         return Adam(lr)
+    if name == "coordinatewise":
+        return Coordinatewise(horizon=horizon, start=start)
     return Layerwise(name, hidden_size, horizon, start)  # type: ignore[arg-type]
 
 
