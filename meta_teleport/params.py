@@ -54,7 +54,7 @@ def dot(x: Params, y: Params) -> Tensor:
 
 def norm(x: Params) -> Tensor:
     """The Euclidean norm over all parameters, shape ``(tasks,)``. Not differentiable at zero."""
-    return dot(x, x).sqrt()
+    return torch.stack([rows(tensor).norm(dim=1) for tensor in x.values()]).norm(dim=0)
 
 
 def flatten(params: Params) -> Tensor:

@@ -12,7 +12,8 @@ from meta_teleport.learned.surroundings import consumed, produced
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 
-GRAMS = ("activations", "incoming", "outgoing", "incoming_gradient", "outgoing_gradient")
+WEIGHTS = ("incoming", "outgoing", "incoming_gradient", "outgoing_gradient")
+GRAMS = ("activations", *WEIGHTS)
 EQUIVARIANT = (*GRAMS, "symmetric", "skew", "identity")
 BASES = (*EQUIVARIANT, "axes")
 INVARIANTS = 2 * len(GRAMS) + 5
@@ -36,23 +37,21 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
         (_rows(produced(site, of), k), _rows(consumed(site, of), k))
         for of in (observation.params, observation.gradients)
     )
-    gram = (lambda m: m.square().sum(-1)) if diagonal else (lambda m: m @ m.mT)
-    grams = {"incoming": gram(v), "outgoing": gram(u), "incoming_gradient": gram(dv), "outgoing_gradient": gram(du)}
+    measured = [_gram(m, diagonal) for m in (v, u, dv, du)]
+    sizes = [size for _, size in measured]
+    grams = dict(zip(WEIGHTS, (gram for gram, _ in measured), strict=True))
     h = observation.grams[index] if index < len(observation.grams) else None
     if h is not None:
         grams["activations"] = h.reshape(len(h), -1, *h.shape[-1 if diagonal else -2 :])
     blank = torch.zeros_like(grams["incoming"])
-    logs: dict[str, LogGram] = {}
-    for name in GRAMS:
-        least = ACTIVATION_FLOOR if name == "activations" else floor
-        if name in names:
-            logs[name] = (log_diagonal if diagonal else log_gram)(grams.get(name, blank), least)
-    moment = _moment(u, du, diagonal)
+    least = {name: ACTIVATION_FLOOR if name == "activations" else floor for name in GRAMS if name in names}
+    logs = (_diagonal_logs if diagonal else _logs)({name: grams.get(name, blank) for name in least}, least)
+    moment = _moment(u, du, sizes[1] * sizes[3], diagonal)
     parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
     if "axes" in names:
         parts["axes"] = blank if diagonal else _towards_axes(grams["incoming"], grams["outgoing"])
     matrices = torch.stack([parts[name] for name in names], -1 if diagonal else -3)
-    return Basis(matrices, _invariants(logs, (v, u, dv, du), moment, diagonal))
+    return Basis(matrices, _invariants(logs, sizes, moment, diagonal))
 
 
 def _rows(matrix: Tensor, k: int) -> Tensor:
@@ -60,11 +59,31 @@ def _rows(matrix: Tensor, k: int) -> Tensor:
     return matrix.reshape(len(matrix), -1, k, matrix.shape[-1])
 
 
-def _moment(u: Tensor, du: Tensor, diagonal: bool) -> Tensor:
-    """``U^T dL/dU / (|U| |dL/dU|)`` in algebra coordinates, from U^T and its gradient."""
+def _gram(matrix: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
+    """The Gram matrix of the rows, or its diagonal, and the norm of the ``matrix`` ``(tasks, rows, k, rest)``."""
+    if not diagonal:
+        return matrix @ matrix.mT, matrix.flatten(2).norm(dim=-1)
+    norms = matrix.norm(dim=-1)
+    return norms * norms, norms.norm(dim=-1)
+
+
+def _logs(grams: dict[str, Tensor], least: dict[str, float]) -> dict[str, LogGram]:
+    return {name: log_gram(gram, least[name]) for name, gram in grams.items()}
+
+
+def _diagonal_logs(grams: dict[str, Tensor], least: dict[str, float]) -> dict[str, LogGram]:
+    if not grams:
+        return {}
+    floor = next(iter(grams.values())).new_tensor(list(least.values()))[:, None, None, None]
+    matrix, values = log_diagonal(torch.stack(list(grams.values())), floor)
+    return dict(zip(grams, map(LogGram, matrix.unbind(), values.unbind()), strict=True))
+
+
+def _moment(u: Tensor, du: Tensor, size: Tensor, diagonal: bool) -> Tensor:
+    """``U^T dL/dU / (|U| |dL/dU|)`` in algebra coordinates, from U^T, its gradient and the product of their norms."""
     product = (u * du).sum(-1) if diagonal else u @ du.mT
-    sizes = (u.flatten(2).norm(dim=-1) * du.flatten(2).norm(dim=-1)).clamp(min=torch.finfo(u.dtype).tiny)
-    return product / sizes.reshape(sizes.shape + (1,) * (product.ndim - 2))
+    size = size.clamp(min=torch.finfo(u.dtype).tiny)
+    return product / size.reshape(size.shape + (1,) * (product.ndim - 2))
 
 
 def _parts(moment: Tensor, blank: Tensor, diagonal: bool) -> dict[str, Tensor]:
@@ -105,12 +124,10 @@ def _matched(vectors: Tensor) -> Tensor:
     return result
 
 
-def _invariants(
-    logs: dict[str, LogGram], matrices: tuple[Tensor, Tensor, Tensor, Tensor], moment: Tensor, diagonal: bool
-) -> Tensor:
+def _invariants(logs: dict[str, LogGram], sizes: list[Tensor], moment: Tensor, diagonal: bool) -> Tensor:
     """Per row: largest and mean log eigenvalue of every Gram matrix, ratios of norms, and of the moment map the trace
     and the norms of its two parts; ``(tasks, rows, INVARIANTS)``."""
-    v, u, dv, du = (m.flatten(2).norm(dim=-1) for m in matrices)
+    v, u, dv, du = sizes
     zero = torch.zeros_like(v)
     numbers = []
     for name in GRAMS:

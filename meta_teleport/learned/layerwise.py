@@ -122,7 +122,7 @@ class Layerwise(Rule):
             {name: torch.lerp(mean[name], g[name], 1 - decay) for name in g}
             for decay, mean in zip(DECAYS, state.means, strict=True)
         )
-        squares = {name: torch.lerp(state.squares[name], g[name].square(), 1 - self.beta2) for name in g}
+        squares = {name: torch.lerp(state.squares[name], g[name] * g[name], 1 - self.beta2) for name in g}
         return means, squares
 
     def _features(self, context: Tensor, observation: Observation, means: tuple[Params, ...], norms: Tensor) -> Tensor:
@@ -131,7 +131,8 @@ class Layerwise(Rule):
         total = gradients.norm(dim=1, keepdim=True)
         alignment = torch.zeros_like(gradients)
         if means:
-            alignment = _cosines(observation.gradients, means[1])
+            products = _products(observation.gradients, means[1])
+            alignment = products / (gradients * _norms(means[1])).clamp(min=torch.finfo(gradients.dtype).tiny)
         roles = gradients.new_tensor(_roles(observation.params, observation.symmetry)).expand(*gradients.shape, 2)
         own = [log_ratio(gradients, total) / 3, alignment, log_ratio(_norms(observation.params), norms).clamp(-5, 5)]
         own.append(_spreads(observation))
@@ -164,11 +165,11 @@ class Layerwise(Rule):
         factors = factors * (1 - self.beta2 ** (t + 1)).sqrt()[:, None, None]
         update = {}
         for name, factor in zip(squares, factors.unbind(1), strict=True):
-            # in units of its mean, or the derivative of 1 / sqrt(v) overflows where gradients are small
-            unit = rows(squares[name]).detach().mean(1).sqrt().clamp(min=tiny**0.5)
-            v = squares[name] / per_task(unit.square(), squares[name])
+            v = squares[name]
+            if v.requires_grad:  # in units of its mean, or the derivative of 1 / sqrt(v) overflows where v is small
+                unit = rows(v).detach().mean(1).sqrt().clamp(min=tiny**0.5)
+                v, factor = v / per_task(unit.square(), v), factor / unit.unsqueeze(1)
             size = v.add(per_task(self.epsilon**2 * rows(v).mean(1) + tiny, v)).sqrt_()
-            factor = factor / unit.unsqueeze(1)
             first, *others = ((per_task(a, v), mean[name]) for a, mean in zip(factor.unbind(1), means, strict=True))
             mixed = first[0] * first[1]
             for a, mean in others:
@@ -182,10 +183,10 @@ def _norms(params: Params) -> Tensor:
     return torch.stack([rows(p).norm(dim=1) for p in params.values()], 1)
 
 
-def _cosines(a: Params, b: Params) -> Tensor:
-    sizes = _norms(a) * _norms(b)
-    products = torch.stack([rows(a[name] * b[name]).sum(1) for name in a], 1)
-    return products / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+def _products(a: Params, b: Params) -> Tensor:
+    """The inner products, parameter by parameter, ``(tasks, parameters)``."""
+    products = [rows(a[name]).unsqueeze(1) @ rows(b[name]).unsqueeze(2) for name in a]
+    return torch.cat(products, 1).squeeze(2)
 
 
 def _spreads(observation: Observation) -> Tensor:

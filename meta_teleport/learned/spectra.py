@@ -38,12 +38,13 @@ def log_gram(gram: Tensor, floor: float) -> LogGram:
     return LogGram(matrix.to(gram.dtype), logs.to(gram.dtype))
 
 
-def log_diagonal(diagonal: Tensor, floor: float) -> LogGram:
-    """The same for diagonal Gram matrices, given and returned as their diagonals ``(..., k)``."""
+def log_diagonal(diagonal: Tensor, floor: float | Tensor) -> LogGram:
+    """The same for diagonal Gram matrices, given and returned as their diagonals ``(..., k)``; a ``floor`` for each
+    is a tensor ``(..., 1)``."""
     mean = diagonal.mean(-1, keepdim=True)
     usable = (mean > 0) & torch.isfinite(diagonal).all(-1, keepdim=True)
     normal = torch.where(usable, diagonal / torch.where(usable, mean, 1.0), 1.0)
-    logs = normal.clamp(min=floor).log()
+    logs = normal.clamp(min=torch.as_tensor(floor, dtype=normal.dtype, device=normal.device)).log()
     return LogGram(logs, logs)
 
 

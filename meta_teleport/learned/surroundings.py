@@ -38,4 +38,5 @@ def consumer_names(site: Site) -> set[str]:
 
 
 def _stack(views: Sequence[View], params: Params) -> Tensor:
-    return torch.cat([view.matrix(params[view.name]) for view in views], dim=-1)
+    matrices = [view.matrix(params[view.name]) for view in views]
+    return torch.cat(matrices, dim=-1) if len(matrices) > 1 else matrices[0]

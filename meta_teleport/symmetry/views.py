@@ -62,6 +62,8 @@ class View:
 
     def matrix(self, parameter: Tensor) -> Tensor:
         """The parameter as ``(*tasks, *blocks, k, rest)``."""
+        if self._plain is not None:
+            return (parameter.mT if self._plain else parameter) if self.ndim == 2 else parameter.unsqueeze(-1)
         tasks = parameter.ndim - self.ndim
         lead = parameter.shape[:tasks]
         factors = self._slice(parameter).reshape(*lead, *self.shape).permute(self._order(tasks))
@@ -69,6 +71,8 @@ class View:
 
     def restore(self, matrix: Tensor, like: Tensor) -> Tensor:
         """The inverse of :meth:`matrix`: the parameter ``like`` with the numbers of the view replaced."""
+        if self._plain is not None:
+            return (matrix.mT if self._plain else matrix) if self.ndim == 2 else matrix.squeeze(-1)
         tasks = like.ndim - self.ndim
         order = self._order(tasks)
         moved = [*like.shape[:tasks], *(self.shape[i - tasks] for i in order[tasks:])]
@@ -92,6 +96,12 @@ class View:
     def _order(self, tasks: int) -> list[int]:
         """The axes of the factors in the order tasks, blocks, units, rest."""
         return [*range(tasks), *(tasks + i for i in self._factors)]
+
+    @cached_property
+    def _plain(self) -> int | None:
+        """The axis of the units, where the view shows the whole of a vector or a matrix, uncut."""
+        whole = self.part is None and not self.blocks and len(self.shape) == self.ndim <= 2 and len(self.units) == 1
+        return self.units[0] if whole else None
 
     @cached_property
     def _factors(self) -> tuple[int, ...]:
