@@ -30,13 +30,13 @@ def no_memory(like: Tensor) -> Memory:
     return Memory(blank, blank, blank)
 
 
-def read_context(observation: Observation, memory: Memory, horizon: int) -> tuple[Tensor, Memory]:
-    """The features ``(tasks, 5)`` and the next memory."""
+def read_context(observation: Observation, memory: Memory, horizon: int, tempo: float) -> tuple[Tensor, Memory]:
+    """The features ``(tasks, 5)`` and the next memory; t counts steps divided by ``tempo``."""
     loss, size = observation.loss, norm(observation.gradients)
     start = observation.step == 0
     first, steep = torch.where(start, loss, memory.first), torch.where(start, size, memory.norm)
     last = torch.where(start, loss, memory.last)
-    step = observation.step.to(loss.dtype)
+    step = observation.step.to(loss.dtype) / tempo
     features = [
         log_ratio(loss, first) / 10,
         log_ratio(loss, last).tanh(),

@@ -96,7 +96,7 @@ class Coordinatewise(Rule):
         cells = tuple(CellState(h.unflatten(0, shape), c.unflatten(0, shape)) for h, c in new)
         direction, log_length = self.head(cells[-1].hidden).unbind(-1)
         length = (self.start + STEP_RANGE * torch.tanh(log_length / STEP_RANGE)).exp()
-        update = unflatten(SCALE * falling(t, self.horizon).unsqueeze(1) * length * direction, gradients)
+        update = unflatten(SCALE * falling(t / self.tempo, self.horizon).unsqueeze(1) * length * direction, gradients)
         update = {name: f / fan_in(f) ** 0.5 for name, f in update.items()}
         return Proposal(update), CoordinatewiseState(cells, unit, means)
 

@@ -142,7 +142,7 @@ class Equivariant(Rule):
         sites = observation.symmetry.sites
         if not self.bases or not sites or not bool(due.any()):
             return proposal, state
-        context, memory = read_context(observation, state.memory, self.horizon)
+        context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
         seen = observation._replace(gradients=average or observation.gradients)
         found = [basis(site, i, seen, self.bases, self.floor) for i, site in enumerate(sites)]
         hidden, cells = self._recur(context, found, state.cells)

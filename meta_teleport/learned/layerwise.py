@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.context import FEATURES, Memory, log_ratio, no_memory, read_context
+from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.surroundings import consumer_names
 from meta_teleport.params import Params, per_task, rows
@@ -33,7 +34,6 @@ DECAYS = (0.5, 0.9, 0.99)
 OWN_FEATURES = 6
 STEP_RANGE = 8.0
 GAIN = 4.0
-LAST = 0.01
 
 
 class LayerwiseState(NamedTuple):
@@ -92,7 +92,7 @@ class Layerwise(Rule):
         )
 
     def forward(self, observation: Observation, state: LayerwiseState) -> tuple[Proposal, LayerwiseState]:
-        context, memory = read_context(observation, state.memory, self.horizon)
+        context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
         means, squares = self._averages(observation, state)
         features = self._features(context, observation, means, state.norms)
         tasks, count, _ = features.shape
@@ -139,11 +139,6 @@ class Layerwise(Rule):
         shared = context.unsqueeze(1).expand(-1, gradients.shape[1], -1)
         return torch.cat([shared, torch.stack(own, -1), roles], -1)
 
-    def _decay(self, t: Tensor) -> Tensor:
-        """The factor of step lengths at step t: ``max(1 - t / horizon, 0.01)``, past it ``0.01 horizon / t``."""
-        late = LAST * (self.horizon / t.clamp(min=1)).clamp(max=1)
-        return torch.maximum(1 - t / self.horizon, late)
-
     def _polyak(self, observation: Observation, logits: Tensor) -> Params:
         gradients, loss = observation.gradients, observation.loss
         rest = torch.zeros_like(logits[:, :1])
@@ -158,8 +153,8 @@ class Layerwise(Rule):
         self, step: Tensor, length: Tensor, weights: Tensor, means: tuple[Params, ...], squares: Params
     ) -> Params:
         t = step.to(length.dtype)
-        tiny, fan_in = torch.finfo(length.dtype).tiny, [_fan_in(g) for g in squares.values()]
-        length = length * self._decay(t).unsqueeze(1) / length.new_tensor(fan_in).sqrt()
+        tiny, sizes = torch.finfo(length.dtype).tiny, [fan_in(g) for g in squares.values()]
+        length = length * falling(t / self.tempo, self.horizon).unsqueeze(1) / length.new_tensor(sizes).sqrt()
         unbiased = 1 - length.new_tensor(DECAYS) ** (t + 1).unsqueeze(1)
         factors = -length.unsqueeze(2) * weights / unbiased.unsqueeze(1)
         factors = factors * (1 - self.beta2 ** (t + 1)).sqrt()[:, None, None]
@@ -206,11 +201,6 @@ def _spreads(observation: Observation) -> Tensor:
         spread = (site.group.k * flat.square().sum(1) / trace.square()).log() / 3
         found |= {name: spread for name in consumer_names(site)}
     return torch.stack([found.get(name, blank) for name in observation.params], 1)
-
-
-def _fan_in(p: Tensor) -> int:
-    """How many numbers meet in one output of a parameter ``(tasks, *shape)``; 1 for vectors."""
-    return p[0].numel() // p.shape[1] if p.ndim > 2 else 1
 
 
 def _roles(params: Params, symmetry: Symmetry) -> list[list[float]]:

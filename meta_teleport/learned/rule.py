@@ -11,7 +11,8 @@ leaves all have the task dimension in front, so that single tasks can be replace
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from meta_teleport.symmetry.symmetry import Symmetry
 
 if TYPE_CHECKING:
     from meta_teleport.learned.optimizer import LearnedOptimizer
+    from meta_teleport.learned.proposer import RuleProposer
 
 Element = tuple[Tensor, Tensor]
 
@@ -108,6 +110,7 @@ class Rule(nn.Module, ABC):
 
     observes_hidden = False
     observes_grams = False
+    tempo = 1.0
     config: dict[str, Any] | None = None
     meta_step: int | None = None
 
@@ -144,6 +147,29 @@ class Rule(nn.Module, ABC):
                 raise UserError("give example_inputs on which the model runs, to find its symmetry, or symmetry=...")
             symmetry = find_symmetries(model, example_inputs)
         return LearnedOptimizer(self, model, symmetry, **settings)
+
+    def lasting(self, steps: int) -> Self:
+        """A copy for runs of ``steps`` steps: what it reads of the time, and where its step lengths end, is stretched
+        from the horizon that it was trained for to that. ``tempo`` is the ratio of the two.
+
+        Raises ``UserError`` for rules that do not go by a horizon.
+        """
+        horizon = getattr(self, "horizon", None)
+        if not isinstance(horizon, int) or steps < 1:
+            raise UserError(
+                f"{type(self).__name__} cannot be made to last {steps} steps: give 1 or more, and a rule with a horizon"
+            )
+        copy = deepcopy(self)
+        for module in copy.modules():
+            if isinstance(module, Rule):
+                module.tempo = steps / horizon
+        return copy
+
+    def proposer(self, model: nn.Module, symmetry: Symmetry) -> "RuleProposer":
+        """What proposes the elements of this rule, and no updates, for :class:`meta_teleport.TeleportedOptimizer`."""
+        from meta_teleport.learned.proposer import RuleProposer
+
+        return RuleProposer(self, model, symmetry)
 
     def meta_groups(self) -> dict[str, list[str]]:
         """Names of the meta-parameters by what they produce, ``update`` or ``element``: the published schedule

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.bases import BASES, EQUIVARIANT, basis
+from meta_teleport.learned.classical import GradientDescent
 from meta_teleport.learned.equivariant import UPDATES, Equivariant, EquivariantState
 from meta_teleport.learned.lstm import LSTMUpdateTele
 from meta_teleport.learned.rule import Observation, Proposal, Rule, initialized, shapes_of
@@ -225,3 +226,18 @@ def test_what_cannot_be_built() -> None:
     with pytest.raises(UserError, match="unknown update 'sgd': choose one of polyak, adam"):
         Equivariant(update="sgd")
     assert set(BASES) - set(EQUIVARIANT) == {"axes"}
+
+
+@pytest.mark.parametrize("update", ["polyak", "adam", "coordinatewise"])
+def test_a_rule_made_to_last_twice_as_long_reads_half_of_the_time(update: str) -> None:
+    tasks = tasks_of("linear")
+    rule = rule_with(update=update)
+    longer = rule.lasting(2 * rule.horizon)
+    early, late = (observe(tasks, tasks.params)._replace(step=torch.full((3,), t)) for t in (4, 8))
+    state = rule(observe(tasks, tasks.params), rule.init(tasks.params, tasks.symmetry))[1]
+    first, second = rule(early, state)[0], longer(late, state)[0]
+    laws.assert_close(first.algebra[0], second.algebra[0], 1e-12)
+    laws.must_fail(laws.assert_close, rule(late, state)[0].algebra[0], first.algebra[0], 1e-6)
+    assert rule.tempo == 1.0
+    with pytest.raises(UserError, match="GradientDescent cannot be made to last 5 steps"):
+        GradientDescent(0.1).lasting(5)
