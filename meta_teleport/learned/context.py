@@ -17,7 +17,8 @@ FEATURES = 5
 
 
 class Memory(NamedTuple):
-    """Loss and gradient norm at the first step, and the loss of the step before, each ``(tasks,)``; nan before them."""
+    """Loss and gradient norm at the first step that was seen, and the loss of the step before, each ``(tasks,)``; nan
+    before them."""
 
     first: Tensor
     norm: Tensor
@@ -33,7 +34,7 @@ def no_memory(like: Tensor) -> Memory:
 def read_context(observation: Observation, memory: Memory, horizon: int, tempo: float) -> tuple[Tensor, Memory]:
     """The features ``(tasks, 5)`` and the next memory; t counts steps divided by ``tempo``."""
     loss, size = observation.loss, norm(observation.gradients)
-    start = observation.step == 0
+    start = (observation.step == 0) | memory.first.isnan()
     first, steep = torch.where(start, loss, memory.first), torch.where(start, size, memory.norm)
     last = torch.where(start, loss, memory.last)
     step = observation.step.to(loss.dtype) / tempo

@@ -50,11 +50,11 @@ class GramHooks:
 
     A pass counts if the model is in training mode and gradients are on, or inside :meth:`reading`. Nothing else is
     kept. The hooks do not keep this object alive, do nothing without it, and are gone after :meth:`close`. Copies of
-    the model are not read.
+    the model are not read, copies of both are.
     """
 
     def __init__(self, model: nn.Module, symmetry: Symmetry) -> None:
-        self._sites = symmetry.sites
+        self._model, self._symmetry = model, symmetry
         self._sums: dict[int, tuple[Tensor, int]] = {}
         self._mode: bool | None = None
         self._handles = [model.register_forward_pre_hook(_Hook(self._clear))]
@@ -62,10 +62,16 @@ class GramHooks:
         for index, site in enumerate(symmetry.sites):
             self._handles += _attach(self, index, site, modules)
 
+    def __getstate__(self) -> tuple[nn.Module, Symmetry]:
+        return self._model, self._symmetry
+
+    def __setstate__(self, state: tuple[nn.Module, Symmetry]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
     def grams(self) -> tuple[Tensor | None, ...]:
         """``h h^T / n`` per site, ``(1, *blocks, k, k)`` (or its diagonal ``(1, *blocks, k)``); None where no hook has
         read any."""
-        found = (self._sums.get(index) for index in range(len(self._sites)))
+        found = (self._sums.get(index) for index in range(len(self._symmetry.sites)))
         return tuple(None if pair is None else (pair[0] / pair[1]).unsqueeze(0) for pair in found)
 
     @contextmanager
@@ -100,7 +106,7 @@ class GramHooks:
         weight = next(module.parameters())
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             columns = reading.columns(features.detach().to(weight.dtype))
-            gram, n = self._sites[index].group.gram(columns), columns.shape[-1]
+            gram, n = self._symmetry.sites[index].group.gram(columns), columns.shape[-1]
             before = self._sums.get(index)
             self._sums[index] = (gram, n) if before is None else (before[0] + gram, before[1] + n)
 

@@ -14,6 +14,7 @@ from meta_teleport.errors import UserError
 from meta_teleport.optimizers.delegate import Delegate
 from meta_teleport.optimizers.history import History, TeleportRecord, describe
 from meta_teleport.optimizers.schedules import Progress, Schedule, as_schedule
+from meta_teleport.optimizers.sight import Sight
 from meta_teleport.optimizers.transport import Writes, laws_of, moved_gradients, moved_state, reset_state
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -22,9 +23,8 @@ from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import require_tolerance, trainable_sites
 from meta_teleport.teleportation.drift import LIMIT
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
-from meta_teleport.teleportation.objectives import Objective
 from meta_teleport.teleportation.search import Teleport, teleport
-from meta_teleport.teleportation.strategies import as_strategy
+from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy
 
 STATES = ("keep", "reset", "transport")
 NEED_NO_LOSS = (*GAUGES, "random")
@@ -47,6 +47,11 @@ class TeleportedOptimizer(Delegate):
     the wrapper is bitwise the base optimizer and teleports only when :meth:`teleport` is called. ``loss(model, batch)``
     and ``batches()``, which gives the batch to teleport on: gauges and random elements need neither, and measure their
     drift if they are given.
+
+    A learned rule (``meta_teleport.load``) may stand in place of an objective: at a teleport it is shown gradients and
+    loss, and moves the model by its elements; its update is not used. With ``loss`` and ``batches`` these are computed
+    there. Without, they are those of the base optimizer's last step, at the weights before it: the loss that
+    ``step(closure)`` returns, or that was reported before ``step``. The state of the rule moves along with a teleport.
 
     ``state`` says what becomes of the base optimizer's state at a teleport: *transport* moves it along (see the module
     ``transport``), *reset* makes the state of the moved parameters new, step counts included, *keep* leaves it.
@@ -74,7 +79,7 @@ class TeleportedOptimizer(Delegate):
         base_optimizer: Optimizer,
         model: nn.Module,
         symmetry: Symmetry,
-        objective: str | Objective | Gauge = "gradient_norm",
+        objective: Choice | ProposesElements = "gradient_norm",
         schedule: Schedule | int | list[int] | tuple[int, ...] = (),
         *,
         loss: ModelLoss | None = None,
@@ -87,16 +92,18 @@ class TeleportedOptimizer(Delegate):
         generator: torch.Generator | None = None,
     ) -> None:
         _check(base_optimizer, objective, loss, batches, state)
-        as_strategy(objective, direction, steps, size, generator)
         require_tolerance(tolerance)
         require_movable(model)
         trainable_sites(model, symmetry)
+        choice = as_choice(objective, model, symmetry)
+        as_strategy(choice, direction, steps, size, generator)
         super().__init__(base_optimizer)
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
         settings: dict[str, Any] = {"direction": direction, "steps": steps, "size": size, "tolerance": tolerance}
-        self._search = partial(teleport, model, self.symmetry, objective, loss=loss, generator=generator, **settings)
+        self._search = partial(teleport, model, self.symmetry, choice, loss=loss, generator=generator, **settings)
         self._batches, self._state_rule, self._generator = batches, state, generator
         self._history, self._taken, self._started = History(), 0, perf_counter()
+        self._sight = Sight(choice if isinstance(choice, Proposer) else None, model, batches is not None)
         self._loss: Tensor | float | None = None
         self._names(self.param_groups)
 
@@ -116,6 +123,7 @@ class TeleportedOptimizer(Delegate):
         """One step of the base optimizer, and a teleport if one is due after it (or before the first step)."""
         if self._taken == 0:
             self._teleport_if_due()
+        self._sight.before_step()
         value = super().step(closure)
         self._taken += 1
         if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
@@ -131,6 +139,7 @@ class TeleportedOptimizer(Delegate):
         before it is needed."""
         if loss is not None:
             self._loss = loss.detach() if isinstance(loss, Tensor) else loss
+            self._sight.report(self._loss)
             self._history.report(self._loss)
         if validation is not None:
             self._history.validate(float(validation.detach() if isinstance(validation, Tensor) else validation))
@@ -139,6 +148,7 @@ class TeleportedOptimizer(Delegate):
         """Teleports now, due or not, and records it."""
         started, names = perf_counter(), self._names(self.param_groups)
         batch = None if self._batches is None else self._batches()
+        self._sight.show(self._taken)
         with torch.enable_grad():
             found = self._search(batch=batch)
         writes = self._moved(found, names) if found.accepted else []
@@ -149,6 +159,7 @@ class TeleportedOptimizer(Delegate):
             with torch.no_grad():
                 for tensor, value in writes:
                     tensor.copy_(value)
+            self._sight.accept()
             if self._state_rule == "reset":
                 reset_state(self.base, names, trainable_sites(self.model, self.symmetry))
         record = describe(found, self.symmetry, self._taken, perf_counter() - started)
@@ -172,6 +183,7 @@ class TeleportedOptimizer(Delegate):
             "schedule": self.schedule.state_dict(),
             "history": self._history.state_dict(),
             "generator": None if self._generator is None else self._generator.get_state(),
+            "sight": self._sight.state_dict(),
         }
         return {**self.base.state_dict(), "teleportation": ours}
 
@@ -185,6 +197,8 @@ class TeleportedOptimizer(Delegate):
         self._taken, self._loss, self._started = ours["taken"], ours["loss"], perf_counter() - ours["elapsed"]
         self.schedule.load_state_dict(ours["schedule"])
         self._history.load_state_dict(ours["history"])
+        if "sight" in ours:
+            self._sight.load_state_dict(ours["sight"])
         if self._generator is not None and ours["generator"] is not None:
             self._generator.set_state(ours["generator"])
 
@@ -212,7 +226,7 @@ class TeleportedOptimizer(Delegate):
         return names
 
 
-def _check(base: Optimizer, objective: str | Objective | Gauge, loss: Any, batches: Any, state: str) -> None:
+def _check(base: Optimizer, objective: Choice | ProposesElements, loss: Any, batches: Any, state: str) -> None:
     if not isinstance(base, Optimizer):
         raise UserError(f"the base optimizer is {base!r}: give an instance of torch.optim.Optimizer")
     if isinstance(base, TeleportedOptimizer):
@@ -224,7 +238,8 @@ def _check(base: Optimizer, objective: str | Objective | Gauge, loss: Any, batch
         raise UserError(f"unknown state '{state}': choose one of {', '.join(STATES)}")
     if state == "transport":
         laws_of(base)
-    needs_loss = not isinstance(objective, Gauge) and not (isinstance(objective, str) and objective in NEED_NO_LOSS)
+    named = isinstance(objective, str) and objective in NEED_NO_LOSS
+    needs_loss = not named and not isinstance(objective, Gauge | ProposesElements)
     if needs_loss and (loss is None or batches is None):
         raise UserError(
             f"objective {objective!r} needs a loss on a batch: give loss=... (called with the model and a batch) and "

@@ -24,9 +24,8 @@ from meta_teleport.teleportation.conditions import (
     trainable_sites,
 )
 from meta_teleport.teleportation.drift import LIMIT, loss_drift
-from meta_teleport.teleportation.gauges import Gauge
-from meta_teleport.teleportation.objectives import Loss, Objective
-from meta_teleport.teleportation.strategies import Found, as_strategy
+from meta_teleport.teleportation.objectives import Loss
+from meta_teleport.teleportation.strategies import Choice, Found, ProposesElements, as_choice, as_strategy
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Teleport:
 def teleport(
     model: nn.Module,
     symmetry: Symmetry,
-    objective: str | Objective | Gauge = "gradient_norm",
+    objective: Choice | ProposesElements = "gradient_norm",
     *,
     loss: ModelLoss | None = None,
     batch: Any = None,
@@ -83,6 +82,7 @@ def teleport(
     - *balanced*, *whitened* (the producers), *principal_axes*, or a :class:`gauges.Gauge`: closed forms, site by site
       from bottom to top. Where sites share parameters the sweep is repeated, at most ``steps`` times, until nothing
       moves. Needs no loss.
+    - a rule (``meta_teleport.load``): the elements that it proposes at the gradient on the batch; updates are not used.
     - *random*: ``exp(T)``, T uniform on the sphere of Frobenius norm ``size`` over all sites, drawn from ``generator``.
 
     ``loss(model, batch)`` gives one number; ``batch`` is passed on as it is. The loss is evaluated in the mode the
@@ -100,7 +100,7 @@ def teleport(
     model is never changed.
     """
     started = perf_counter()
-    strategy = as_strategy(objective, direction, steps, size, generator)
+    strategy = as_strategy(as_choice(objective, model, symmetry), direction, steps, size, generator)
     require_tolerance(tolerance)
     params, movable = trainable_parameters(model), trainable_sites(model, symmetry)
     like = next(iter(params.values()))

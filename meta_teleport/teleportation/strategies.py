@@ -1,12 +1,13 @@
 """The ways to choose where on the orbit to go: by search, by formula, by chance."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf, nan
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
@@ -34,14 +35,59 @@ class Found(NamedTuple):
 Strategy = Callable[[Symmetry, Params, Loss], Found]
 
 
+class Proposer(ABC):
+    """A strategy with a memory, such as a learned rule: it looks, proposes, is told when its elements have acted."""
+
+    @abstractmethod
+    def look(self, step: int, params: Params | None = None, loss: Tensor | float | None = None) -> None:
+        """Before a proposal: ``step`` steps have been taken. ``params`` and ``loss`` are those that the gradients in
+        ``.grad`` belong to; where they are not given, the loss is evaluated."""
+
+    @abstractmethod
+    def propose(self, symmetry: Symmetry, params: Params, loss: Loss) -> Found:
+        """The strategy; the memory goes on."""
+
+    @abstractmethod
+    def accept(self) -> None:
+        """The elements proposed last have acted: the memory moves along."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The memory as plain numbers and tensors."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+
+
+@runtime_checkable
+class ProposesElements(Protocol):
+    """What has a proposer for a model and its symmetry: every rule of ``meta_teleport.learned``."""
+
+    def proposer(self, model: nn.Module, symmetry: Symmetry) -> Proposer:
+        """A new one."""
+
+
+Choice = str | Objective | Gauge | Proposer
+
+
+def as_choice(objective: "Choice | ProposesElements", model: nn.Module, symmetry: Symmetry) -> Choice:
+    """What has a proposer gives it; everything else is as it was."""
+    if isinstance(objective, ProposesElements) and not isinstance(objective, type):
+        return objective.proposer(model, symmetry)
+    return objective
+
+
 def as_strategy(
-    objective: str | Objective | Gauge,
+    objective: Choice,
     direction: Direction,
     steps: int,
     size: float,
     generator: torch.Generator | None,
 ) -> Strategy:
     """The strategy for an objective, as ``teleport`` takes it. Raises ``UserError`` for settings that make none."""
+    if isinstance(objective, Proposer):
+        return objective.propose
     known = objective in CHOICES if isinstance(objective, str) else isinstance(objective, Gauge) or callable(objective)
     if not known or isinstance(objective, type):
         raise UserError(f"unknown objective {objective!r}: choose one of {', '.join(CHOICES)}, or give a function")
