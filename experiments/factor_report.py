@@ -17,16 +17,26 @@ STYLES: dict[str, dict[str, Any]] = {
     "whitened A, transported": {"color": "#bcbd22"},
     "random elements, transported": {"color": "#7f7f7f", "linestyle": "--"},
     "tuned gauge, transported": {"color": "#9467bd", "linestyle": (0, (2, 3)), "linewidth": 2.2},
+    "learned teleports, transported": {"color": "#2ca02c", "linewidth": 2.2},
     "momentum": {"color": "#1f77b4", "linestyle": "--"},
     "scaled gradient descent": {"color": "#1f77b4"},
 }
-PANELS = (("noiseless", "beta2 = 0.999"), ("noiseless", "beta2 tuned"), ("noisy", "beta2 tuned"))
+PANELS = (
+    ("noiseless", "beta2 = 0.999"),
+    ("noiseless", "beta2 tuned"),
+    ("noisy", "beta2 tuned"),
+    ("noiseless", "beta2 = 0.95"),
+    ("noisy", "beta2 = 0.95"),
+    ("missing", "beta2 = 0.95"),
+)
 
 
 def panels(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """What is drawn: title, name of the error, and the reports by method."""
     for regime, scope in PANELS if "factorization" in content else ():
-        reports = content["factorization"]["results"][regime][scope]
+        reports = content["factorization"]["results"].get(regime, {}).get(scope)
+        if reports is None:
+            continue
         yield f"factorisation, {regime} ({scope})", "relative test error", reports
     if "lora" in content:
         for scope, reports in content["lora"]["results"]["adapters"].items():

@@ -25,7 +25,8 @@ Measure = Callable[[Params], Tensor]
 @dataclass(frozen=True)
 class Method:
     """An optimizer, where its teleports go, and what they do to its moments: transport moves them by the group action,
-    reset starts them again (the bias correction too), keep leaves them as they are.
+    reset starts them again (the bias correction too), keep leaves them as they are. A rule that proposes elements
+    itself teleports when it says so.
 
     ``arguments`` are the rule's beside the step size; ``recorded`` are settings of the gauge, for the record.
     ``randomized`` makes it a control: the same with random elements as large as those of this method.
@@ -134,8 +135,13 @@ def train(
     age, sizes, used = step, [], []
     errors, at = [measure(params)], [0]
     for number in range(steps):
-        proposal, state = rule(observe(tasks, params, step + number, age), state)
+        observation = observe(tasks, params, step + number, age)
+        with torch.no_grad():
+            proposal, state = rule(observation, state)
         params, age = axpy(1 - number / steps, proposal.update, params), age + 1
+        if proposal.algebra:
+            elements = symmetry.exp_pairs(proposal.algebra)
+            params, state = symmetry.move(params, elements), rule.transport(state, symmetry, elements)
         if method.gauge and (number + 1) % EVERY == 0 and number + 1 < steps:
             for site in symmetry.sites:
                 g, ok = element(method.gauge, site, params)
@@ -158,4 +164,5 @@ def observe(tasks: Tasks, params: Params, step: Tensor, age: Tensor) -> Observat
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     loss = tasks.loss(leaves, step)
     gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
-    return Observation(params, dict(zip(leaves, gradients, strict=True)), loss.detach(), age)
+    gradients = dict(zip(leaves, gradients, strict=True))
+    return Observation(params, gradients, loss.detach(), age, symmetry=tasks.symmetry)

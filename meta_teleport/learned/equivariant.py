@@ -20,7 +20,8 @@ are diagonals, and a small network shared by all units reads them and the site's
 head starts at zero: identity elements.
 """
 
-from typing import Any, NamedTuple
+from copy import deepcopy
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +154,13 @@ class Equivariant(Rule):
     def transport(self, state: EquivariantState, symmetry: Symmetry, elements: tuple[Element, ...]) -> EquivariantState:
         average = symmetry.transport(state.average, elements) if state.average else {}
         return state._replace(average=average, update=self.update.transport(state.update, symmetry, elements))
+
+    def over(self, update: Rule) -> Self:
+        """A copy that takes its updates from another rule: learned teleports over any optimizer. It has no config: it
+        cannot be saved."""
+        copy = deepcopy(self)
+        copy.update, copy.config = update, None
+        return copy
 
     def meta_groups(self) -> dict[str, list[str]]:
         names = [name for name, _ in self.named_parameters()]
