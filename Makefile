@@ -16,7 +16,7 @@ LEARN2LEARN := --no-build-isolation --no-deps --config-settings="--global-option
 LEARN2LEARN_NEEDS := gym cloudpickle requests tqdm scipy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint contract types unit verify slow throughput wheel clean
+.PHONY: help setup train pretrained test lint contract types unit verify slow throughput wheel clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -45,6 +45,12 @@ train: export OMP_NUM_THREADS ?= 1
 train: setup  ## meta-train with the quick default into runs/quick (or the next free name), then evaluate
 	@run=$(RUN); n=1; while [ -e "$$run" ]; do n=$$((n + 1)); run=$(RUN)-$$n; done; set -x; \
 	$(PY) -m meta_teleport train --out "$$run" && $(PY) -m meta_teleport evaluate "$$run"
+
+# an interrupted run goes on; the copy that is shipped holds the rule and its config, nothing else of the run
+pretrained: export OMP_NUM_THREADS ?= 1
+pretrained: setup  ## train the rule that comes with the package, and put it there (20 minutes)
+	$(PY) -m meta_teleport train --config experiments/pretrained.yaml --out runs/pretrained $(if $(wildcard runs/pretrained),--resume)
+	$(PY) -c 'import meta_teleport as mt; mt.save(mt.load("runs/pretrained"), "meta_teleport/learned/pretrained.safetensors")'
 
 test: lint contract types unit  ## lint, import contract, types, and the tests
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from meta_teleport.classes import call_factory, class_path, import_module, resolve
 from meta_teleport.errors import UserError
+from meta_teleport.learned.load import NAMED, load
 from meta_teleport.parser import (
     BASES,
     evaluate_parser,
@@ -28,9 +29,11 @@ from meta_teleport.parser import (
     train_parser,
 )
 from meta_teleport.record import Run
+from meta_teleport.tasks.mixture import Mixture
 
 DEFAULTS = {"task": "Regression", "rule": "LSTMUpdateTele"}
 CONFIG = ("task", "rule", "training", "seed", "dtype")
+RESULTS = "runs/evaluation-{name}"
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,28 @@ class TrainArguments:
     device: str
 
 
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """``rule`` is a run folder or the name of a rule of this package, ``config`` how it was trained, ``task`` the spec
+    of the family to evaluate on, ``folder`` where the results go. ``others`` are the classes of the further families
+    that it was trained on, if none was chosen."""
+
+    rule: str
+    config: dict[str, Any]
+    task: dict[str, Any]
+    folder: Path
+    others: tuple[str, ...]
+    flags: Namespace
+
+
 class _First(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UserError(message)
 
 
 def parse_train(argv: Sequence[str]) -> TrainArguments:
-    """The arguments of ``train``. With ``--resume`` the stored config is the default and all else must agree.
+    """The arguments of ``train``. With ``--resume`` the stored config is the default and all else must agree; settings
+    that are not stored, because the run was made before there were any, have their defaults.
 
     Raises ``UserError``.
     """
@@ -60,6 +78,8 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     files = [_read_config(name) for name in given.config]
     out = given.out or next((f["out"] for f in reversed(files) if "out" in f), None)
     resume = given.resume or any(f.get("resume") for f in files)
+    if out in NAMED:
+        raise UserError(f"{out} is the name of a rule that comes with this package: write --out ./{out}, or another")
     run = Run.open(out) if resume and out is not None else None
     stored = {} if run is None else run.config
     specs = {key: _choose(key, getattr(given, key), files, stored.get(key)) for key in BASES}
@@ -68,12 +88,15 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     args = train_parser(specs, stored).parse([*second, *rest])
     config = _plain(args)
     if run is not None:
-        _require_agreement({key: stored[key] for key in config}, config)
+        complete = train_parser({key: stored[key] for key in BASES}, stored).parse([f"--out={out}"])
+        _require_agreement(_plain(complete), config)
     return TrainArguments(args.out, run, config, args.device)
 
 
-def parse_evaluate(argv: Sequence[str]) -> tuple[Namespace, Run, dict[str, Any]]:
-    """The arguments of ``evaluate``, the run, and the spec of the family to evaluate on.
+def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
+    """The arguments of ``evaluate``.
+
+    The default family is that of the training; of several the first, or the first of the class that ``--task`` names.
 
     Raises ``UserError``.
     """
@@ -81,10 +104,15 @@ def parse_evaluate(argv: Sequence[str]) -> tuple[Namespace, Run, dict[str, Any]]
     args = evaluate_parser().parse(rest)
     for module in args["import"]:
         import_module(module)
-    run = Run.open(args.run)
+    config = (load(args.run).config if args.run in NAMED else Run.open(args.run).config) or {}
     given, flags = _first_pass(_First(add_help=False, allow_abbrev=False), taken)
-    spec = _choose("task", given.task, [], run.config["task"])
-    return args, run, _plain(family_parser(spec).parse(flags))["task"]
+    members = _members(config["task"])
+    specs = [_choose("task", given.task, [], member) for member in members]
+    spec = next((spec for spec in specs if "init_args" in spec), specs[0])
+    task = _plain(family_parser(spec).parse(flags))["task"]
+    folder = args.out or (RESULTS.format(name=args.run) if args.run in NAMED else args.run)
+    others = dict.fromkeys(member["class_path"].rpartition(".")[2] for member in members[1:] if given.task is None)
+    return EvaluateArguments(args.run, config, task, Path(folder), tuple(others), args)
 
 
 def parse_info(argv: Sequence[str]) -> Namespace:
@@ -159,6 +187,15 @@ def _choose(key: str, given: str | None, files: list[dict[str, Any]], stored: di
     typed = yaml.safe_load(given) if given.lstrip().startswith("{") else {"class_path": given}
     spec = _switch(spec, resolve(str(_class_name(typed)), base, trusted=True))
     return {**spec, "init_args": typed["init_args"]} if "init_args" in typed else spec
+
+
+def _members(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The specs of the families in a mixture, one by one, with full class paths; a single family's own."""
+    cls = resolve(spec["class_path"], BASES["task"])
+    arguments = spec.get("init_args", {})
+    if issubclass(cls, Mixture):
+        return [member for family in arguments["families"] for member in _members(family)]
+    return [{"class_path": class_path(cls), "init_args": arguments}]
 
 
 def _switch(spec: dict[str, Any], cls: type) -> dict[str, Any]:

@@ -169,15 +169,20 @@ def _evaluate(argv: list[str]) -> int:
     from meta_teleport.evaluation import evaluate, table
     from meta_teleport.learned.load import load, require_fit
     from meta_teleport.plots import plot_evaluation
-    from meta_teleport.record import write_json
+    from meta_teleport.record import require_writable, write_json
     from meta_teleport.terminal import method_bars, show
 
-    args, run, spec = parse_evaluate(argv)
-    device, dtype = _device(args.device), getattr(torch, args.dtype or run.config["dtype"])
-    rule, (family, shapes) = load(run.folder), _family(spec)
+    asked = parse_evaluate(argv)
+    args, folder = asked.flags, asked.folder
+    device, dtype = _device(args.device), getattr(torch, args.dtype or asked.config["dtype"])
+    rule, (family, shapes) = load(asked.rule), _family(asked.task)
     if shapes is not None:
         require_fit(rule, shapes)
-    horizon = run.config["training"]["horizon"]
+    require_writable(folder)
+    if asked.others:
+        others = ", ".join(asked.others)
+        print(f"{asked.rule}: evaluated on the first of its families; the others by --task: {others}", file=sys.stderr)
+    horizon = asked.config["training"]["horizon"]
     with method_bars() as report:
         evaluation = evaluate(
             rule.to(device, dtype),
@@ -188,14 +193,14 @@ def _evaluate(argv: list[str]) -> int:
             seed=args.seed,
             dtype=dtype,
             device=device,
-            folder=run.folder,
+            folder=folder,
             report=report,
         )
-    content, figure = evaluation.to_json(), run.folder / "evaluation.png"
+    content, figure = evaluation.to_json(), folder / "evaluation.png"
     drawn = figure.with_name(f".{figure.name}.{os.getpid()}.png")
     try:
         plot_evaluation(evaluation, drawn, horizon)
-        write_json(run.folder / "evaluation.json", content)
+        write_json(folder / "evaluation.json", content)
         os.replace(drawn, figure)
     finally:
         drawn.unlink(missing_ok=True)
@@ -209,31 +214,45 @@ def _evaluate(argv: list[str]) -> int:
 
 def _info(argv: list[str]) -> int:
     from meta_teleport.arguments import parse_info
-    from meta_teleport.checkpoint import load_tensors
-    from meta_teleport.record import Run, read_json
+    from meta_teleport.learned.load import NAMED
     from meta_teleport.terminal import show_pairs
 
     args = parse_info(argv)
-    run = Run.open(args.run)
+    content = _of_package(args.run) if args.run in NAMED else _of_run(args.run)
+    if args.json:
+        print(json.dumps(content, indent=2))
+        return 0
+    saved, steps, folder = content["meta_step"], content["config"]["training"]["meta_steps"], content["folder"]
+    state = "no checkpoint yet" if saved is None else f"{saved} of {steps} meta-steps saved"
+    unfinished = folder is not None and (saved is None or saved < steps)
+    goes_on = f"; go on by: {PROGRAM} train --out {folder} --resume" if unfinished else ""
+    print(f"{folder or args.run}: {state}{goes_on}")
+    show_pairs(_lines({key: content[key] for key in ("config", "provenance", "last_metrics", "evaluated")}))
+    return 0
+
+
+def _of_run(name: str) -> dict[str, Any]:
+    from meta_teleport.checkpoint import load_tensors
+    from meta_teleport.record import Run, read_json
+
+    run = Run.open(name)
     rows = run.metrics()
-    saved = load_tensors(run.rule_path)[1].get("meta_step") if run.rule_path.exists() else None
-    content = {
+    return {
         "folder": str(run.folder),
-        "meta_step": saved,
+        "meta_step": load_tensors(run.rule_path)[1].get("meta_step") if run.rule_path.exists() else None,
         "config": run.config,
         "provenance": read_json(run.folder / "provenance.json"),
         "last_metrics": rows[-1] if rows else None,
         "evaluated": (run.folder / "evaluation.json").exists(),
     }
-    if args.json:
-        print(json.dumps(content, indent=2))
-        return 0
-    steps = run.config["training"]["meta_steps"]
-    state = "no checkpoint yet" if saved is None else f"{saved} of {steps} meta-steps saved"
-    goes_on = f"; go on by: {PROGRAM} train --out {run.folder} --resume" if saved is None or saved < steps else ""
-    print(f"{run.folder}: {state}{goes_on}")
-    show_pairs(_lines({key: content[key] for key in ("config", "provenance", "last_metrics", "evaluated")}))
-    return 0
+
+
+def _of_package(name: str) -> dict[str, Any]:
+    """The same for a rule that comes with the package, of which only the rule itself is kept."""
+    from meta_teleport.learned.load import load
+
+    rule, blank = load(name), dict.fromkeys(("folder", "provenance", "last_metrics"))
+    return {**blank, "meta_step": rule.meta_step, "config": rule.config, "evaluated": False}
 
 
 def _symmetries(argv: list[str]) -> int:

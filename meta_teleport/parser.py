@@ -19,6 +19,7 @@ BASES: dict[str, type] = {"task": TaskFamily, "rule": Rule}
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "float64"]
 LONGEST = 400
+RUN = "run folder; or pretrained, the rule that comes with this package (a folder of that name: ./pretrained)"
 
 
 class Parser(ArgumentParser):
@@ -70,9 +71,13 @@ def evaluate_parser() -> Parser:
     parser = _parser(
         "evaluate",
         "Compare a trained rule with controls and tuned baselines on held-out tasks. Further flags "
-        "--task NAME and --task.NAME VALUE, those of train, choose another member of the family.",
+        "--task NAME and --task.NAME VALUE, those of train, choose another member of the family; a "
+        "rule that was trained on several is evaluated on the first if none is named.",
     )
-    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("run", type=str, help=RUN)
+    parser.add_argument(
+        "--out", type=str | None, help="folder for the results (default: the run folder; runs/evaluation-pretrained)"
+    )
     parser.add_argument("--tasks", type=int, default=256, help="number of held-out tasks")
     parser.add_argument("--steps", type=int | None, help="steps per task (default: 10 times the trained horizon)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the held-out tasks")
@@ -92,7 +97,7 @@ def family_parser(spec: dict[str, Any]) -> Parser:
 def info_parser() -> Parser:
     """What ``info`` accepts."""
     parser = _parser("info", "What a run is and where it stands.")
-    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("run", type=str, help=RUN)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
 

@@ -12,6 +12,7 @@
 
 import json
 import math
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -123,6 +124,15 @@ class Run:
 
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         return self._writer
+
+
+def require_writable(folder: Path) -> None:
+    """Raises ``UserError`` if nothing can be written into ``folder``, or no such folder be made; makes nothing."""
+    there = folder
+    while not os.path.exists(there) and there != there.parent:
+        there = there.parent
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UserError(f"folder {folder} cannot be written: check its permissions, or choose another by --out")
 
 
 def read_json(path: Path) -> dict[str, Any]:

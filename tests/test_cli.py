@@ -166,6 +166,30 @@ def test_resume_may_only_ask_for_more_meta_steps(workplace, capsys):
     assert (workplace / "a/rule.safetensors").read_bytes() == kept
 
 
+def test_a_run_that_is_older_than_some_settings_goes_on_with_their_defaults(workplace, capsys):
+    flags = ["--training.log_every=1", "--training.tasks=3"]
+    assert train("whole", *flags, steps=5) == 0
+    assert train("old", *flags, steps=3) == 0
+    assert train("whole3", *flags, "--training.decay=constant", steps=3) == 0
+    path = workplace / "old/config.json"
+    config = json.loads(path.read_text())
+    lost = [config["training"].pop(name) for name in ("floor", "curriculum", "decay")]
+    lost += [config["rule"]["init_args"].pop("safeguard"), config["task"]["init_args"].pop("noise")]
+    assert lost == [0.0, False, "cosine", True, 0.0]
+    path.write_text(json.dumps(config))
+    for flag, text in (
+        ("--training.floor=0.1", "has training.floor 0.0 and 0.1 was given"),
+        ("--rule.safeguard=false", "has rule.safeguard True and False was given"),
+        ("--task.noise=0.5", "has task.noise 0.0 and 0.5 was given"),
+    ):
+        assert text in error(capsys, "train", "--out", "old", "--resume", flag)
+    kept = path.read_bytes()
+    assert main(["train", "--out", "old", "--resume", "--training.decay=cosine"]) == 0
+    assert path.read_bytes() != kept and json.loads(path.read_text())["training"]["decay"] == "cosine"
+    assert main(["train", "--out", "old", "--resume", "--training.meta_steps=5"]) == 0
+    assert mt.load("old").meta_step == 5
+
+
 def test_a_progress_bar_on_terminals_only(capsys, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
@@ -230,6 +254,35 @@ class Mine(LSTMUpdate):
     def __init__(self, shapes, hidden_size: int = 4) -> None:
         super().__init__(shapes, hidden_size)
 """
+
+
+@pytest.mark.parametrize("update", ["polyak", "adam", "coordinatewise", "plain_adam"])
+def test_rules_of_every_size_from_the_command_line(workplace, capsys, update):
+    flags = [f"--rule.update={update}", "--rule.bases=[incoming, outgoing]", "--rule.averaging=0.5", "--rule.every=2"]
+    assert train("a", "--rule", "Equivariant", "--task", "Regression", *flags, "--task.action=scaling") == 0
+    config = json.loads((workplace / "a/config.json").read_text())["rule"]
+    assert config["class_path"] == "meta_teleport.learned.equivariant.Equivariant"
+    assert (config["init_args"]["update"], config["init_args"]["averaging"]) == (update, 0.5)
+    rule = mt.load("a")
+    assert rule.bases == ("incoming", "outgoing") and rule.every == 2 and rule.hidden_size == 4
+    assert rule.meta_groups()["element"] and bool(rule.meta_groups()["update"]) == (update != "plain_adam")
+
+
+def test_rules_without_teleports_from_the_command_line(workplace, capsys):
+    assert train("a", "--rule=Equivariant", "--rule.bases=[]", "--rule.update=coordinatewise") == 0
+    assert mt.load("a").bases == ()
+    assert train("b", "--rule=Coordinatewise", "--rule.features=raw") == 0
+    assert train("c", "--rule=Layerwise", "--rule.direction=adam") == 0
+    assert [type(mt.load(name)).__name__ for name in ("b", "c")] == ["Coordinatewise", "Layerwise"]
+    for flags, text in (
+        (["--rule=Equivariant", "--rule.bases=[]", "--rule.update=gd"], "has no meta-parameters to train"),
+        (["--rule=Equivariant", "--rule.update=sgd"], "unknown update 'sgd': choose one of polyak, adam, coordinatew"),
+        (["--rule=Equivariant", "--rule.bases=[gram]"], "unknown basis 'gram': choose from activations"),
+        (["--rule=Coordinatewise", "--rule.features=x"], "'features': expected one of 'normalized', 'raw'"),
+        (["--rule=Coordinatewise", "--rule.horizon=0"], "hidden_size 4 and horizon 0 must both be at least 1"),
+    ):
+        assert text in error(capsys, "train", "--out", "d", *TINY, *flags)
+    assert not (workplace / "d").exists()
 
 
 def test_families_and_rules_of_ones_own(workplace, capsys):
