@@ -9,6 +9,7 @@ from meta_teleport.learned.context import log_ratio
 from meta_teleport.learned.rule import Observation
 from meta_teleport.learned.spectra import LogGram, log_diagonal, log_gram
 from meta_teleport.learned.surroundings import consumed, produced
+from meta_teleport.params import per_task
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 
@@ -37,6 +38,8 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
         (_rows(produced(site, of), k), _rows(consumed(site, of), k))
         for of in (observation.params, observation.gradients)
     )
+    unit = torch.maximum(*(d.detach().flatten(1).norm(dim=1) for d in (dv, du))).clamp(min=torch.finfo(v.dtype).tiny)
+    dv, du = (d / per_task(unit, d) for d in (dv, du))  # squares of small gradients would vanish in float32
     measured = [_gram(m, diagonal) for m in (v, u, dv, du)]
     sizes = [size for _, size in measured]
     grams = dict(zip(WEIGHTS, (gram for gram, _ in measured), strict=True))
