@@ -1,0 +1,64 @@
+"""The equivariant rule on held-out tasks, at sizes seen and not seen in meta-training, against what is tuned by hand.
+
+    python experiments/held_out.py f1 f2               these families: meta-train, measure, report
+    python experiments/held_out.py --parts report      tables and figures of what is finished
+    python experiments/held_out.py --smoke             all families in minutes, on a few tasks and a few meta-steps
+
+Every (family, member, method, meta-seed) that is finished is a file under ``--out``; the same command goes on after a
+stop. Families and recipes: ``held_out_families.py``, ``held_out_rules.py``; methods: ``held_out_methods.py``.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from held_out_families import FAMILIES
+from held_out_jobs import Job, bench_of, measuring_jobs, training_jobs
+from held_out_report import report
+from image_cli import run as run_script
+from image_cli import say
+
+from meta_teleport.terminal import counting_bar
+
+PARTS = ("train", "measure", "report")
+
+
+def work_through(jobs: list[Job]) -> None:
+    """One job after the other, with the time left."""
+    open_jobs = [job for job in jobs if job.path is None or not job.path.exists()]
+    began, done = time.perf_counter(), len(jobs) - len(open_jobs)
+    with counting_bar(len(jobs), done) as show:
+        for number, job in enumerate(open_jobs):
+            show(done + number, job.label)
+            started = time.perf_counter()
+            job.work()
+            spent, now = time.perf_counter() - started, time.perf_counter()
+            left = (now - began) / (number + 1) * (len(open_jobs) - number - 1)
+            say(f"{job.label}: {spent:.1f} s, about {left / 60:.0f} min left of {len(open_jobs) - number - 1} jobs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="family", help=f"default: all of {', '.join(FAMILIES)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/held_out"), help="folder for results and progress")
+    parser.add_argument("--meta-seeds", type=int, default=5)
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--smoke", action="store_true", help="a few tasks and meta-steps; no claim")
+    args = parser.parse_args()
+    families, parts = args.families or list(FAMILIES), args.parts.split(",")
+    for given, known in ((families, FAMILIES), (parts, PARTS)):
+        for name in given:
+            if name not in known:
+                parser.error(f"unknown '{name}': choose from {', '.join(known)}")
+    for family in families:
+        if "train" in parts:
+            work_through(list(training_jobs(args.out, family, args.meta_seeds, args.smoke)))
+        if "measure" in parts:
+            benches = [bench_of(args.out, family, member, args.smoke) for member in FAMILIES[family].members]
+            work_through([job for bench in benches for job in measuring_jobs(args.out, bench, args.meta_seeds)])
+        if "report" in parts:
+            print(report(args.out, family, args.meta_seeds, args.smoke))
+
+
+if __name__ == "__main__":
+    run_script(main)

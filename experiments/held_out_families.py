@@ -1,0 +1,179 @@
+"""What held_out.py measures: the families, their members at sizes seen and not seen in meta-training, and how far.
+
+=========  =========================================================================================================
+f1         the paper's problems: uniform entries, n = d = k
+f2         interpolating regression, n <= k: Gaussian data, pre-activations of both signs, depth 2 to 6
+f2-large   regression with n = 2 d and 8 d points in mini-batches, noisy labels (positive scalings)
+f3         low-rank factorisation: noiseless, noisy, missing entries, condition 1 to 1e4; deep linear networks
+f4         two-dimensional functions
+f5         digits in mini-batches
+f6         adapters and attention pairs of a small transformer
+=========  =========================================================================================================
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from held_out_members import Amount, Member, Setting, count_for
+
+from meta_teleport.tasks.adaptation import Adapters, AttentionPairs
+from meta_teleport.tasks.classification import Classification
+from meta_teleport.tasks.factorization import Factorization
+from meta_teleport.tasks.family import TaskFamily
+from meta_teleport.tasks.functions import Functions
+from meta_teleport.tasks.linear import DeepLinear
+from meta_teleport.tasks.regression import Regression
+
+
+def regression(label: str, seen: bool = False, methods: Amount = "rules", **arguments: Any) -> Member:
+    """A size of the regression family; all methods at a size seen run for ten horizons."""
+    width = max(arguments["width"], arguments.get("inputs", 0))
+    multiples = (1,) if methods == "rules" else (1, 3, 10) if seen else (1, 3)
+    return Member(label, lambda: Regression(**arguments), count_for(width), seen, methods, multiples)
+
+
+def single(member: Member) -> Member:
+    """The same in float32."""
+    return replace(member, name=f"{member.name}, float32", dtype=torch.float32, methods="rules", multiples=(1,))
+
+
+PAPER = regression("width 20", True, "all", width=20)
+GAUSSIAN = regression("width 16", True, "all", width=16, data="gaussian")
+DEEP = regression("width 20, depth 4", width=20, depth=4, data="gaussian")
+UNSEEN = regression("width 40, depth 2", methods="all", width=40, data="gaussian")
+
+INTERPOLATING = (
+    lambda: Regression(width=8),
+    lambda: Regression(width=16, data="gaussian"),
+    lambda: Regression(width=8, depth=4, data="gaussian"),
+    lambda: Regression(width=20),
+    lambda: Regression(width=16, inputs=24, points=12, data="gaussian"),
+    lambda: Regression(width=12, depth=3),
+)
+F1 = Setting(
+    "F1: the paper's problems",
+    INTERPOLATING,
+    (
+        PAPER,
+        regression("width 10", methods="all", width=10),
+        regression("width 40", methods="all", width=40),
+        regression("width 8", True, width=8),
+        *(regression(f"width {width}", width=width) for width in (64, 96, 128, 192, 256)),
+        regression("width 12, depth 3", True, width=12, depth=3),
+        *(regression(f"width 20, depth {depth}", width=20, depth=depth) for depth in (3, 4, 5, 6)),
+        single(PAPER),
+        single(regression("width 40", width=40)),
+        single(regression("width 128", width=128)),
+        single(regression("width 20, depth 3", width=20, depth=3)),
+    ),
+    horizon=20,
+)
+F2 = Setting(
+    "F2: interpolating regression, n <= k",
+    INTERPOLATING,
+    (
+        GAUSSIAN,
+        UNSEEN,
+        regression("24-16-16, 12 points", True, width=16, inputs=24, points=12, outputs=16, data="gaussian"),
+        regression("20-40-5, 20 points", width=40, inputs=20, outputs=5, data="gaussian"),
+        *(regression(f"width {width}", width=width, data="gaussian") for width in (8, 10, 64, 96, 128, 192, 256)),
+        regression("width 8, depth 4", True, width=8, depth=4, data="gaussian"),
+        *(regression(f"width 20, depth {depth}", width=20, depth=depth, data="gaussian") for depth in (3, 4, 5, 6)),
+        single(GAUSSIAN),
+        single(UNSEEN),
+        single(regression("width 128", width=128, data="gaussian")),
+        single(DEEP),
+    ),
+    horizon=20,
+)
+
+
+def large(width: int, times: int, **arguments: Any) -> Regression:
+    """Regression on ``times`` width points in mini-batches of ``width``, with a teacher's labels and noise."""
+    given = {"labels": "teacher", "noise": 0.1, "data": "gaussian", "action": "scaling", **arguments}
+    return Regression(width=width, points=times * width, batch=width, **given)
+
+
+def stochastic(label: str, make: Callable[[], TaskFamily], seen: bool = False, count: int = 64) -> Member:
+    """A member in float32."""
+    methods: Amount = "all"
+    return Member(label, make, count, seen, methods, (1, 3, 10) if seen else (1,), torch.float32)
+
+
+F2_LARGE = Setting(
+    "F2: regression with n = 2 d and 8 d, mini-batches, label noise",
+    (lambda: large(16, 2), lambda: large(16, 8), lambda: large(16, 8, depth=3)),
+    (
+        stochastic("width 16, n = 8 d", lambda: large(16, 8), True),
+        stochastic("width 16, n = 2 d", lambda: large(16, 2), True),
+        stochastic("width 40, n = 8 d", lambda: large(40, 8)),
+        stochastic("width 40, n = 2 d", lambda: large(40, 2)),
+        stochastic("width 16, depth 4, n = 8 d", lambda: large(16, 8, depth=4)),
+    ),
+    horizon=240,
+    stochastic=True,
+    dtype=torch.float32,
+)
+SMALL_FACTORS: dict[str, Any] = {"rank": 4, "inputs": 24, "outputs": 24, "batch": 16}
+F3 = Setting(
+    "F3: low-rank factorisation and deep linear networks",
+    (
+        lambda: Factorization(noise=0.1, **SMALL_FACTORS),
+        lambda: Factorization(**SMALL_FACTORS),
+        lambda: Factorization(missing=0.5, **SMALL_FACTORS),
+        lambda: DeepLinear(width=12, inputs=16, outputs=16, batch=16, noise=0.05),
+    ),
+    (
+        stochastic("noisy, rank 4, 24 x 24", lambda: Factorization(noise=0.1, **SMALL_FACTORS), True, 32),
+        stochastic("noisy", lambda: Factorization(noise=0.1), False, 32),
+        stochastic("noiseless, mini-batches", lambda: Factorization(), False, 32),
+        stochastic("noisy, a third of the entries missing", lambda: Factorization(noise=0.1, missing=1 / 3), False, 32),
+        stochastic("noisy, rank 12, 96 x 96", lambda: Factorization(12, 96, 96, noise=0.1), False, 32),
+        *(
+            stochastic(f"noisy, condition {c:g}", partial(Factorization, condition=c, noise=0.1), False, 32)
+            for c in (1.0, 1e4)
+        ),
+        stochastic("deep linear, width 16, depth 3, noisy", lambda: DeepLinear(noise=0.1), False, 32),
+    ),
+    horizon=300,
+    stochastic=True,
+    dtype=torch.float32,
+)
+F4 = Setting(
+    "F4: two-dimensional functions",
+    tuple(partial(Functions, name) for name in ("ellipse", "rosenbrock", "booth")),
+    tuple(
+        Member(name, partial(Functions, name), 256, name != "random", "all", (1, 3, 10))
+        for name in ("rosenbrock", "booth", "ellipse", "random")
+    ),
+    horizon=30,
+)
+F5 = Setting(
+    "F5: digits in mini-batches",
+    (Classification,),
+    (
+        stochastic("32 units", Classification, True, 32),
+        stochastic("64 units", lambda: Classification(hidden=(64,)), False, 32),
+        stochastic("32-32 units", lambda: Classification(hidden=(32, 32)), False, 32),
+    ),
+    horizon=240,
+    stochastic=True,
+    dtype=torch.float32,
+)
+F6 = Setting(
+    "F6: adapters and attention pairs of a small transformer",
+    (lambda: Adapters(width=32, rank=4, pool=4), lambda: AttentionPairs(width=32, pool=4)),
+    (
+        stochastic("adapters of rank 8, width 64", Adapters, False, 16),
+        stochastic("adapters of rank 4, width 32", lambda: Adapters(width=32, rank=4), True, 32),
+        stochastic("attention pairs, width 64", AttentionPairs, False, 16),
+    ),
+    horizon=300,
+    stochastic=True,
+    measured=10,
+    dtype=torch.float32,
+)
+FAMILIES = {"f1": F1, "f2": F2, "f2-large": F2_LARGE, "f3": F3, "f4": F4, "f5": F5, "f6": F6}

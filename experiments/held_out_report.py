@@ -1,0 +1,81 @@
+"""Tables, figures and JSON of held_out.py from what is finished."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from held_out_families import FAMILIES
+from held_out_figure import plot
+from held_out_jobs import BEYOND, HELD_OUT_SEED, Bench, bench_of
+from held_out_rules import FINISHED, KINDS, RECIPES, folder_of
+from held_out_runs import Outcome
+from held_out_statistics import Curves, against, median, numbers
+from held_out_tables import markdown
+from image_cli import save_figure
+
+from meta_teleport.record import provenance, read_json, write_json
+
+
+def report(out: Path, family: str, seeds: int, smoke: bool) -> str:
+    """Writes ``held_out-<family>.json``, ``.md``, ``.png`` and ``.pdf`` into ``out``; the table as text."""
+    rows: dict[str, dict[str, Any]] = {}
+    shown: dict[str, Curves] = {}
+    for member in FAMILIES[family].members:
+        bench = bench_of(out, family, member, smoke)
+        curves = outcomes(bench, seeds)
+        if "rule" not in curves:
+            continue
+        rows[member.name] = member_row(bench, curves)
+        if member.methods == "all":
+            shown[member.name] = curves
+    content = {
+        "family": family,
+        "title": FAMILIES[family].title,
+        "horizon": FAMILIES[family].horizon,
+        "smoke": smoke,
+        "meta_training": {kind: meta_training(out, family, kind, seeds) for kind in KINDS},
+        "arguments": RECIPES[family].arguments,
+        "training": {k: v for k, v in vars(RECIPES[family].training).items()},
+        "members": rows,
+        "hardware": {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()},
+        "provenance": provenance(),
+    }
+    write_json(out / f"held_out-{family}.json", content)
+    text = markdown(content)
+    (out / f"held_out-{family}.md").write_text(text)
+    if shown:
+        save_figure(plot(FAMILIES[family], shown), out / f"held_out-{family}")
+    return text
+
+
+def outcomes(bench: Bench, seeds: int) -> Curves:
+    """What is finished on one member: per method its runs, one per meta-seed; those of other lengths than one horizon
+    as ``name, x3``."""
+    found: Curves = {}
+    for path in sorted(bench.folder.glob("*.safetensors")):
+        run = Outcome.load(path)
+        label, multiple = run.numbers["method"], run.numbers["multiple"]
+        if run.numbers["seed"] < seeds:
+            found.setdefault(label if multiple == 1 or label == BEYOND else f"{label}, x{multiple}", []).append(run)
+    return found
+
+
+def member_row(bench: Bench, curves: Curves) -> dict[str, Any]:
+    """All numbers of one member."""
+    horizon = bench.setting.horizon
+    names = [name for name in curves if ", x" not in name and name != BEYOND]
+    row: dict[str, Any] = {"seen": bench.member.seen, "tasks": curves["rule"][0].values.shape[1]}
+    row |= {"dtype": str(bench.member.dtype).removeprefix("torch."), "meta_seeds": len(curves["rule"])}
+    row["methods"] = {name: numbers(name, curves, horizon, bench.setting.stochastic) for name in names}
+    if BEYOND in curves:
+        past = curves[BEYOND]
+        row["past_the_horizon"] = {m: median([o.at(m * horizon) for o in past]) for m in (1, 3, 10)}
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    row["comparisons"] = {name: against(name, curves, horizon, generator) for name in names if name != "rule"}
+    return row
+
+
+def meta_training(out: Path, family: str, kind: str, seeds: int) -> list[dict[str, Any]]:
+    """Seconds and failed tasks of each meta-training."""
+    paths = [folder_of(out, family, kind, seed) / FINISHED for seed in range(seeds)]
+    return [read_json(path) for path in paths if path.exists()]

@@ -1,0 +1,199 @@
+"""The rules that held_out.py meta-trains: per family one setting, three kinds of rule, as many meta-seeds as wanted.
+
+rule               the equivariant rule
+no teleport        the same without elements, trained in the same way
+random teleport    the same with random elements of learned size, trained in the same way
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from held_out_families import FAMILIES
+
+from meta_teleport.controls import RandomElements
+from meta_teleport.learned.bases import BASES
+from meta_teleport.learned.equivariant import Equivariant
+from meta_teleport.learned.load import build, load
+from meta_teleport.learned.rule import Rule
+from meta_teleport.meta.settings import Training
+from meta_teleport.meta.training import Progress, train
+from meta_teleport.record import Run, read_json, write_json
+from meta_teleport.tasks.family import TaskFamily
+from meta_teleport.tasks.mixture import Mixture
+from meta_teleport.terminal import stopping, training_bar
+
+KINDS = ("rule", "no teleport", "random teleport")
+FIRST_SIZE = 0.1
+FINISHED = "finished.json"
+
+
+class Stopped(Exception):
+    """Meta-training was asked to stop; the same command goes on from there."""
+
+
+class RandomTeleports(RandomElements):
+    """The equivariant rule of these ``arguments`` with random elements, drawn from ``seed``, in place of its own; only
+    their sizes are learned. They start above zero, where the gradient of a size vanishes."""
+
+    def __init__(self, arguments: dict[str, Any], seed: int = 0) -> None:
+        rule = Equivariant(**arguments)
+        torch.nn.init.constant_(rule.element_head.bias, FIRST_SIZE)
+        super().__init__(rule, torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Arguments of :class:`Equivariant`, and how it is trained. Both twins have the same but for their elements."""
+
+    arguments: dict[str, Any]
+    training: Training = field(default_factory=Training)
+
+
+INTERPOLATING = Recipe(
+    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 1},
+    Training(
+        meta_steps=400,
+        tasks=24,
+        window=10,
+        horizon=20,
+        lr_update=1e-2,
+        lr_element=1e-2,
+        floor=1e-26,
+        increase_penalty=10.0,
+        staggered=False,
+    ),
+)
+FACTORS = Recipe(
+    {"update": "adam", "bases": list(BASES), "horizon": 300, "every": 5, "averaging": 0.9, "size": 2.0, "start": -1.5},
+    Training(
+        meta_steps=200,
+        tasks=12,
+        window=60,
+        horizon=300,
+        lr_update=5e-3,
+        lr_element=5e-3,
+        floor=1e-12,
+        clip=0.3,
+        second_order=True,
+        errors=True,
+    ),
+)
+PLANE = Recipe(
+    {"update": "polyak", "bases": ["symmetric", "skew"], "size": 3.0, "horizon": 30},
+    Training(
+        meta_steps=600,
+        tasks=64,
+        window=10,
+        horizon=30,
+        lr_update=1e-2,
+        lr_element=1e-2,
+        floor=1e-26,
+        increase_penalty=1.0,
+    ),
+)
+RECIPES = {
+    "f1": INTERPOLATING,
+    "f2": INTERPOLATING,
+    "f2-large": Recipe(
+        {**FACTORS.arguments, "horizon": 240}, replace(FACTORS.training, horizon=240, second_order=False, tasks=24)
+    ),
+    "f3": FACTORS,
+    "f4": PLANE,
+    "f5": Recipe(
+        {**FACTORS.arguments, "horizon": 240}, replace(FACTORS.training, horizon=240, second_order=False, errors=False)
+    ),
+    "f6": Recipe(FACTORS.arguments, replace(FACTORS.training, second_order=False, errors=False, tasks=4)),
+}
+SHARED = {"f2": "f1"}
+"""Families whose rules are those of another one."""
+
+
+def spec_of(family: str, kind: str, seed: int) -> dict[str, Any]:
+    """The class and arguments of one rule."""
+    arguments = RECIPES[family].arguments
+    if kind == "random teleport":
+        return {
+            "class_path": f"{__name__}.{RandomTeleports.__name__}",
+            "init_args": {"arguments": arguments, "seed": seed},
+        }
+    bases: dict[str, Any] = {"bases": []} if kind == "no teleport" else {}
+    path = f"{Equivariant.__module__}.{Equivariant.__qualname__}"
+    return {"class_path": path, "init_args": {**arguments, **bases}}
+
+
+def folder_of(out: Path, family: str, kind: str, seed: int) -> Path:
+    """The run folder of one meta-training."""
+    return out / "rules" / SHARED.get(family, family) / kind.replace(" ", "-") / f"seed{seed}"
+
+
+def training_of(family: str, smoke: bool) -> Training:
+    """How the rules of a family are meta-trained."""
+    training = RECIPES[family].training
+    return replace(training, meta_steps=6, tasks=2, save_every=3) if smoke else training
+
+
+def trained(out: Path, family: str, kind: str, seed: int, smoke: bool) -> tuple[Rule, float]:
+    """One rule, meta-trained as far as it has not been before, and the seconds that took.
+
+    Raises ``Stopped`` on Ctrl-C.
+    """
+    folder, training = folder_of(out, family, kind, seed), training_of(family, smoke)
+    if (folder / FINISHED).exists():
+        return load(folder), float(read_json(folder / FINISHED)["seconds"])
+    setting, resume, clock = FAMILIES[family], (folder / "training.safetensors").exists(), folder / "spent.json"
+    spent = read_json(clock) if resume and clock.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+    began = time.process_time()
+    rule = build(spec_of(family, kind, seed), None, seed)
+    config: dict[str, Any] = {
+        "task": {"class_path": family},
+        "rule": spec_of(family, kind, seed),
+        "training": asdict(training),
+    }
+    config |= {"seed": seed, "dtype": str(setting.dtype).removeprefix("torch.")}
+    run = Run.open(folder) if (folder / "config.json").exists() else Run.create(folder, config)
+    with stopping() as stop, training_bar(training.meta_steps) as bar:
+        done = train(
+            rule,
+            mixture(family),
+            training,
+            seed=seed,
+            dtype=setting.dtype,
+            run=run,
+            resume=resume,
+            report=_report(f"{family}, {kind}, seed {seed}", bar),
+            should_stop=stop,
+        )
+    run.close()
+    seconds, busy = spent["seconds"] + done.seconds, spent["cpu_seconds"] + time.process_time() - began
+    report: dict[str, Any] = {
+        "meta_steps": done.meta_step,
+        "seconds": seconds,
+        "cpu_seconds": busy,
+        "failed": done.failed,
+    }
+    write_json(folder / FINISHED if done.finished else clock, report)
+    if not done.finished:
+        raise Stopped(f"stopped in the meta-training of {family}, {kind}, seed {seed}: the same command goes on")
+    return load(folder), seconds
+
+
+def mixture(family: str) -> TaskFamily:
+    """What the rules of a family are trained on."""
+    return Mixture([make() for make in FAMILIES[family].training])
+
+
+def _report(label: str, bar: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """Feeds the bar, and where there is none prints ten lines."""
+
+    def report(now: Progress) -> None:
+        if bar is not None:
+            bar(now)
+        elif now.meta_step % max(1, now.meta_steps // 4) == 0:
+            print(f"{label}: {now.meta_step} of {now.meta_steps}, {now.meta_loss:.3g}", file=sys.stderr, flush=True)
+
+    return report

@@ -1,0 +1,85 @@
+"""The results of held_out.py as Markdown."""
+
+from typing import Any
+
+RANDOM = ("no teleport", "random teleport")
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Meta-training, medians by size, and per size with all methods a table of these."""
+    lines = [f"# {content['title']}", "", *_training(content), "", *_sizes(content), ""]
+    for name, row in content["members"].items():
+        if len(row["methods"]) > len(RANDOM) + 3:
+            lines += [f"## {name}" + ("" if row["seen"] else " (unseen)"), "", *_methods(row), ""]
+    return "\n".join(lines)
+
+
+def _training(content: dict[str, Any]) -> list[str]:
+    lines = []
+    for kind, runs in content["meta_training"].items():
+        if runs:
+            seconds = [run["seconds"] for run in runs]
+            failed = sum(run["failed"] for run in runs)
+            busy = [run["cpu_seconds"] for run in runs]
+            spread = f"{min(seconds):.0f} to {max(seconds):.0f} s ({min(busy):.0f} to {max(busy):.0f} s of one core)"
+            lines.append(f"- {kind}: {len(runs)} meta-trainings of {spread}, {failed} tasks failed in them")
+    return lines
+
+
+def _sizes(content: dict[str, Any]) -> list[str]:
+    """The rule on every member: medians, largest ratio to the start, failures; the control in closed form beside."""
+    at = _goals(content)
+    head = ["tasks", "seen", "start", *(f"step {s}" for s in at), "largest / first", "failed", "undone", "s / step"]
+    whitening = "hand-written teleporter"
+    head += [f"{whitening}, step {s}" for s in at] + ["no teleport", "random teleport"]
+    lines = [f"| member | {' | '.join(head)} |", f"|---|{'---|' * len(head)}"]
+    for name, row in content["members"].items():
+        rule = row["methods"]["rule"]
+        cells = [str(row["tasks"]), "yes" if row["seen"] else "no", f"{rule['start']:.2g}"]
+        cells += [_value(rule, s) for s in at]
+        cells += [f"{rule['highest']:.3g}", str(rule["failed"]), str(rule["undone"]), f"{rule['seconds_per_step']:.1e}"]
+        cells += [_value(row["methods"].get(whitening), s) for s in at]
+        cells += [_value(row["methods"].get(twin), at[-2:][0]) for twin in RANDOM]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    steps = f"step {at[-2:][0]}"
+    return [*lines, "", f"Medians over tasks and meta-seeds; the twins at {steps}."]
+
+
+def _goals(content: dict[str, Any]) -> list[str]:
+    """The steps that all members share, as their keys."""
+    rows = [row["methods"]["rule"] for row in content["members"].values()]
+    key = "median_at" if rows and "median_at" in rows[0] else "median"
+    shared = [s for s in (rows[0][key] if rows else {}) if all(s in row[key] for row in rows)]
+    return shared if key == "median_at" and shared else [1]  # type: ignore[list-item]
+
+
+def _value(method: dict[str, Any] | None, step: Any) -> str:
+    if method is None:
+        return ""
+    values = method.get("median_at", method["median"])
+    return f"{values[step]:.1e}" if step in values else ""
+
+
+def _methods(row: dict[str, Any]) -> list[str]:
+    """All methods on one member; the ratio is rule over method."""
+    multiples = sorted({m for method in row["methods"].values() for m in method["median"]}, key=int)
+    head = [*(f"{m}x" for m in multiples), "rule / method, equal steps", "won", "equal time", "won"]
+    head += ["largest / first", "failed", "s / step"]
+    lines = [f"| method | {' | '.join(head)} |", f"|---|{'---|' * len(head)}"]
+    for name, method in sorted(row["methods"].items(), key=lambda item: item[1]["median"][multiples[0]]):
+        cells = [f"{method['median'][m]:.2e}" if m in method["median"] else "" for m in multiples]
+        versus = row["comparisons"].get(name)
+        for part in ("equal_steps", "equal_time"):
+            cells += ["", ""] if versus is None else [_ratio(versus[part]), f"{versus[part]['win_rate']:.0%}"]
+        cells += [f"{method['highest']:.3g}", str(method["failed"]), f"{method['seconds_per_step']:.1e}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    note = (
+        "log10 of the ratio, mean over tasks and meta-seeds, 95 % interval over both; * the method's runs end earlier"
+    )
+    return [*lines, "", f"{row['tasks']} tasks, {row['meta_seeds']} meta-seeds. {note}."]
+
+
+def _ratio(versus: dict[str, Any]) -> str:
+    low, high = versus["ci95"]
+    star = "" if versus.get("method_ran_as_long", True) else " *"
+    return f"{versus['log10_ratio']:+.2f} [{low:+.2f}, {high:+.2f}]{star}"
