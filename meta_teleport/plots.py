@@ -80,10 +80,10 @@ def _scale(left: Axes, right: Axes, evaluation: Evaluation) -> None:
 
 
 def _annotate(left: Axes, right: Axes, evaluation: Evaluation, horizon: int) -> None:
-    left.axvline(horizon, color="black", linewidth=1, linestyle=(0, (1, 3)))
-    left.text(
-        horizon, 1.01, f"trained horizon: {horizon}", transform=left.get_xaxis_transform(), ha="center", fontsize=9
-    )
+    if horizon <= evaluation.steps:
+        left.axvline(horizon, color="black", linewidth=1, linestyle=(0, (1, 3)))
+        place = {"transform": left.get_xaxis_transform(), "ha": "center", "fontsize": 9}
+        left.text(horizon, 1.01, f"trained horizon: {horizon}", **place)
     left.set_xlabel("step (one gradient evaluation each)")
     right.set_xlabel(f"seconds for {evaluation.tasks} tasks side by side")
     left.set_ylabel("loss: median over tasks (bands: 10 % to 90 %)")

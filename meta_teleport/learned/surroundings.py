@@ -20,14 +20,14 @@ def produced(site: Site, params: Params) -> Tensor:
     """V: all that produces the units, biases as columns, ``(tasks, *blocks, k, rest)``."""
     if isinstance(site, GeneralLinearSite):
         return site.producer.augmented(params)
-    return _stack(site.producers, params)
+    return _stack(site, site.producers, params)
 
 
 def consumed(site: Site, params: Params) -> Tensor:
     """U^T: all that consumes the units, ``(tasks, *blocks, k, rest)``."""
     if isinstance(site, PseudoInverseSite):
         return params[site.consumer.weight].mT
-    return _stack(site.consumers, params)
+    return _stack(site, site.consumers, params)
 
 
 def consumer_names(site: Site) -> set[str]:
@@ -37,6 +37,10 @@ def consumer_names(site: Site) -> set[str]:
     return {view.name for view in site.consumers}
 
 
-def _stack(views: Sequence[View], params: Params) -> Tensor:
+def _stack(site: Site, views: Sequence[View], params: Params) -> Tensor:
+    """The matrices side by side; without columns where a site has none on that side."""
     matrices = [view.matrix(params[view.name]) for view in views]
+    if not matrices:
+        like = next(iter(params.values()))
+        return like.new_zeros(len(like), *site.group.blocks, site.group.k, 0)
     return torch.cat(matrices, dim=-1) if len(matrices) > 1 else matrices[0]

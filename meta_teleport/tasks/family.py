@@ -50,7 +50,7 @@ class Tasks(ABC):
         """The loss of each task on the batch of its own ``step``, shape ``(tasks,)``."""
 
     def error(self, params: Params, step: Tensor) -> Tensor:
-        """What training is for, ``(tasks,)``: the loss, unless a family knows better (its expectation, without noise)."""
+        """What training is for, ``(tasks,)``: the loss, unless a family knows better (its expectation, say)."""
         return self.loss(params, step)
 
     def select(self, index: Tensor) -> Self:

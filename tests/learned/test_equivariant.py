@@ -20,6 +20,7 @@ from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import TaskFamily, Tasks
+from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
 from meta_teleport.teleportation.gauges import balanced
 
@@ -30,6 +31,7 @@ FAMILIES: dict[str, TaskFamily] = {
     "linear": GAUSSIAN(width=4, depth=3, action="linear", activation="identity", points=9, bias=True),
     "scaling": GAUSSIAN(width=4, depth=3, action="scaling", points=9, bias=True),
     "orthogonal": GAUSSIAN(width=4, action="linear", activation="identity", group="orthogonal"),
+    "plane": Functions("booth"),
     "factors": Factorization(rank=3, inputs=6, outputs=5, points=32, batch=4),
 }
 
