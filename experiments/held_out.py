@@ -2,7 +2,7 @@
 
     python experiments/held_out.py f1 f2               these families: meta-train, measure, report
     python experiments/held_out.py --parts report      tables and figures of what is finished
-    python experiments/held_out.py --smoke             all families in minutes, on a few tasks and a few meta-steps
+    python experiments/held_out.py --smoke             all families in minutes, on a few tasks of their first members
 
 Every (family, member, method, meta-seed) that is finished is a file under ``--out``; the same command goes on after a
 stop. Families and recipes: ``held_out_families.py``, ``held_out_rules.py``; methods: ``held_out_methods.py``.
@@ -21,6 +21,7 @@ from image_cli import say
 from meta_teleport.terminal import counting_bar
 
 PARTS = ("train", "measure", "report")
+SMOKE_MEMBERS = 2
 
 
 def work_through(jobs: list[Job]) -> None:
@@ -54,7 +55,8 @@ def main() -> None:
         if "train" in parts:
             work_through(list(training_jobs(args.out, family, args.meta_seeds, args.smoke)))
         if "measure" in parts:
-            benches = [bench_of(args.out, family, member, args.smoke) for member in FAMILIES[family].members]
+            members = FAMILIES[family].members[: SMOKE_MEMBERS if args.smoke else None]
+            benches = [bench_of(args.out, family, member, args.smoke) for member in members]
             work_through([job for bench in benches for job in measuring_jobs(args.out, bench, args.meta_seeds)])
         if "report" in parts:
             print(report(args.out, family, args.meta_seeds, args.smoke))

@@ -1,0 +1,294 @@
+"""The experiment on held-out tasks: its optimizers against others, its measurements, its statistics, a family on toy
+sizes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import laws
+import pytest
+import torch
+from torch import Tensor, nn
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.append(str(EXPERIMENTS))
+
+from held_out_families import F3, FAMILIES  # noqa: E402
+from held_out_jobs import bench_of, stretch  # noqa: E402
+from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
+from held_out_methods import Contestant, contestants  # noqa: E402
+from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, orthogonalised  # noqa: E402
+from held_out_rules import KINDS, RECIPES, RandomTeleports, folder_of, spec_of, trained  # noqa: E402
+from held_out_runs import Outcome, follow, run  # noqa: E402
+from held_out_statistics import against, at_time, lengths  # noqa: E402
+from held_out_tuning import tuned  # noqa: E402
+
+from meta_teleport.learned.classical import Adam, GradientDescent  # noqa: E402
+from meta_teleport.learned.load import build  # noqa: E402
+from meta_teleport.learned.rule import Observation, Rule  # noqa: E402
+from meta_teleport.meta.unroll import start, unroll  # noqa: E402
+from meta_teleport.methods import Method  # noqa: E402
+from meta_teleport.params import Params, axpy  # noqa: E402
+from meta_teleport.tasks.factorization import Factorization  # noqa: E402
+from meta_teleport.tasks.family import Tasks  # noqa: E402
+from meta_teleport.tasks.linear import DeepLinear  # noqa: E402
+from meta_teleport.tasks.regression import Regression  # noqa: E402
+from meta_teleport.teleportation.gauges import balanced  # noqa: E402
+
+
+def factors(generator: torch.Generator) -> Tasks:
+    family = Factorization(rank=3, inputs=6, outputs=5, points=64, batch=8)
+    return family.sample(3, generator, dtype=torch.float64)
+
+
+def losses_of(rule: Rule, tasks: Tasks, steps: int) -> Tensor:
+    with torch.no_grad():
+        return unroll(rule, {}, tasks, start(rule, tasks), steps)[0]
+
+
+def gradients_at(tasks: Tasks, params: Params) -> Params:
+    leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
+    loss = tasks.loss(leaves, torch.zeros(tasks.count, dtype=torch.long)).sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one(generator: torch.Generator) -> None:
+    for shape in ((3, 5, 9), (3, 9, 5)):
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        u, before, v = torch.linalg.svd(x, full_matrices=False)
+        values = (u.mT @ orthogonalised(x) @ v.mT).diagonal(dim1=-2, dim2=-1)
+        assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+        assert float((before / before[:, :1]).min()) < 0.5
+
+
+def test_muon_is_that_of_torch(generator: torch.Generator) -> None:
+    family = DeepLinear(width=4, depth=2, inputs=6, outputs=3, batch=None)
+    tasks = family.sample(1, generator, dtype=torch.float64)
+    with torch.no_grad():
+        params = unroll(Muon(0.02), {}, tasks, start(Muon(0.02), tasks), 5)[1].params
+    for name, expected in muon(tasks, 0.02, 5).items():
+        moved, expected = params[name][0] - tasks.params[name][0], expected - tasks.params[name][0]
+        assert float((moved - expected).norm() / expected.norm()) < 0.03  # torch orthogonalises in bfloat16
+        assert float((moved + expected).norm() / expected.norm()) > 1
+
+
+def muon(tasks: Tasks, lr: float, steps: int) -> Params:
+    """The parameters after torch's Muon; by its formulas where torch has none."""
+    own = {name: nn.Parameter(p[0].clone()) for name, p in tasks.params.items()}
+    made = getattr(torch.optim, "Muon", None)
+    optimizer = made(own.values(), lr=lr, weight_decay=0.0) if made else None
+    momentum = {name: torch.zeros_like(p) for name, p in own.items()}
+    for _ in range(steps):
+        gradients = gradients_at(tasks, {name: p.detach()[None] for name, p in own.items()})
+        for name, p in own.items():
+            p.grad = gradients[name][0]
+            momentum[name] = torch.lerp(p.grad, momentum[name], 0.95)
+            if optimizer is None:
+                direction = orthogonalised(torch.lerp(p.grad, momentum[name], 0.95)[None])[0]
+                p.data -= lr * max(1, p.shape[0] / p.shape[1]) ** 0.5 * direction
+        if optimizer is not None:
+            optimizer.step()
+    return {name: p.detach() for name, p in own.items()}
+
+
+def test_the_first_step_of_shampoo_is_the_orthogonal_factor(generator: torch.Generator) -> None:
+    tasks = DeepLinear(width=4, depth=2, batch=None).sample(3, generator, dtype=torch.float64)
+    rule = Shampoo(0.1)
+    observation = Observation(
+        tasks.params, gradients_at(tasks, tasks.params), torch.ones(3).double(), torch.zeros(3, dtype=torch.long)
+    )
+    update = rule(observation, rule.init(tasks.params, tasks.symmetry))[0].update
+    for name, g in observation.gradients.items():
+        u, _, v = torch.linalg.svd(g, full_matrices=False)
+        laws.assert_close(update[name], -0.1 * u @ v, 1e-6)
+        laws.must_fail(laws.assert_close, update[name], -0.1 * g / g.norm(), 1e-2)
+
+
+def test_fourth_roots(generator: torch.Generator) -> None:
+    x = torch.randn(2, 5, 9, generator=generator, dtype=torch.float64)
+    gram = x @ x.mT
+    root = fourth_root(gram, torch.ones(2))
+    laws.assert_close(root @ root @ root @ root @ gram, torch.eye(5, dtype=torch.float64).expand(2, 5, 5), 1e-9)
+    assert not fourth_root(torch.zeros_like(gram), torch.ones(2)).any()
+
+
+def test_falling_steps_end_at_zero(generator: torch.Generator) -> None:
+    tasks = factors(generator)
+    losses = losses_of(Falling(GradientDescent(0.01), 4), tasks, 8)
+    params = tasks.params
+    for number in range(4):
+        update = gradients_at_step(tasks, params, number)
+        params = axpy(-0.01 * (1 - number / 4), update, params)
+    laws.assert_close(losses[7], tasks.loss(params, torch.full((3,), 8)), 1e-12)
+
+
+def gradients_at_step(tasks: Tasks, params: Params, number: int) -> Params:
+    leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
+    loss = tasks.loss(leaves, torch.full((tasks.count,), number)).sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def test_moves_to_a_gauge_keep_the_loss_and_reach_it(generator: torch.Generator) -> None:
+    tasks = factors(generator)
+    still = InGauge(GradientDescent(0.0), balanced, every=2)
+    losses = losses_of(still, tasks, 2)
+    laws.assert_close(losses[1], tasks.loss(tasks.params, torch.full((3,), 2)), 1e-12)
+    with torch.no_grad():
+        params = unroll(still, {}, tasks, start(still, tasks), 2)[1].params
+    a, b = params["A"], params["B"]
+    laws.assert_close(a @ a.mT, b.mT @ b, 1e-9)
+    laws.must_fail(laws.assert_close, tasks.params["A"], a, 1e-3)
+
+
+def test_moments_move_with_the_gauge(generator: torch.Generator) -> None:
+    tasks = factors(generator)
+    plain, moved = Adam(0.05), InGauge(Adam(0.05), balanced, every=2)
+    first = start(moved, tasks)
+    with torch.no_grad():
+        state = unroll(moved, {}, tasks, first, 2)[1].state
+        kept = unroll(plain, {}, tasks, start(plain, tasks), 2)[1].state
+    pairing = [(s.first["B"].mT @ s.first["B"]) @ (s.first["A"] @ s.first["A"].mT) for s in (state, kept)]
+    laws.assert_close(*(torch.linalg.eigvals(m).abs().sort().values for m in pairing), 1e-9)
+    laws.must_fail(laws.assert_close, state.first["A"], kept.first["A"], 1e-3)
+
+
+def test_levenberg_marquardt_solves_a_linear_problem_at_once(generator: torch.Generator) -> None:
+    family = Regression(width=4, points=3, inputs=4, data="gaussian", activation="identity")
+    tasks = family.sample(10, generator, dtype=torch.float64)
+    jacobian, residual = linearised(tasks, tasks.params)
+    gradient = torch.cat([g.flatten(1) for g in gradients_at(tasks, tasks.params).values()], 1)
+    laws.assert_close((jacobian.mT @ residual[..., None])[..., 0], gradient, 1e-10)
+    method, params, losses = LevenbergMarquardt(1e-6), tasks.params, [tasks.total_loss(tasks.params)]
+    for number in range(30):
+        params = method(tasks, params, torch.full((10,), number))
+        losses.append(tasks.total_loss(params))
+    curve = torch.stack(losses)
+    assert bool((curve.diff(dim=0) <= 0).all())
+    assert float((curve[-1] / curve[0]).max()) < 1e-20
+
+
+def test_errors_are_followed_where_batches_are_small(generator: torch.Generator, tmp_path: Path) -> None:
+    tasks = factors(generator)
+    setting = F3.__class__("toy", (), (), horizon=6, stochastic=True, measured=3)
+    method = Method("gd", "baseline", GradientDescent(0.01))
+    found = follow(method, tasks, 7, setting)
+    assert found.steps.tolist() == [0, 2, 4, 6, 7]
+    with torch.no_grad():
+        errors, _ = unroll(method.rule, {}, tasks, start(method.rule, tasks), 7, errors=True)
+    laws.assert_close(found.at(4), errors[3], 1e-12)
+    laws.must_fail(laws.assert_close, found.at(4), losses_of(method.rule, tasks, 4)[3], 1e-3)
+    found.save(tmp_path / "a" / "b.safetensors")
+    again = Outcome.load(tmp_path / "a" / "b.safetensors")
+    assert torch.equal(again.values, found.values) and again.numbers == found.numbers
+    far = follow(Method("gd", "baseline", GradientDescent(1e9)), tasks, 6, setting)
+    assert far.numbers["failed"] == 3 and far.numbers["highest"] == pytest.approx(1e6)
+
+
+def outcome(values: list[list[float]], seconds: list[float], steps: list[int]) -> Outcome:
+    wide = [torch.tensor(x, dtype=torch.float64) for x in (values, seconds)]
+    return Outcome(wide[0], torch.tensor(steps), wide[1], {})
+
+
+def test_values_at_a_time() -> None:
+    values = torch.tensor([[1e4], [1e2], [1.0]], dtype=torch.float64)
+    seconds = torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64)
+    found = [float(at_time(seconds, values, when)[0]) for when in (0.0, 1.0, 2.0, 3.0, 9.0)]
+    assert found == pytest.approx([1e4, 1e3, 1e2, 1e1, 1.0])
+
+
+def test_the_rule_against_a_method_at_equal_steps_and_time(generator: torch.Generator) -> None:
+    rule = outcome([[100.0, 100.0], [1.0, 1.0]], [0.0, 6.0], [0, 2])
+    other = outcome([[100.0, 100.0], [10.0, 10.0]], [0.0, 2.0], [0, 2])
+    longer = outcome([[100.0, 100.0], [0.1, 0.1]], [0.0, 6.0], [0, 6])
+    curves = {"rule": [rule], "other": [other], "other, x3": [longer]}
+    found = against("other", curves, 2, generator)
+    assert found["equal_steps"]["log10_ratio"] == pytest.approx(-1)
+    assert found["equal_steps"]["win_rate"] == 1
+    assert found["equal_time"]["log10_ratio"] == pytest.approx(1)
+    assert found["equal_time"]["method_ran_as_long"]
+    assert not against("other", {"rule": [rule], "other": [other]}, 2, generator)["equal_time"]["method_ran_as_long"]
+    assert {m: float(v[0][0]) for m, v in lengths("other", curves, 2).items()} == {1: 10.0, 3: 0.1}
+
+
+def test_tuning_finds_the_step_size_beyond_its_grid(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, "f1", FAMILIES["f1"].members[3], True)
+    tasks = bench.sample(2, 1, "train")
+
+    def build(settings: Any, tasks: Tasks, steps: int) -> Method:
+        return Method("gd", "baseline", GradientDescent(settings["lr"]))
+
+    edge = Contestant("GD", build, {"lr": [1e-7, 1e-6, 1e-5]})
+    best = tuned(edge, tasks, bench.setting, 4, tmp_path / "gd.json")
+    scores = [
+        run(build({"lr": lr}, tasks, 4), tasks, 4, bench.setting).values[-1].log10().mean() for lr in (1e-5, best["lr"])
+    ]
+    assert best["lr"] > 1e-5 and float(scores[1]) < float(scores[0])
+    assert tuned(edge, tasks, bench.setting, 4, tmp_path / "gd.json") == best
+
+
+@pytest.mark.parametrize("family", ["f1", "f3"])
+def test_every_method_makes_progress(family: str) -> None:
+    member = FAMILIES[family].members[0]
+    bench = bench_of(Path("unused"), family, member, True)
+    tasks = bench.sample(2, 0, "train")
+    names = []
+    for contestant in contestants(tasks, bench.setting):
+        settings = {axis: grid[len(grid) // 3] for axis, grid in contestant.axes.items()}
+        settings |= {name: values[0] for name, values in contestant.choices.items()}
+        found = run(contestant.build(settings, tasks, 4), tasks, 4, bench.setting)
+        assert bool(torch.isfinite(found.values).all()), contestant.name
+        assert not torch.equal(found.values[0], found.values[-1]), contestant.name
+        names.append(contestant.name)
+    wanted = {"GD", "Adam", "Muon", "Shampoo", "Adam, gradient-norm teleport"}
+    wanted |= {"Levenberg-Marquardt", "L-BFGS"} if family == "f1" else {"scaled GD", "Adam, tuned gauge"}
+    assert wanted <= set(names)
+
+
+def test_horizons_are_stretched_all_through() -> None:
+    rule = build(spec_of("f3", "random teleport", 0), None)
+    assert isinstance(rule, RandomTeleports)
+    longer = stretch(rule, 3)
+    assert (longer.rule.horizon, longer.rule.update.horizon) == (900, 900)
+    assert (rule.rule.horizon, rule.rule.update.horizon) == (300, 300)
+
+
+def test_recipes_fit_the_families_and_twins_the_rule() -> None:
+    assert RECIPES.keys() == FAMILIES.keys()
+    for family, recipe in RECIPES.items():
+        assert recipe.training.horizon == recipe.arguments["horizon"] == FAMILIES[family].horizon
+        for kind in KINDS:
+            rule = build(spec_of(family, kind, 3), None)
+            assert any(True for _ in rule.parameters())
+        assert build(spec_of(family, "no teleport", 0), None).bases == ()
+
+
+def test_a_finished_meta_training_is_not_repeated(tmp_path: Path) -> None:
+    first, seconds = trained(tmp_path, "f1", "random teleport", 0, True)
+    file = folder_of(tmp_path, "f1", "random teleport", 0) / "rule.safetensors"
+    written = file.stat().st_mtime_ns
+    again, known = trained(tmp_path, "f2", "random teleport", 0, True)
+    assert seconds == known and file.stat().st_mtime_ns == written
+    for name, p in first.named_parameters():
+        torch.testing.assert_close(p, dict(again.named_parameters())[name])
+    assert any(
+        not torch.equal(p, q)
+        for p, q in zip(first.parameters(), build(spec_of("f1", "random teleport", 0), None).parameters(), strict=True)
+    )
+
+
+@pytest.mark.slow
+def test_a_family_from_end_to_end(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXPERIMENTS / "held_out.py"), "f3", "--smoke", "--meta-seeds", "1"]
+    command += ["--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "held_out-f3.json").read_text())
+    row = content["members"]["noisy"]
+    assert row["methods"]["rule"]["failed"] == 0 and "Adam, tuned gauge" in row["comparisons"]
+    assert (tmp_path / "held_out-f3.png").exists()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and "min left" not in again.stderr
+    wrong = subprocess.run([*command[:2], "f9"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "unknown 'f9'" in wrong.stderr
