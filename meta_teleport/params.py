@@ -54,7 +54,15 @@ def dot(x: Params, y: Params) -> Tensor:
 
 def norm(x: Params) -> Tensor:
     """The Euclidean norm over all parameters, shape ``(tasks,)``. Not differentiable at zero."""
-    return torch.stack([rows(tensor).norm(dim=1) for tensor in x.values()]).norm(dim=0)
+    return norms(x).norm(dim=1)
+
+
+def norms(x: Params) -> Tensor:
+    """The Euclidean norm of each parameter, shape ``(tasks, parameters)``."""
+    tensors = list(x.values())
+    if len(tensors[0]) == 1:
+        return torch.stack(torch._foreach_norm(tensors)).unsqueeze(0)
+    return torch.stack([rows(tensor).norm(dim=1) for tensor in tensors], 1)
 
 
 def flatten(params: Params) -> Tensor:

@@ -18,7 +18,7 @@ GRAMS = ("activations", *WEIGHTS)
 EQUIVARIANT = (*GRAMS, "symmetric", "skew", "identity")
 BASES = (*EQUIVARIANT, "axes")
 INVARIANTS = 2 * len(GRAMS) + 5
-ACTIVATION_FLOOR = 1e-14
+ACTIVATION_FLOOR, DIAGONAL_FLOOR = 1e-14, 1e-3
 LOG_SCALE = 10.0
 
 
@@ -47,7 +47,8 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
     if h is not None:
         grams["activations"] = h.reshape(len(h), -1, *h.shape[-1 if diagonal else -2 :])
     blank = torch.zeros_like(grams["incoming"])
-    least = {name: ACTIVATION_FLOOR if name == "activations" else floor for name in GRAMS if name in names}
+    floors = {"activations": ACTIVATION_FLOOR} if not diagonal else dict.fromkeys(GRAMS, DIAGONAL_FLOOR)
+    least = {name: floors.get(name, floor) for name in GRAMS if name in names}
     logs = (_diagonal_logs if diagonal else _logs)({name: grams.get(name, blank) for name in least}, least)
     moment = _moment(u, du, sizes[1] * sizes[3], diagonal)
     parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
@@ -78,8 +79,8 @@ def _diagonal_logs(grams: dict[str, Tensor], least: dict[str, float]) -> dict[st
     if not grams:
         return {}
     floor = next(iter(grams.values())).new_tensor(list(least.values()))[:, None, None, None]
-    matrix, values = log_diagonal(torch.stack(list(grams.values())), floor)
-    return dict(zip(grams, map(LogGram, matrix.unbind(), values.unbind()), strict=True))
+    found = log_diagonal(torch.stack(list(grams.values())), floor)
+    return {name: LogGram(matrix, matrix) for name, matrix in zip(grams, found.matrix.unbind(), strict=True)}
 
 
 def _moment(u: Tensor, du: Tensor, size: Tensor, diagonal: bool) -> Tensor:
@@ -132,14 +133,14 @@ def _invariants(logs: dict[str, LogGram], sizes: list[Tensor], moment: Tensor, d
     and the norms of its two parts; ``(tasks, rows, INVARIANTS)``."""
     v, u, dv, du = sizes
     zero = torch.zeros_like(v)
-    numbers = []
-    for name in GRAMS:
-        numbers += (
-            [logs[name].eigenvalues.amax(-1) / LOG_SCALE, logs[name].eigenvalues.mean(-1) / LOG_SCALE]
-            if name in logs
-            else [zero, zero]
-        )
-    numbers += [log_ratio(v, u) / LOG_SCALE, log_ratio(dv, du) / LOG_SCALE]
+    numbers = dict.fromkeys(GRAMS, (zero, zero))
+    if logs:
+        eigenvalues = torch.stack([log.eigenvalues for log in logs.values()])
+        ends = torch.stack([eigenvalues.amax(-1), eigenvalues.mean(-1)], 1) / LOG_SCALE
+        numbers |= dict(zip(logs, (pair.unbind() for pair in ends.unbind()), strict=True))
+    numbers = [x for name in GRAMS for x in numbers[name]]
+    ratios = log_ratio(torch.stack([v, dv]), torch.stack([u, du])) / LOG_SCALE
+    numbers += ratios.unbind()
     if diagonal:
         numbers += [moment.sum(-1), moment.norm(dim=-1), zero]
     else:

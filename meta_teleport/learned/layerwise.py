@@ -2,7 +2,7 @@
 
 A small LSTM, shared by all parameters of all layers, reads per parameter p what :mod:`context` says of the task and
 
-    log(|g_p| / |G|), cos(g_p, m_p), log(|p| / |p_0|), is p produced / consumed by a site (1 or 0),
+    log(|g_p| / |G|), cos(g_p, m_p), log(rms(p) sqrt(fan-in)), is p produced / consumed by a site (1 or 0),
 
 and gives a log step length and weights of its directions. Directions, in natural units:
 
@@ -24,7 +24,7 @@ from meta_teleport.learned.context import FEATURES, Memory, log_ratio, no_memory
 from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.surroundings import consumer_names
-from meta_teleport.params import Params, per_task, rows
+from meta_teleport.params import Params, norms, per_task, rows
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.symmetry import Symmetry
 
@@ -37,12 +37,11 @@ GAIN = 4.0
 
 
 class LayerwiseState(NamedTuple):
-    """Recurrent state ``(tasks, parameters, hidden)``, memory of the context, first norms of the parameters
-    ``(tasks, parameters)``, running means of gradients (one per decay, or none) and of their squares (or none)."""
+    """Recurrent state ``(tasks, parameters, hidden)``, memory of the context, running means of gradients
+    (one per decay, or none) and of their squares (or none)."""
 
     cells: tuple[CellState, ...]
     memory: Memory
-    norms: Tensor
     means: tuple[Params, ...]
     squares: Params
 
@@ -86,7 +85,6 @@ class Layerwise(Rule):
         return LayerwiseState(
             (CellState(zero, zero),),
             no_memory(first),
-            _norms(params),
             (blank,) * len(DECAYS) if averaged else (),
             blank if averaged else {},
         )
@@ -94,7 +92,7 @@ class Layerwise(Rule):
     def forward(self, observation: Observation, state: LayerwiseState) -> tuple[Proposal, LayerwiseState]:
         context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
         means, squares = self._averages(observation, state)
-        features = self._features(context, observation, means, state.norms)
+        features = self._features(context, observation, means)
         tasks, count, _ = features.shape
         cells = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in state.cells)
         hidden, cells = self.lstm(features.flatten(0, 1), cells)
@@ -105,7 +103,7 @@ class Layerwise(Rule):
         else:
             update = self._polyak(observation, numbers[..., 0])
         cells = tuple(CellState(h.view(tasks, count, -1), c.view(tasks, count, -1)) for h, c in cells)
-        return Proposal(update), LayerwiseState(cells, memory, state.norms, means, squares)
+        return Proposal(update), LayerwiseState(cells, memory, means, squares)
 
     def transport(self, state: LayerwiseState, symmetry: Symmetry, elements: tuple[Element, ...]) -> LayerwiseState:
         if not state.means:
@@ -118,23 +116,19 @@ class Layerwise(Rule):
         if self.direction != "adam":
             return (), {}
         g = observation.gradients
-        means = tuple(
-            {name: torch.lerp(mean[name], g[name], 1 - decay) for name in g}
-            for decay, mean in zip(DECAYS, state.means, strict=True)
-        )
-        squares = {name: torch.lerp(state.squares[name], g[name] * g[name], 1 - self.beta2) for name in g}
-        return means, squares
+        means = tuple(_towards(mean, g, 1 - decay) for decay, mean in zip(DECAYS, state.means, strict=True))
+        return means, _towards(state.squares, {name: x * x for name, x in g.items()}, 1 - self.beta2)
 
-    def _features(self, context: Tensor, observation: Observation, means: tuple[Params, ...], norms: Tensor) -> Tensor:
+    def _features(self, context: Tensor, observation: Observation, means: tuple[Params, ...]) -> Tensor:
         """``(tasks, parameters, features)``."""
-        gradients = _norms(observation.gradients)
+        gradients = norms(observation.gradients)
         total = gradients.norm(dim=1, keepdim=True)
         alignment = torch.zeros_like(gradients)
         if means:
             products = _products(observation.gradients, means[1])
-            alignment = products / (gradients * _norms(means[1])).clamp(min=torch.finfo(gradients.dtype).tiny)
+            alignment = products / (gradients * norms(means[1])).clamp(min=torch.finfo(gradients.dtype).tiny)
         roles = gradients.new_tensor(_roles(observation.params, observation.symmetry)).expand(*gradients.shape, 2)
-        own = [log_ratio(gradients, total) / 3, alignment, log_ratio(_norms(observation.params), norms).clamp(-5, 5)]
+        own = [log_ratio(gradients, total) / 3, alignment, _sizes(observation.params)]
         own.append(_spreads(observation))
         shared = context.unsqueeze(1).expand(-1, gradients.shape[1], -1)
         return torch.cat([shared, torch.stack(own, -1), roles], -1)
@@ -173,9 +167,16 @@ class Layerwise(Rule):
         return update
 
 
-def _norms(params: Params) -> Tensor:
-    """The norm of each parameter, ``(tasks, parameters)``."""
-    return torch.stack([rows(p).norm(dim=1) for p in params.values()], 1)
+def _sizes(params: Params) -> Tensor:
+    """``log(rms(p) sqrt(fan_in(p)))`` in [-5, 5], ``(tasks, parameters)``."""
+    units = [(p[0].numel() / fan_in(p)) ** 0.5 for p in params.values()]
+    sizes = norms(params)
+    return log_ratio(sizes, sizes.new_tensor(units)).clamp(-5, 5)
+
+
+def _towards(mean: Params, x: Params, weight: float) -> Params:
+    """``(1 - weight) mean + weight x``."""
+    return dict(zip(x, torch._foreach_lerp([mean[name] for name in x], list(x.values()), weight), strict=True))
 
 
 def _products(a: Params, b: Params) -> Tensor:

@@ -38,9 +38,9 @@ def consumer_names(site: Site) -> set[str]:
 
 
 def _stack(site: Site, views: Sequence[View], params: Params) -> Tensor:
-    """The matrices side by side; without columns where a site has none on that side."""
+    """The matrices side by side; a column of zeros where a site has none on that side."""
     matrices = [view.matrix(params[view.name]) for view in views]
     if not matrices:
         like = next(iter(params.values()))
-        return like.new_zeros(len(like), *site.group.blocks, site.group.k, 0)
+        return like.new_zeros(len(like), *site.group.blocks, site.group.k, 1)
     return torch.cat(matrices, dim=-1) if len(matrices) > 1 else matrices[0]
