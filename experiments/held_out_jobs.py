@@ -121,7 +121,7 @@ def measuring_jobs(out: Path, bench: Bench, seeds: int) -> Iterator[Job]:
     if bench.member.methods != "all":
         return
     for contestant in contestants(tasks, bench.setting):
-        for multiple in (m for m in bench.member.multiples if m <= contestant.longest):
+        for multiple in (m for m in sorted({1, 3, *bench.member.multiples}) if m <= contestant.longest):
             path = bench.path(contestant.name, f"-x{multiple}")
             work = partial(run_contestant, bench, contestant, multiple, path)
             yield Job(f"{name}: {contestant.name}, {multiple} horizons", path, work)

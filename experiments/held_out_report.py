@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from held_out_families import FAMILIES
 from held_out_figure import plot
+from held_out_goals import goals
 from held_out_jobs import BEYOND, HELD_OUT_SEED, Bench, bench_of
 from held_out_rules import FINISHED, KINDS, RECIPES, folder_of
 from held_out_runs import Outcome
@@ -40,6 +41,7 @@ def report(out: Path, family: str, seeds: int, smoke: bool) -> str:
         "hardware": {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()},
         "provenance": provenance(),
     }
+    content["goals"] = goals(content) if rows else []
     write_json(out / f"held_out-{family}.json", content)
     text = markdown(content)
     (out / f"held_out-{family}.md").write_text(text)

@@ -7,7 +7,7 @@ RANDOM = ("no teleport", "random teleport")
 
 def markdown(content: dict[str, Any]) -> str:
     """Meta-training, medians by size, and per size with all methods a table of these."""
-    lines = [f"# {content['title']}", "", *_training(content), "", *_sizes(content), ""]
+    lines = [f"# {content['title']}", "", *_training(content), "", *_goal_rows(content), "", *_sizes(content), ""]
     for name, row in content["members"].items():
         if len(row["methods"]) > len(RANDOM) + 3:
             lines += [f"## {name}" + ("" if row["seen"] else " (unseen)"), "", *_methods(row), ""]
@@ -24,6 +24,11 @@ def _training(content: dict[str, Any]) -> list[str]:
             spread = f"{min(seconds):.0f} to {max(seconds):.0f} s ({min(busy):.0f} to {max(busy):.0f} s of one core)"
             lines.append(f"- {kind}: {len(runs)} meta-trainings of {spread}, {failed} tasks failed in them")
     return lines
+
+
+def _goal_rows(content: dict[str, Any]) -> list[str]:
+    rows = [f"| {goal['claim']} | {goal['measured']} | {goal['verdict']} |" for goal in content["goals"]]
+    return ["| goal | measured | verdict |", "|---|---|---|", *rows]
 
 
 def _sizes(content: dict[str, Any]) -> list[str]:

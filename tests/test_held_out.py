@@ -16,6 +16,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
 from held_out_families import F3, FAMILIES  # noqa: E402
+from held_out_goals import goals  # noqa: E402
 from held_out_jobs import bench_of, stretch  # noqa: E402
 from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
@@ -210,6 +211,29 @@ def test_the_rule_against_a_method_at_equal_steps_and_time(generator: torch.Gene
     assert found["equal_time"]["method_ran_as_long"]
     assert not against("other", {"rule": [rule], "other": [other]}, 2, generator)["equal_time"]["method_ran_as_long"]
     assert {m: float(v[0][0]) for m, v in lengths("other", curves, 2).items()} == {1: 10.0, 3: 0.1}
+
+
+def member(step_20: float, highest: float, bounds: list[float], long: bool) -> dict[str, Any]:
+    at = {10: 1e-15, 20: step_20, 30: step_20}
+    rule = {"worst_seed_at": at, "highest": highest, "median": {1: 1.0, 10: 1.0}, "start": 2.0}
+    versus = {"equal_steps": {"ci95": bounds}, "equal_time": {"ci95": bounds, "method_ran_as_long": long}}
+    return {"dtype": "float64", "methods": {"rule": rule}, "comparisons": {"no teleport": versus, "Adam": versus}}
+
+
+def test_goals_are_judged_by_the_worst() -> None:
+    members = {"width 8": member(1e-22, 1.0, [], True), "width 9": member(1e-19, 1.5, [], True)}
+    runs = {"rule": [{"seconds": 90.0, "cpu_seconds": 30.0}]}
+    found = {g["claim"]: g for g in goals({"family": "f1", "members": members, "meta_training": runs})}
+    assert found["depth 2, float64: median below 1e-12 at step 10"]["verdict"] == "holds"
+    missed = found["depth 2, float64: median below 1e-20 at step 20"]
+    assert missed["verdict"] == "holds for 1 of 2 sizes" and "width 9 1.0e-19" in missed["measured"]
+    assert [g["verdict"] for c, g in found.items() if c.startswith("no task above")] == ["does not hold"]
+    assert found["meta-training under 60 s"]["verdict"] == "holds where the core is free"
+    members = {"a": member(1.0, 1.0, [-2.0, -1.0], False), "b": member(1.0, 1.0, [-1.0, 1.0], True)}
+    verdicts = {g["claim"]: g["verdict"] for g in goals({"family": "f3", "members": members})}
+    assert verdicts["better than the twin without teleports, equal steps"] == "holds in part"
+    assert verdicts["better than every first-order method, equal time"] == "does not hold"
+    assert verdicts["median at 10 horizons above that at 1 by no more than 1e-20 of the initial one"] == "holds"
 
 
 def test_tuning_finds_the_step_size_beyond_its_grid(tmp_path: Path) -> None:
