@@ -81,7 +81,9 @@ def _intervals(content: dict[str, Any]) -> Iterator[Goal]:
 
 
 def _count(content: dict[str, Any], group: set[str], part: str) -> tuple[list[str], list[str], list[str]]:
-    won, lost, other = [], [], []
+    won: list[str] = []
+    lost: list[str] = []
+    other: list[str] = []
     for name, row in content["members"].items():
         found = [c[part] for method, c in row["comparisons"].items() if method in group]
         below = all(c["ci95"][1] < 0 and c.get("method_ran_as_long", True) for c in found)
