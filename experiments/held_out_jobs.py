@@ -21,6 +21,7 @@ from learning_to_teleport import trained as trained_lstm
 
 from meta_teleport.learned.rule import Rule
 from meta_teleport.methods import Method
+from meta_teleport.record import revision
 from meta_teleport.tasks.family import Split, TaskFamily, Tasks
 from meta_teleport.tasks.regression import Regression
 
@@ -189,5 +190,5 @@ def run_method(
 ) -> None:
     """Measures a method and keeps the outcome under its name, meta-seed and length."""
     outcome = run(method, tasks, steps, bench.setting)
-    outcome.numbers.update(method=method.name, seed=seed, multiple=multiple)
+    outcome.numbers.update(method=method.name, seed=seed, multiple=multiple, **revision())
     outcome.save(path)

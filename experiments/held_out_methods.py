@@ -139,5 +139,6 @@ def _damped(settings: Settings, tasks: Tasks, steps: int) -> Method:
 
 
 def _method(name: str, rule: Rule, settings: Settings) -> Method:
-    plain = {key: value for key, value in settings.items() if isinstance(value, int | float | str)}
+    plain = {key: value for key, value in settings.items() if isinstance(value, int | float | tuple)}
+    plain |= getattr(settings.get("gauge"), "keywords", {})
     return Method(name, "baseline", rule, plain)

@@ -40,6 +40,7 @@ def report(out: Path, family: str, seeds: int, smoke: bool) -> str:
         "members": rows,
         "hardware": {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()},
         "provenance": provenance(),
+        "measured_at": sorted({row.pop("measured_at") for row in rows.values()}),
     }
     content["goals"] = goals(content) if rows else []
     write_json(out / f"held_out-{family}.json", content)
@@ -68,6 +69,7 @@ def member_row(bench: Bench, curves: Curves) -> dict[str, Any]:
     names = [name for name in curves if ", x" not in name and name != BEYOND]
     row: dict[str, Any] = {"seen": bench.member.seen, "tasks": curves["rule"][0].values.shape[1]}
     row |= {"dtype": str(bench.member.dtype).removeprefix("torch."), "meta_seeds": len(curves["rule"])}
+    row["measured_at"] = ", ".join(sorted({str(run.numbers["revision"]) for runs in curves.values() for run in runs}))
     row["methods"] = {name: numbers(name, curves, horizon, bench.setting.stochastic) for name in names}
     if BEYOND in curves:
         past = curves[BEYOND]
