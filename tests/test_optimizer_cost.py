@@ -1,0 +1,35 @@
+"""The experiment on the cost of learned optimizers, on toy sizes. Nothing here measures time."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.append(str(EXPERIMENTS))
+
+from optimizer_cost import NAMES, SMOKE, ProcessorClock, Subject, markdown, measure, rule  # noqa: E402
+
+
+def test_every_rule_is_measured_and_shown() -> None:
+    plan = replace(SMOKE, widths={"ReLU": (4,), "adapters": (12,)})
+    clock = ProcessorClock(plan.bursts, plan.seconds)
+    rows = [row for kind, (width,) in plan.widths.items() for row in measure(kind, width, plan, clock)]
+    expected = {"fused Adam", *NAMES, "adam, no teleports", "adam, a teleport every 10 steps"}
+    assert {row["rule"] for row in rows if row["network"] == "ReLU"} == expected
+    assert {(row["network"], row["sites"]) for row in rows} == {("ReLU", 2), ("adapters", 4)}
+    assert all(row["ratio"] > 0 and row.get("undone", 0) == 0 for row in rows)
+    shown = markdown(rows)
+    assert shown.count("fused Adam") == 2 and "**adapters**" in shown
+
+
+def test_what_is_measured_moves_the_network_and_teleports() -> None:
+    subject = Subject("linear", 3, 6)
+    before = [p.detach().clone() for p in subject.trained]
+    call, undone = subject.learned(rule("plain_adam"), step_alone=True)
+    for _ in range(3):
+        call()
+    far = max(float((p.detach() - q).abs().max()) for p, q in zip(subject.trained, before, strict=True))
+    assert far > 1e-3 and undone() == 0  # an update of 1e-5 alone could not
+    loss = float(subject.loss().detach())
+    still = Subject("linear", 3, 6, subject.symmetry)
+    assert abs(loss - float(still.loss().detach())) < 1e-2
