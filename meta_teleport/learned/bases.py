@@ -133,14 +133,12 @@ def _invariants(logs: dict[str, LogGram], sizes: list[Tensor], moment: Tensor, d
     and the norms of its two parts; ``(tasks, rows, INVARIANTS)``."""
     v, u, dv, du = sizes
     zero = torch.zeros_like(v)
-    numbers = dict.fromkeys(GRAMS, (zero, zero))
+    spectra = dict.fromkeys(GRAMS, (zero, zero))
     if logs:
-        eigenvalues = torch.stack([log.eigenvalues for log in logs.values()])
-        ends = torch.stack([eigenvalues.amax(-1), eigenvalues.mean(-1)], 1) / LOG_SCALE
-        numbers |= dict(zip(logs, (pair.unbind() for pair in ends.unbind()), strict=True))
-    numbers = [x for name in GRAMS for x in numbers[name]]
-    ratios = log_ratio(torch.stack([v, dv]), torch.stack([u, du])) / LOG_SCALE
-    numbers += ratios.unbind()
+        eigenvalues = torch.stack([log.eigenvalues for log in logs.values()]) / LOG_SCALE
+        spectra |= dict(zip(logs, zip(eigenvalues.amax(-1), eigenvalues.mean(-1), strict=True), strict=True))
+    numbers = [x for name in GRAMS for x in spectra[name]]
+    numbers += (log_ratio(torch.stack([v, dv]), torch.stack([u, du])) / LOG_SCALE).unbind()
     if diagonal:
         numbers += [moment.sum(-1), moment.norm(dim=-1), zero]
     else:
