@@ -18,6 +18,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "random elements, transported": {"color": "#7f7f7f", "linestyle": "--"},
     "tuned gauge, transported": {"color": "#9467bd", "linestyle": (0, (2, 3)), "linewidth": 2.2},
     "learned teleports, transported": {"color": "#2ca02c", "linewidth": 2.2},
+    "learned rule": {"color": "#2ca02c", "linewidth": 2.2, "linestyle": "--"},
+    "learned rule without teleports": {"color": "#2ca02c", "linestyle": ":"},
     "momentum": {"color": "#1f77b4", "linestyle": "--"},
     "scaled gradient descent": {"color": "#1f77b4"},
 }

@@ -1,11 +1,15 @@
-"""Learned teleports over plain Adam, against the gauges written by hand.
+"""Learned teleports against gauges written by hand: over plain Adam, and as a part of the pretrained rule.
 
     python experiments/learned_gauges.py                  both parts; writes learned_gauges.{json,md,png}
     python experiments/learned_gauges.py factorization    the first alone (lora: the second)
     python experiments/learned_gauges.py --smoke          both on toy sizes, in seconds
 
-The problems and the tuning are those of factors.py. The learned teleports are those of the pretrained rule, every 5
-steps, its updates replaced by those of Adam: meta-trained on 24 x 24 problems of rank 4, and on no transformer.
+The problems and the tuning are those of factors.py. None of the rules is tuned, and none has seen problems of this size
+(they were meta-trained on 24 x 24 maps of rank 4) or a transformer:
+
+    learned teleports, transported       over Adam, whose step size is tuned (adam_teleports.yaml)
+    learned rule                         mt.load("pretrained"): teleports and step lengths (pretrained.yaml)
+    learned rule without teleports       its twin, meta-trained in the same way (pretrained.yaml, --rule.bases '[]')
 """
 
 import argparse
@@ -36,6 +40,7 @@ from factors import (
 from teleported_training import Method
 from torch import Tensor
 
+from meta_teleport.errors import UserError
 from meta_teleport.learned.classical import Adam
 from meta_teleport.learned.equivariant import Equivariant
 from meta_teleport.learned.load import load
@@ -45,6 +50,7 @@ from meta_teleport.tasks.family import SPLITS
 from meta_teleport.teleportation.gauges import principal_axes
 
 REGIMES: dict[str, dict[str, Any]] = {"noiseless": {}, "noisy": {"noise": 0.1}, "missing": {"missing": 0.5}}
+RULES = Path(__file__).parent / "results" / "rules"
 GRID = ((0.5, 1.0), (0.5, 2.0), (0.75, 1.0), (0.75, 2.0))
 BETA2 = 0.95
 LORA_BETA2 = 0.999
@@ -55,19 +61,36 @@ def learned(rule: Equivariant, steps: int, lr: Tensor, beta2: float) -> Equivari
     return rule.lasting(steps).over(Adam(lr, beta2=beta2))
 
 
-def entries(rule: Equivariant, steps: int, beta2: float, lrs: Any, grid: Any) -> dict[str, Entry]:
-    """Adam, the two gauges and the learned teleports, with the same step sizes to choose from."""
-    over = Method(partial(learned, rule, steps), arguments={"beta2": beta2})  # type: ignore[arg-type]
+def entries(rules: Path, steps: int, beta2: float, lrs: Any, grid: Any) -> dict[str, Entry]:
+    """Adam, gauges and learned teleports over it, with the same step sizes to choose from; then whole rules."""
+    teleports, twin = (equivariant(rules / f"{name}.safetensors") for name in ("adam_teleports", "without_teleports"))
+    whole = {"learned rule": equivariant("pretrained"), "learned rule without teleports": twin}
     methods = {
         "Adam": adam((beta2,)),
         "principal axes, transported": adam((beta2,), gauge=principal_axes),
         "tuned gauge, transported": uneven(grid, (beta2,)),
-        "learned teleports, transported": [over],
+        "learned teleports, transported": [Method(partial(learned, teleports, steps), arguments={"beta2": beta2})],
     }
-    return {name: Entry(variants, lrs) for name, variants in methods.items()}
+    return {
+        **{name: Entry(variants, lrs) for name, variants in methods.items()},
+        **{name: Entry([Method(partial(lasting, r, steps), falls=False)], (1.0,)) for name, r in whole.items()},
+    }
 
 
-def factorization(rule: Equivariant, smoke: bool) -> dict[str, Any]:
+def lasting(rule: Equivariant, steps: int, lr: Tensor) -> Equivariant:
+    """The rule as it is, stretched to last for ``steps`` steps; it has no step size."""
+    return rule.lasting(steps)
+
+
+def equivariant(name: str | Path) -> Equivariant:
+    """A saved rule. Raises ``UserError`` if it is none that teleports factors of every size."""
+    rule = load(name)
+    if not isinstance(rule, Equivariant):
+        raise UserError(f"{name} is a {type(rule).__name__}: give an equivariant rule")
+    return rule
+
+
+def factorization(rules: Path, smoke: bool) -> dict[str, Any]:
     """Per regime the report of every method."""
     found, steps = {}, 20 if smoke else STEPS
     grid = GRID[:: 4 if smoke else 1]
@@ -77,11 +100,11 @@ def factorization(rule: Equivariant, smoke: bool) -> dict[str, Any]:
         tuning, fresh = (family.sample(3 if smoke else PROBLEMS, generator, split) for split in SPLITS)
         benchmark = Benchmark(tuning, fresh, steps, lambda tasks: tasks.relative_error)
         scopes = {f"beta2 = {BETA2}": lambda method: True}
-        found[regime] = collect(regime, entries(rule, steps, BETA2, ADAM_LRS, grid), benchmark, scopes)
+        found[regime] = collect(regime, entries(rules, steps, BETA2, ADAM_LRS, grid), benchmark, scopes)
     return found
 
 
-def lora(rule: Equivariant, smoke: bool) -> dict[str, Any]:
+def lora(rules: Path, smoke: bool) -> dict[str, Any]:
     """The report of every method on adapters, and how good the pre-trained models are."""
     sizes, counts = (SMOKE_SIZES, (2, 3)) if smoke else (LORA_SIZES, (LORA_TUNING, PROBLEMS))
     (tuning, _), (fresh, excess) = (adaptation(sizes, count, seed) for seed, count in enumerate(counts))
@@ -91,7 +114,7 @@ def lora(rule: Equivariant, smoke: bool) -> dict[str, Any]:
     return {
         "pretrained": float(excess.quantile(0.5)),
         "before": float(fresh.excess(fresh.params).quantile(0.5)),
-        "adapters": collect("LoRA", entries(rule, steps, LORA_BETA2, LORA_LRS, LORA_GRID), benchmark, scopes),
+        "adapters": collect("LoRA", entries(rules, steps, LORA_BETA2, LORA_LRS, LORA_GRID), benchmark, scopes),
     }
 
 
@@ -99,17 +122,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("factorization", "lora", "all"), default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/learned_gauges"))
-    parser.add_argument("--rule", default="pretrained", help="a saved equivariant rule, by name or path")
+    parser.add_argument("--rules", type=Path, default=RULES, help="folder of the rules that are not in the package")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds; no claim")
     args = parser.parse_args()
-    rule, path = load(args.rule), args.out / "learned_gauges.json"
-    if not isinstance(rule, Equivariant):
-        parser.error(f"{args.rule} is a {type(rule).__name__}: give an equivariant rule")
+    path = args.out / "learned_gauges.json"
     content = read_json(path) if path.exists() else {}
     for name, part in (("factorization", factorization), ("lora", lora)):
         if args.part in (name, "all"):
             began = time.perf_counter()
-            content[name] = {"results": part(rule, args.smoke)}
+            content[name] = {"results": part(args.rules, args.smoke)}
             content[name] |= {"seconds": round(time.perf_counter() - began), "provenance": provenance()}
             args.out.mkdir(parents=True, exist_ok=True)
             write_json(path, content)

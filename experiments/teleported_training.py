@@ -29,7 +29,8 @@ class Method:
     itself teleports when it says so.
 
     ``arguments`` are the rule's beside the step size; ``recorded`` are settings of the gauge, for the record.
-    ``randomized`` makes it a control: the same with random elements as large as those of this method.
+    ``randomized`` makes it a control: the same with random elements as large as those of this method. ``falls``: step
+    sizes fall linearly to zero; not for rules that see to that themselves.
     """
 
     rule: Callable[..., Rule]
@@ -38,6 +39,7 @@ class Method:
     arguments: dict[str, float] = field(default_factory=dict)
     recorded: dict[str, float] = field(default_factory=dict)
     randomized: bool = False
+    falls: bool = True
 
 
 class Trained(NamedTuple):
@@ -125,7 +127,7 @@ def train(
     measure: Measure,
     measured: int = 20,
 ) -> Trained:
-    """Trains every task with its own step size, which falls linearly to zero, with a teleport every 10 steps.
+    """Trains every task with its own step size, with a teleport every 10 steps.
 
     ``measure`` gives the reported errors, at the start and ``measured`` times up to the end.
     """
@@ -138,7 +140,7 @@ def train(
         observation = observe(tasks, params, step + number, age)
         with torch.no_grad():
             proposal, state = rule(observation, state)
-        params, age = axpy(1 - number / steps, proposal.update, params), age + 1
+        params, age = axpy(1 - number / steps * method.falls, proposal.update, params), age + 1
         if proposal.algebra:
             elements = symmetry.exp_pairs(proposal.algebra)
             params, state = symmetry.move(params, elements), rule.transport(state, symmetry, elements)
@@ -163,6 +165,5 @@ def observe(tasks: Tasks, params: Params, step: Tensor, age: Tensor) -> Observat
     """Loss and gradient on the batch of ``step``; ``age`` is what the optimizer's bias correction counts."""
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     loss = tasks.loss(leaves, step)
-    gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
-    gradients = dict(zip(leaves, gradients, strict=True))
+    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
     return Observation(params, gradients, loss.detach(), age, symmetry=tasks.symmetry)

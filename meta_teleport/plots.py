@@ -82,7 +82,7 @@ def _scale(left: Axes, right: Axes, evaluation: Evaluation) -> None:
 def _annotate(left: Axes, right: Axes, evaluation: Evaluation, horizon: int) -> None:
     if horizon <= evaluation.steps:
         left.axvline(horizon, color="black", linewidth=1, linestyle=(0, (1, 3)))
-        place = {"transform": left.get_xaxis_transform(), "ha": "center", "fontsize": 9}
+        place: dict[str, Any] = {"transform": left.get_xaxis_transform(), "ha": "center", "fontsize": 9}
         left.text(horizon, 1.01, f"trained horizon: {horizon}", **place)
     left.set_xlabel("step (one gradient evaluation each)")
     right.set_xlabel(f"seconds for {evaluation.tasks} tasks side by side")

@@ -41,5 +41,5 @@ def test_smoke(tmp_path: Path) -> None:
     subprocess.run([*command, "factorization"], check=True, capture_output=True, cwd=tmp_path)
     content = json.loads((tmp_path / "learned_gauges.json").read_text())
     reports = content["factorization"]["results"]["noisy"]["beta2 = 0.95"]
-    assert set(reports) >= {"Adam", "principal axes, transported", "learned teleports, transported"}
+    assert set(reports) >= {"Adam", "learned teleports, transported", "learned rule", "learned rule without teleports"}
     assert (tmp_path / "learned_gauges.png").stat().st_size > 0
