@@ -17,7 +17,9 @@ from meta_teleport.measurement import WARM_UP_STEPS, Stopwatch, measure
 from meta_teleport.meta.unroll import FAILURE_FACTOR, Carry, start, unroll
 from meta_teleport.methods import Method
 from meta_teleport.params import Params, where
+from meta_teleport.tasks.classification import ClassificationTasks
 from meta_teleport.tasks.family import Tasks
+from meta_teleport.tasks.language import LanguageTasks
 
 LARGEST = 1e200
 
@@ -72,7 +74,7 @@ def follow(method: Method, tasks: Tasks, steps: int, setting: Setting) -> Outcom
     stops = sorted({*shown, *(s for at in jumps for s in (at, at + 1) if s <= steps)})
     _steps(method, tasks, start(method.rule, tasks), WARM_UP_STEPS)
     carry, clock = start(method.rule, tasks), Stopwatch(torch.device("cpu"))
-    rows, seconds, spent = [tasks.error(carry.params, carry.step)], [0.0], 0.0
+    rows, seconds, spent = [reported(tasks, carry)], [0.0], 0.0
     for first, last in pairwise(stops):
         with clock.running():
             if first in jumps:
@@ -80,12 +82,20 @@ def follow(method: Method, tasks: Tasks, steps: int, setting: Setting) -> Outcom
             carry = _steps(method, tasks, carry, last - first)
         spent += clock.lap()
         if last in shown:
-            rows.append(torch.where(carry.alive, tasks.error(carry.params, carry.step), FAILURE_FACTOR * rows[0]))
+            rows.append(torch.where(carry.alive, reported(tasks, carry), FAILURE_FACTOR * rows[0]))
             seconds.append(spent)
     values = torch.stack(rows).double().nan_to_num(LARGEST, LARGEST).clamp(max=LARGEST)
     numbers = {"failed": int((~carry.alive).sum()), "undone": int(carry.undone.sum()), "highest": highest(values)}
     times = torch.tensor(seconds, dtype=torch.float64)
     return Outcome(values, torch.tensor(shown), times, {**numbers, "settings": method.settings})
+
+
+def reported(tasks: Tasks, carry: Carry) -> Tensor:
+    """What counts, ``(tasks,)``: the loss on test images, or the excess over a language, where tasks have these, else
+    their error."""
+    if isinstance(tasks, ClassificationTasks):
+        return tasks.test_loss(carry.params)
+    return tasks.excess(carry.params) if isinstance(tasks, LanguageTasks) else tasks.error(carry.params, carry.step)
 
 
 def highest(values: Tensor) -> float:
