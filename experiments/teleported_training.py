@@ -166,4 +166,5 @@ def observe(tasks: Tasks, params: Params, step: Tensor, age: Tensor) -> Observat
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     loss = tasks.loss(leaves, step)
     gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
-    return Observation(params, gradients, loss.detach(), age, symmetry=tasks.symmetry)
+    grams = tasks.symmetry.grams(params, tasks.inputs(step))
+    return Observation(params, gradients, loss.detach(), age, (), grams, tasks.symmetry)

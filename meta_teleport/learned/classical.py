@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from meta_teleport.learned.lengths import falling
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -68,11 +69,19 @@ class Momentum(Rule):
 
 
 class Adam(Rule):
-    """Adam (Kingma and Ba 2015) with bias correction: torch's Adam."""
+    """Adam (Kingma and Ba 2015) with bias correction: torch's Adam; with a ``horizon``, step sizes fall linearly up to
+    there (see :func:`falling`)."""
 
-    def __init__(self, lr: Setting, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
+    def __init__(
+        self,
+        lr: Setting,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        horizon: int | None = None,
+    ) -> None:
         super().__init__()
-        self.lr, self.beta1, self.beta2, self.epsilon = lr, beta1, beta2, epsilon
+        self.lr, self.beta1, self.beta2, self.epsilon, self.horizon = lr, beta1, beta2, epsilon, horizon
 
     def init(self, params: Params, symmetry: Symmetry) -> Moments:
         zeros = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
@@ -84,6 +93,8 @@ class Adam(Rule):
         first = axpy(self.beta1, state.first, _scaled(1 - self.beta1, gradients))
         second = axpy(self.beta2, state.second, _scaled(1 - self.beta2, squares))
         step = self.lr / (1 - self.beta1**t)
+        if self.horizon is not None:
+            step = step * falling((t - 1) / self.tempo, self.horizon)
         correction = 1 - self.beta2**t
         update = {
             name: -per_task(step, m) * m / ((second[name] / per_task(correction, m)).sqrt() + self.epsilon)

@@ -40,7 +40,8 @@ from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
-UPDATES = ("polyak", "adam", "coordinatewise", "gd", "plain_adam")
+UPDATES = ("polyak", "adam", "coordinatewise", "gd", "plain_adam", "falling_adam")
+FALLING_BETA2 = 0.95
 UNIT_HIDDEN = 16
 
 
@@ -60,8 +61,9 @@ class Equivariant(Rule):
 
     Args:
         update: polyak or adam (learned step lengths, see :class:`Layerwise`), coordinatewise (see
-            :class:`Coordinatewise`, its hidden size is its own), gd or plain_adam (a plain optimizer with
-            the step size ``lr``, nothing learned).
+            :class:`Coordinatewise`, its hidden size is its own), gd, plain_adam or falling_adam (plain
+            optimizers with the step size ``lr``, nothing learned; the last falls to zero over the horizon, with
+            beta2 0.95).
         bases: What T is made of, names as in the module's docstring; all but axes if not given, none for no teleport.
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
@@ -71,7 +73,7 @@ class Equivariant(Rule):
         floor: Least eigenvalue of Gram matrices of weights and gradients, in units of their mean.
         safeguard: Roll back to the best point when a step has raised the loss (for full batches).
         start: log of the learned step lengths before training.
-        lr: Step size of gd and plain_adam.
+        lr: Step size of the plain updates.
         lead: Steps at the start that only teleport.
     """
 
@@ -209,6 +211,8 @@ def _update(name: str, hidden_size: int, horizon: int, start: float, lr: float) 
         return GradientDescent(lr)
     if name == "plain_adam":
         return Adam(lr)
+    if name == "falling_adam":
+        return Adam(lr, beta2=FALLING_BETA2, horizon=horizon)
     if name == "coordinatewise":
         return Coordinatewise(horizon=horizon, start=start)
     return Layerwise(name, hidden_size, horizon, start)  # type: ignore[arg-type]
