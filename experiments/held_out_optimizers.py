@@ -7,13 +7,16 @@ update.
 from typing import Any, NamedTuple
 
 import torch
-from teleported_training import Gauge, element, moved_state
+from teleported_training import Gauge, moved_state
 from torch import Tensor
 
 from meta_teleport.learned.classical import Adam, Moments, Setting
 from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params, axpy, per_task
+from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.drift import LIMIT
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -56,9 +59,21 @@ class InGauge(Rule):
         start = observation.params
         params = axpy(1.0, proposal.update, start)
         for site in observation.symmetry.sites:
-            g, _ = element(self.gauge, site, params)
+            g = usable(self.gauge(site, params), site)
             params, state = site.act(params, g), moved_state(site, state, g)
         return Proposal({name: p - start[name] for name, p in params.items()}), state
+
+
+def usable(g: Tensor, site: Site) -> Tensor:
+    """The element ``(tasks, *blocks, ...)``, but the identity for a task and block where it is not finite, or so
+    ill-conditioned that rounding could move the loss by more than 1e-4."""
+    diagonal = isinstance(site.group, PositiveScaling)
+    wide = g.double().nan_to_num(0.0, 0.0, 0.0)
+    values = wide.sort(descending=True).values if diagonal else torch.linalg.svdvals(wide)
+    used = values[..., 0] < LIMIT / torch.finfo(g.dtype).eps * values[..., -1]
+    used = used & g.isfinite().flatten(used.ndim).all(-1)
+    identity = site.group.identity(len(g), dtype=g.dtype, device=g.device)
+    return torch.where(used.reshape(used.shape + (1,) * (g.ndim - used.ndim)), g, identity)
 
 
 class MuonState(NamedTuple):
