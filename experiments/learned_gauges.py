@@ -30,6 +30,7 @@ from factors import (
     LORA_STEPS,
     LORA_TUNING,
     PROBLEMS,
+    SCALED_LRS,
     SMOKE_FAMILY,
     SMOKE_SIZES,
     STEPS,
@@ -37,7 +38,7 @@ from factors import (
     collect,
     uneven,
 )
-from teleported_training import Method
+from teleported_training import Method, ScaledGradientDescent
 from torch import Tensor
 
 from meta_teleport.errors import UserError
@@ -62,19 +63,27 @@ def learned(rule: Equivariant, steps: int, lr: Tensor, beta2: float) -> Equivari
 
 
 def entries(rules: Path, steps: int, beta2: float, lrs: Any, grid: Any) -> dict[str, Entry]:
-    """Adam, gauges and learned teleports over it, with the same step sizes to choose from; then whole rules."""
-    teleports, twin = (equivariant(rules / f"{name}.safetensors") for name in ("adam_teleports", "without_teleports"))
-    whole = {"learned rule": equivariant("pretrained"), "learned rule without teleports": twin}
+    """Adam, gauges and learned teleports over it, with the same step sizes to choose from."""
+    teleports = equivariant(rules / "adam_teleports.safetensors")
     methods = {
         "Adam": adam((beta2,)),
         "principal axes, transported": adam((beta2,), gauge=principal_axes),
         "tuned gauge, transported": uneven(grid, (beta2,)),
         "learned teleports, transported": [Method(partial(learned, teleports, steps), arguments={"beta2": beta2})],
     }
-    return {
-        **{name: Entry(variants, lrs) for name, variants in methods.items()},
-        **{name: Entry([Method(partial(lasting, r, steps), falls=False)], (1.0,)) for name, r in whole.items()},
+    return {name: Entry(variants, lrs) for name, variants in methods.items()}
+
+
+def whole(rules: Path, steps: int) -> dict[str, Entry]:
+    """The learned rule and its twin, which have no settings, and scaled gradient descent. Not for adapters here: the
+    rule reads activations, which these batches of transformers do not give."""
+    named = {
+        "learned rule": equivariant("pretrained"),
+        "learned rule without teleports": equivariant(rules / "without_teleports.safetensors"),
     }
+    methods = {name: Method(partial(lasting, rule, steps), falls=False) for name, rule in named.items()}
+    scaled = {"scaled gradient descent": Entry([Method(ScaledGradientDescent)], SCALED_LRS)}
+    return {name: Entry([method], (1.0,)) for name, method in methods.items()} | scaled
 
 
 def lasting(rule: Equivariant, steps: int, lr: Tensor) -> Equivariant:
@@ -100,7 +109,8 @@ def factorization(rules: Path, smoke: bool) -> dict[str, Any]:
         tuning, fresh = (family.sample(3 if smoke else PROBLEMS, generator, split) for split in SPLITS)
         benchmark = Benchmark(tuning, fresh, steps, lambda tasks: tasks.relative_error)
         scopes = {f"beta2 = {BETA2}": lambda method: True}
-        found[regime] = collect(regime, entries(rules, steps, BETA2, ADAM_LRS, grid), benchmark, scopes)
+        methods = entries(rules, steps, BETA2, ADAM_LRS, grid) | whole(rules, steps)
+        found[regime] = collect(regime, methods, benchmark, scopes)
     return found
 
 
