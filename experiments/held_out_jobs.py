@@ -1,7 +1,6 @@
 """The pieces of work of held_out.py: meta-trainings, and runs of one method on one member of a family."""
 
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -135,20 +134,10 @@ def run_rule(out: Path, bench: Bench, kind: str, seed: int, multiple: int, stret
     """One rule of one meta-seed; ``stretched``: told that its horizon is as long as the run."""
     rule, _ = trained(out, bench.family, kind, seed, bench.smoke)
     if stretched and bench.setting.stochastic:
-        rule = stretch(rule, multiple)
+        rule = rule.lasting(multiple * bench.setting.horizon)
     steps = bench.steps(multiple)
     method = Method(kind if stretched else BEYOND, "learned", rule)
     run_method(bench, method, bench.tasks(), steps, path, seed, multiple if bench.setting.stochastic else 1)
-
-
-def stretch(rule: Rule, multiple: int) -> Rule:
-    """The rule with a horizon so many times as long."""
-    copy = deepcopy(rule)
-    for module in copy.modules():
-        horizon = getattr(module, "horizon", None)
-        if isinstance(horizon, int):
-            module.horizon = multiple * horizon  # type: ignore[assignment]
-    return copy
 
 
 def run_contestant(bench: Bench, contestant: Contestant, multiple: int, path: Path) -> None:

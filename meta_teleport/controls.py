@@ -27,7 +27,8 @@ class WithoutElements(Rule):
 
     def __init__(self, rule: Rule) -> None:
         super().__init__()
-        self.rule, self.observes_hidden, self.observes_grams = rule, rule.observes_hidden, rule.observes_grams
+        self.rule, self.horizon = rule, getattr(rule, "horizon", None)
+        self.observes_hidden, self.observes_grams = rule.observes_hidden, rule.observes_grams
 
     def init(self, params: Params, symmetry: Symmetry) -> Any:
         return self.rule.init(params, symmetry)
@@ -43,7 +44,8 @@ class RandomElements(Rule):
 
     def __init__(self, rule: Rule, generator: torch.Generator) -> None:
         super().__init__()
-        self.rule, self.observes_hidden, self.observes_grams = rule, rule.observes_hidden, rule.observes_grams
+        self.rule, self.horizon = rule, getattr(rule, "horizon", None)
+        self.observes_hidden, self.observes_grams = rule.observes_hidden, rule.observes_grams
         self.generator = generator
 
     def init(self, params: Params, symmetry: Symmetry) -> Any:

@@ -17,7 +17,7 @@ sys.path.append(str(EXPERIMENTS))
 
 from held_out_families import F3, FAMILIES  # noqa: E402
 from held_out_goals import goals  # noqa: E402
-from held_out_jobs import bench_of, stretch  # noqa: E402
+from held_out_jobs import bench_of  # noqa: E402
 from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
 from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, orthogonalised, usable  # noqa: E402
@@ -282,12 +282,12 @@ def test_every_method_makes_progress(family: str) -> None:
     assert wanted <= set(names)
 
 
-def test_horizons_are_stretched_all_through() -> None:
+def test_runs_of_several_horizons_are_told_to_all_parts_of_a_rule() -> None:
     rule = build(spec_of("f3", "random teleport", 0), None)
     assert isinstance(rule, RandomTeleports)
-    longer = stretch(rule, 3)
-    assert (longer.rule.horizon, longer.rule.update.horizon) == (900, 900)
-    assert (rule.rule.horizon, rule.rule.update.horizon) == (300, 300)
+    longer = rule.lasting(900)
+    assert (longer.rule.tempo, longer.rule.update.tempo) == (3.0, 3.0)
+    assert (rule.rule.tempo, rule.rule.update.tempo) == (1.0, 1.0)
 
 
 def test_recipes_fit_the_families_and_twins_the_rule() -> None:
