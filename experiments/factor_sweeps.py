@@ -102,7 +102,7 @@ def results(
             medians = tuned.final[variant].quantile(0.5, -1).tolist()
             reports[scope] = {
                 **report(fresh, reference[scope]),
-                "at_edge": lr in (0, len(entry.lrs) - 1),
+                "at_edge": len(entry.lrs) > 1 and lr in (0, len(entry.lrs) - 1),
                 "tuning": {"lr": list(entry.lrs), "median": medians},
             }
         yield name, reports

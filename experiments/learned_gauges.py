@@ -2,6 +2,7 @@
 
     python experiments/learned_gauges.py                  both parts; writes learned_gauges.{json,md,png}
     python experiments/learned_gauges.py factorization    the first alone (lora: the second)
+    python experiments/learned_gauges.py report           tables and figure of what has been run
     python experiments/learned_gauges.py --smoke          both on toy sizes, in seconds
 
 The problems and the tuning are those of factors.py. None of the rules is tuned, and none has seen problems of this size
@@ -15,6 +16,7 @@ The problems and the tuning are those of factors.py. None of the rules is tuned,
 import argparse
 import time
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ from meta_teleport.learned.classical import Adam
 from meta_teleport.learned.equivariant import Equivariant
 from meta_teleport.learned.load import load
 from meta_teleport.record import provenance, read_json, write_json
+from meta_teleport.statistics import compare
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import SPLITS
 from meta_teleport.teleportation.gauges import principal_axes
@@ -55,6 +58,7 @@ RULES = Path(__file__).parent / "results" / "rules"
 GRID = ((0.5, 1.0), (0.5, 2.0), (0.75, 1.0), (0.75, 2.0))
 BETA2 = 0.95
 LORA_BETA2 = 0.999
+LEARNED = ("learned rule", "learned teleports, transported")
 
 
 def learned(rule: Equivariant, steps: int, lr: Tensor, beta2: float) -> Equivariant:
@@ -84,6 +88,25 @@ def whole(rules: Path, steps: int) -> dict[str, Entry]:
     methods = {name: Method(partial(lasting, rule, steps), falls=False) for name, rule in named.items()}
     scaled = {"scaled gradient descent": Entry([Method(ScaledGradientDescent)], SCALED_LRS)}
     return {name: Entry([method], (1.0,)) for name, method in methods.items()} | scaled
+
+
+def paired(content: dict[str, Any]) -> list[str]:
+    """What is learned against what is not: ratios of errors problem by problem, geometric means with intervals."""
+    parts: dict[str, dict[str, Any]] = {}
+    if "factorization" in content:
+        parts |= content["factorization"]["results"]
+    if "lora" in content:
+        parts["LoRA"] = content["lora"]["results"]["adapters"]
+    lines = ["| problem | learned | against | ratio of errors | lower error |", "|---|---|---|---|---|"]
+    for name, scopes in parts.items():
+        for reports in scopes.values():
+            errors = {method: torch.tensor(report["errors"]).unsqueeze(0) for method, report in reports.items()}
+            for a, b in product(LEARNED, set(errors) - set(LEARNED)):
+                if a in errors:
+                    found = compare(a, b, errors, 0, torch.Generator().manual_seed(0))
+                    ratio, low, high = (f"{10**x:.3g}" for x in (found.log10_ratio, *found.ci95))
+                    lines.append(f"| {name} | {a} | {b} | {ratio} [{low}, {high}] | {found.win_rate:.0%} |")
+    return [*lines[:2], *sorted(lines[2:]), ""]
 
 
 def lasting(rule: Equivariant, steps: int, lr: Tensor) -> Equivariant:
@@ -130,7 +153,7 @@ def lora(rules: Path, smoke: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("factorization", "lora", "all"), default="all")
+    parser.add_argument("part", nargs="?", choices=("factorization", "lora", "all", "report"), default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/learned_gauges"))
     parser.add_argument("--rules", type=Path, default=RULES, help="folder of the rules that are not in the package")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds; no claim")
@@ -144,9 +167,10 @@ def main() -> None:
             content[name] |= {"seconds": round(time.perf_counter() - began), "provenance": provenance()}
             args.out.mkdir(parents=True, exist_ok=True)
             write_json(path, content)
-    (args.out / "learned_gauges.md").write_text(markdown(content))
+    tables = "\n".join([*paired(content), markdown(content)])
+    (args.out / "learned_gauges.md").write_text(tables)
     plot(content, args.out / "learned_gauges.png")
-    print(markdown(content))
+    print(tables)
 
 
 if __name__ == "__main__":
