@@ -53,12 +53,13 @@ def plot(content: dict[str, Any], path: Path) -> None:
     axes = figure.subplots(2, len(shown), squeeze=False)
     for (above, below), (title, error, reports) in zip(axes.T, shown, strict=True):
         for name, report in reports.items():
-            _line(above, report["tuning"]["lr"], report["tuning"]["median"], name, marker=".")
+            if len(report["tuning"]["lr"]) > 1:
+                _line(above, report["tuning"]["lr"], report["tuning"]["median"], name, marker=".")
             _line(below, report["curve"]["step"], report["curve"]["median"], name)
         _finish(above, title, "step size", error)
         _finish(below, None, "step", error)
         above.set_xscale("log")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.savefig(path)
 
