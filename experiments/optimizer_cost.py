@@ -101,7 +101,7 @@ def rule(update: str, **settings: Any) -> Rule:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in made.named_parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=generator) if "head" in name else 0.0)
+            p.add_(0.002 * torch.randn(p.shape, generator=generator) if "head" in name else 0.0)
     return made
 
 
@@ -148,7 +148,7 @@ class Subject:
 
     def learned(self, rule: Rule, step_alone: bool) -> tuple[Callable[[], object], Callable[[], int]]:
         """The same of a rule, and how many of its teleports were undone."""
-        optimizer = rule.optimizer(self.model, symmetry=self.symmetry, checked=False)
+        optimizer = rule.optimizer(self.model, symmetry=self.symmetry, lr=1e-4, checked=False)
         value = self.loss()
         value.backward()
         known = value.detach()
