@@ -26,7 +26,8 @@ SMOKE_MEMBERS = 2
 
 def work_through(jobs: list[Job]) -> None:
     """One job after the other, with the time left."""
-    open_jobs = [job for job in jobs if job.path is None or not job.path.exists()]
+    jobs = sorted(jobs, key=lambda job: not job.first)
+    open_jobs = [job for job in jobs if not job.path.exists()]
     began, done = time.perf_counter(), len(jobs) - len(open_jobs)
     with counting_bar(len(jobs), done) as show:
         for number, job in enumerate(open_jobs):

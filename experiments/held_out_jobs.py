@@ -31,11 +31,12 @@ LSTM = "LSTM(update, tele) as published"
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work, finished once ``path`` exists; without a path the work itself knows."""
+    """One piece of work, finished once ``path`` exists. Of a family's measurements what is learned comes ``first``."""
 
     label: str
-    path: Path | None
+    path: Path
     work: Callable[[], object]
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,6 @@ def training_jobs(out: Path, family: str, seeds: int, smoke: bool) -> Iterator[J
             path = folder_of(out, family, kind, seed) / FINISHED
             work = partial(trained, out, family, kind, seed, smoke)
             yield Job(f"{family}: meta-training, {kind}, seed {seed}", path, work)
-    if family == "f1":
-        yield Job("LSTM(update, tele), published settings", None, partial(published, out, smoke))
 
 
 def measuring_jobs(out: Path, bench: Bench, seeds: int) -> Iterator[Job]:
@@ -108,7 +107,7 @@ def measuring_jobs(out: Path, bench: Bench, seeds: int) -> Iterator[Job]:
             for multiple in bench.multiples:
                 path = bench.path(kind, f"-{seed}-x{multiple}")
                 work = partial(run_rule, out, bench, kind, seed, multiple, True, path)
-                yield Job(f"{name}: {kind}, seed {seed}, {multiple} horizons", path, work)
+                yield Job(f"{name}: {kind}, seed {seed}, {multiple} horizons", path, work, first=True)
         if bench.setting.stochastic and bench.member.seen:
             path = bench.path(BEYOND, f"-{seed}")
             work = partial(run_rule, out, bench, "rule", seed, PAST, False, path)
