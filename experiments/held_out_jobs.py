@@ -107,7 +107,7 @@ def measuring_jobs(out: Path, bench: Bench, seeds: int) -> Iterator[Job]:
             for multiple in bench.multiples:
                 path = bench.path(kind, f"-{seed}-x{multiple}")
                 work = partial(run_rule, out, bench, kind, seed, multiple, True, path)
-                yield Job(f"{name}: {kind}, seed {seed}, {multiple} horizons", path, work, first=True)
+                yield Job(f"{name}: {kind}, seed {seed}, {multiple} horizons", path, work, kind == KINDS[0])
         if bench.setting.stochastic and bench.member.seen:
             path = bench.path(BEYOND, f"-{seed}")
             work = partial(run_rule, out, bench, "rule", seed, PAST, False, path)
