@@ -49,7 +49,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
     """Writes a PNG: above, the median error on tuning problems against the step size; below, that on fresh problems
     against the step, with the settings that were chosen."""
     shown = list(panels(content))
-    figure = Figure(figsize=(5.2 * len(shown), 8.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(5.2 * len(shown), 8.6), layout="constrained", dpi=72)
     axes = figure.subplots(2, len(shown), squeeze=False)
     for (above, below), (title, error, reports) in zip(axes.T, shown, strict=True):
         for name, report in reports.items():

@@ -201,8 +201,6 @@ def test_optimizers_from_end_to_end_and_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_optimizers_past_the_paper_from_end_to_end(tmp_path: Path) -> None:
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
     (content,) = script("optimizers_beyond.py", tmp_path)["results"]
     methods = {part: [r["method"] for r in content[part]["rows"]] for part in ("mini-batches", "large batches")}
     assert [methods["mini-batches"].count(name) for name in ("AdamW", "Muon")] == [6, 6]
