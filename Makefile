@@ -48,7 +48,7 @@ train: setup  ## meta-train with the quick default into runs/quick (or the next 
 
 # an interrupted run goes on; the copy that is shipped holds the rule and its config, nothing else of the run
 pretrained: export OMP_NUM_THREADS ?= 1
-pretrained: setup  ## train the rule that comes with the package, and put it there (20 minutes)
+pretrained: setup  ## train the rule that comes with the package, and put it there (10 minutes)
 	$(PY) -m meta_teleport train --config experiments/pretrained.yaml --out runs/pretrained $(if $(wildcard runs/pretrained),--resume)
 	$(PY) -c 'import meta_teleport as mt; mt.save(mt.load("runs/pretrained"), "meta_teleport/learned/pretrained.safetensors")'
 
