@@ -179,7 +179,7 @@ def test_results_are_tuned_on_one_set_and_measured_on_the_other(generator: torch
     tuning, fresh = (replace(t, params={n: p.float() for n, p in t.params.items()},
                              data={n: p.float() for n, p in t.data.items()}) for t in (tuning, fresh))  # fmt: skip
     benchmark = Benchmark(tuning, fresh, 20, lambda tasks: tasks.relative_error)
-    entries = {"Adam": Entry([Method(Adam)], (1e-9, 0.05, 1e9)), "still": Entry([Method(Adam)], (1e-9,))}
+    entries = {"Adam": Entry([Method(Adam)], (1e-9, 0.05, 1e9)), "still": Entry([Method(Adam)], (1e-9, 1e9))}
     reports = {name: scopes["all"] for name, scopes in results(entries, benchmark, {"all": lambda method: True})}
     best, still = reports["Adam"], reports["still"]
     assert best["settings"] == {"lr": 0.05} and not best["at_edge"] and still["at_edge"]

@@ -16,7 +16,7 @@ from meta_teleport.params import Params
 
 RULES = {"Layerwise": {"direction": "adam"}, "Coordinatewise": {}}
 LEARNED = ("polyak", "adam", "coordinatewise")
-PLAIN = ("gd", "plain_adam")
+PLAIN = ("gd", "plain_adam", "falling_adam")
 TELEPORTS: tuple[list[str] | None, ...] = (None, ["incoming", "outgoing", "axes"])
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"class_path": name, "init_args": own} for name, own in RULES.items()},
@@ -50,7 +50,7 @@ def losses(rule: Rule, family: mt.TaskFamily) -> torch.Tensor:
 
 def test_every_combination_is_among_the_cases() -> None:
     assert set(UPDATES) == {*LEARNED, *PLAIN} and not set(LEARNED) & set(PLAIN)
-    assert len(CASES) == len(RULES) + len(LEARNED) + len(UPDATES) * len(TELEPORTS) == 15
+    assert len(CASES) == len(RULES) + len(LEARNED) + len(UPDATES) * len(TELEPORTS) == 17
 
 
 @pytest.mark.parametrize("name", FAMILIES)
