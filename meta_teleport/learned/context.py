@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.rule import Observation
-from meta_teleport.params import Params, rows
+from meta_teleport.params import norms
 
 FEATURES = 5
 
@@ -33,7 +33,7 @@ def no_memory(like: Tensor) -> Memory:
 
 def read_context(observation: Observation, memory: Memory, horizon: int, tempo: float) -> tuple[Tensor, Memory]:
     """The features ``(tasks, 5)`` and the next memory; t counts steps divided by ``tempo``."""
-    loss, size = observation.loss, _norm(observation.gradients)
+    loss, size = observation.loss, norms(observation.gradients).norm(dim=1)
     start = (observation.step == 0) | memory.first.isnan()
     first, steep = torch.where(start, loss, memory.first), torch.where(start, size, memory.norm)
     last = torch.where(start, loss, memory.last)
@@ -46,11 +46,6 @@ def read_context(observation: Observation, memory: Memory, horizon: int, tempo: 
         (step / horizon).clamp(max=1),
     ]
     return torch.stack(features, dim=1), Memory(first, steep, loss)
-
-
-def _norm(gradients: Params) -> Tensor:
-    """The norm over all parameters, whose derivative is 0 where it is 0."""
-    return torch.stack([rows(g).norm(dim=1) for g in gradients.values()], 1).norm(dim=1)
 
 
 def log_ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -187,20 +187,18 @@ def _products(a: Params, b: Params) -> Tensor:
 
 def _spreads(observation: Observation) -> Tensor:
     """Per parameter, how far from white the activations are that it consumes: ``log(k |C|_F^2 / tr(C)^2) / 3`` of their
-    second moments C, 0 where these are not known; ``(tasks, parameters)``."""
+    second moments C, 0 where these are zero or not known; ``(tasks, parameters)``."""
     blank = torch.zeros_like(observation.loss)
     found: dict[str, Tensor] = {}
     for site, gram in zip(observation.symmetry.sites, observation.grams, strict=False):
         if gram is None:
             continue
-        flat = gram.flatten(1)
-        trace = (
-            flat.sum(1)
-            if isinstance(site.group, PositiveScaling)
-            else gram.diagonal(dim1=-2, dim2=-1).flatten(1).sum(1)
-        )
-        spread = (site.group.k * flat.square().sum(1) / trace.square()).log() / 3
-        found |= {name: spread for name in consumer_names(site)}
+        diagonal = gram if isinstance(site.group, PositiveScaling) else gram.diagonal(dim1=-2, dim2=-1)
+        trace = diagonal.flatten(1).sum(1)
+        alive = trace > 0
+        parts = gram.flatten(1) / torch.where(alive, trace, 1.0).unsqueeze(1)
+        square = torch.where(alive, site.group.k * parts.square().sum(1), 1.0)
+        found |= dict.fromkeys(consumer_names(site), square.log() / 3)
     return torch.stack([found.get(name, blank) for name in observation.params], 1)
 
 

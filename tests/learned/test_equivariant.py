@@ -243,3 +243,17 @@ def test_a_rule_made_to_last_twice_as_long_reads_half_of_the_time(update: str) -
     assert rule.tempo == 1.0
     with pytest.raises(UserError, match="GradientDescent cannot be made to last 5 steps"):
         GradientDescent(0.1).lasting(5)
+
+
+@pytest.mark.parametrize("update", ["polyak", "adam"])
+@pytest.mark.parametrize("name", ["scaling", "linear"])
+def test_units_that_are_all_dead_break_nothing(name: str, update: str) -> None:
+    tasks = tasks_of(name)
+    observation = observe(tasks, tasks.params)
+    dead = observation._replace(grams=tuple(torch.zeros_like(gram) for gram in observation.grams))
+    rule = rule_with(update=update)
+    state = rule.init(tasks.params, tasks.symmetry)
+    alive, stopped = rule(observation, state)[0], rule(dead, state)[0]
+    for proposal in (alive, stopped):
+        assert all(bool(torch.isfinite(x).all()) for x in (*proposal.update.values(), *proposal.algebra))
+    laws.must_fail(laws.params_close, stopped.update, alive.update, 1e-6)
