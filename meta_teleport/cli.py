@@ -6,7 +6,7 @@ What a user got wrong is one line on standard error and exit code 2; a run that 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from meta_teleport.errors import UserError
@@ -214,11 +214,11 @@ def _evaluate(argv: list[str]) -> int:
 
 def _info(argv: list[str]) -> int:
     from meta_teleport.arguments import parse_info
-    from meta_teleport.learned.load import NAMED
+    from meta_teleport.inspection import inspect_run, lines
     from meta_teleport.terminal import show_pairs
 
     args = parse_info(argv)
-    content = _of_package(args.run) if args.run in NAMED else _of_run(args.run)
+    content = inspect_run(args.run)
     if args.json:
         print(json.dumps(content, indent=2))
         return 0
@@ -227,32 +227,8 @@ def _info(argv: list[str]) -> int:
     unfinished = folder is not None and (saved is None or saved < steps)
     goes_on = f"; go on by: {PROGRAM} train --out {folder} --resume" if unfinished else ""
     print(f"{folder or args.run}: {state}{goes_on}")
-    show_pairs(_lines({key: content[key] for key in ("config", "provenance", "last_metrics", "evaluated")}))
+    show_pairs(lines({key: content[key] for key in ("config", "provenance", "last_metrics", "evaluated")}))
     return 0
-
-
-def _of_run(name: str) -> dict[str, Any]:
-    from meta_teleport.checkpoint import load_tensors
-    from meta_teleport.record import Run, read_json
-
-    run = Run.open(name)
-    rows = run.metrics()
-    return {
-        "folder": str(run.folder),
-        "meta_step": load_tensors(run.rule_path)[1].get("meta_step") if run.rule_path.exists() else None,
-        "config": run.config,
-        "provenance": read_json(run.folder / "provenance.json"),
-        "last_metrics": rows[-1] if rows else None,
-        "evaluated": (run.folder / "evaluation.json").exists(),
-    }
-
-
-def _of_package(name: str) -> dict[str, Any]:
-    """The same for a rule that comes with the package, of which only the rule itself is kept."""
-    from meta_teleport.learned.load import load
-
-    rule, blank = load(name), dict.fromkeys(("folder", "provenance", "last_metrics"))
-    return {**blank, "meta_step": rule.meta_step, "config": rule.config, "evaluated": False}
 
 
 def _symmetries(argv: list[str]) -> int:
@@ -281,13 +257,3 @@ def _doctor(argv: list[str]) -> int:
         raise UserError(f"doctor takes no arguments, and got {' '.join(argv)}: leave them out")
     show_pairs(diagnose())
     return 0
-
-
-def _lines(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested dict as pairs of a dotted name and a value."""
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _lines(value, f"{name}.")
-        else:
-            yield name, "-" if value is None else str(value)
