@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import torch
 from torch import Tensor
@@ -52,7 +52,8 @@ class Measurement:
 
 
 class Stopwatch:
-    """Seconds of work on one device, with pauses."""
+    """Seconds of work on one device, with pauses; on a CPU those that the calling thread is busy, so that other programs
+    do not count."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds, self._since = device, 0.0, 0.0
@@ -60,7 +61,8 @@ class Stopwatch:
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return perf_counter()
+            return perf_counter()
+        return thread_time()
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from time import sleep
+from time import sleep, thread_time
 
 import pytest
 import torch
@@ -11,6 +11,12 @@ from meta_teleport.measurement import Drift, measure
 from meta_teleport.methods import Jumps, Method
 from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
+
+
+def work(seconds):
+    end = thread_time() + seconds
+    while thread_time() < end:
+        pass
 
 
 def test_gradient_descent_on_a_quadratic_equals_its_closed_form():
@@ -59,7 +65,7 @@ def test_the_clock_stands_still_while_drift_is_measured(monkeypatch):
     honest = Drift.measure
 
     def slow(self, *arguments):
-        sleep(0.05)
+        work(0.05)
         honest(self, *arguments)
 
     monkeypatch.setattr(Drift, "measure", slow)
@@ -68,11 +74,22 @@ def test_the_clock_stands_still_while_drift_is_measured(monkeypatch):
     assert measured.seconds[-1] < 0.15
 
 
+def test_time_that_other_programs_take_does_not_count():
+    tasks = Quadratic().sample(4, generator())
+
+    def wait(tasks, params, step):
+        sleep(0.3)
+        return params
+
+    measured = measure(Method("waiting", "control", GradientDescent(0.1), jumps=Jumps((3,), wait)), tasks, 12)
+    assert measured.seconds[-1] < 0.3
+
+
 def test_a_jump_is_paid_for_at_its_own_step():
     tasks = Quadratic().sample(4, generator())
 
     def move(tasks, params, step):
-        sleep(0.05)
+        work(0.05)
         return params
 
     measured = measure(Method("jumping", "control", GradientDescent(0.1), jumps=Jumps((3,), move)), tasks, 12)
