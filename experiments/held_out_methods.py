@@ -18,6 +18,7 @@ from meta_teleport.methods import Jumps, Method, ascent, baseline
 from meta_teleport.symmetry.groups import GL, PositiveScaling
 from meta_teleport.tasks.factorization import FactorizationTasks
 from meta_teleport.tasks.family import Tasks
+from meta_teleport.tasks.functions import FunctionTasks
 from meta_teleport.tasks.regression import RegressionTasks
 from meta_teleport.teleportation.gauges import balanced, principal_axes
 from meta_teleport.tuning import decades
@@ -73,7 +74,10 @@ def contestants(tasks: Tasks, setting: Setting) -> list[Contestant]:
     if setting.stochastic:
         exact = all(site.exact and isinstance(site.group, GL | PositiveScaling) for site in tasks.symmetry.sites)
         found += gauged() if exact else []
-    found.append(teleported(setting))
+    found.append(teleported("Adam", Adam, setting, decades(-3, 0, 2)))
+    if isinstance(tasks, FunctionTasks):
+        found.append(teleported("GD", GradientDescent, setting, decades(-6, 0, 2)))
+        found.append(teleported("momentum", Momentum, setting, decades(-7, -1, 2)))
     if not setting.stochastic:
         found.append(
             Contestant("GD after a warm-up step", _warmed_up, {"warmup_lr": decades(-6, 1, 1), "lr": decades(-5, 1, 2)})
@@ -100,19 +104,19 @@ def gauged() -> list[Contestant]:
     return [Contestant(name, build, {"lr": grid}, {"gauge": gauges, "beta2": BETA2}) for name, gauges in GAUGES.items()]
 
 
-def teleported(setting: Setting) -> Contestant:
-    """Adam with teleports that raise the gradient norm, at the schedules of Zhao et al. 2022 and 2024."""
+def teleported(name: str, rule: Callable[..., Rule], setting: Setting, grid: list[float]) -> Contestant:
+    """``rule`` with teleports that raise the gradient norm, at the schedules of Zhao et al. 2022 and 2024."""
     horizon = setting.horizon
     schedules = [tuple(range(min(5, horizon))), tuple(range(0, horizon, 10))]
 
     def build(settings: Settings, tasks: Tasks, steps: int) -> Method:
-        rule = Adam(settings["lr"])
+        made = rule(settings["lr"])
         jumps = Jumps(settings["at"], ascent(settings["size"]))
-        falling = Falling(rule, steps) if setting.stochastic else rule
+        falling = Falling(made, steps) if setting.stochastic else made
         return replace(_method("ascent", falling, settings), jumps=jumps)
 
-    axes = {"lr": decades(-3, 0, 2), "size": [3e-3, 3e-2, 3e-1]}
-    return Contestant("Adam, gradient-norm teleport", build, axes, {"at": schedules})
+    axes = {"lr": grid, "size": [3e-3, 3e-2, 3e-1]}
+    return Contestant(f"{name}, gradient-norm teleport", build, axes, {"at": schedules})
 
 
 def closed_form(tasks: Tasks) -> list[Method]:

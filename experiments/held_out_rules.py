@@ -84,16 +84,16 @@ FACTORS = Recipe(
     ),
 )
 PLANE = Recipe(
-    {"update": "polyak", "bases": ["symmetric", "skew"], "size": 3.0, "horizon": 30},
+    {"update": "polyak", "bases": ["crest"], "size": 8.0, "horizon": 30, "every": 2, "apart": True},
     Training(
-        meta_steps=600,
-        tasks=64,
+        meta_steps=120,
+        tasks=32,
         window=10,
         horizon=30,
         lr_update=1e-2,
         lr_element=1e-2,
         floor=1e-26,
-        increase_penalty=1.0,
+        increase_penalty=3.0,
     ),
 )
 RECIPES = {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.context import log_ratio
+from meta_teleport.learned.crest import NUMBERS, crest, has_crest
 from meta_teleport.learned.rule import Observation
 from meta_teleport.learned.spectra import LogGram, log_diagonal, log_gram
 from meta_teleport.learned.surroundings import consumed, produced
@@ -16,18 +17,24 @@ from meta_teleport.symmetry.site import Site
 WEIGHTS = ("incoming", "outgoing", "incoming_gradient", "outgoing_gradient")
 GRAMS = ("activations", *WEIGHTS)
 EQUIVARIANT = (*GRAMS, "symmetric", "skew", "identity")
-BASES = (*EQUIVARIANT, "axes")
+BASES = (*EQUIVARIANT, "axes", "crest")
 INVARIANTS = 2 * len(GRAMS) + 5
 ACTIVATION_FLOOR, DIAGONAL_FLOOR = 1e-14, 1e-3
 LOG_SCALE = 10.0
+CREST_GAIN = 4.0
 
 
 class Basis(NamedTuple):
-    """At one site, a row per block: ``invariants`` (tasks, rows, INVARIANTS), and ``matrices`` (tasks, rows, bases, k,
-    k), or (tasks, rows, k, bases) for positive scalings."""
+    """At one site, a row per block: ``invariants`` (tasks, rows, :func:`invariants`), and ``matrices`` (tasks, rows,
+    bases, k, k), or (tasks, rows, k, bases) for positive scalings."""
 
     matrices: Tensor
     invariants: Tensor
+
+
+def invariants(names: tuple[str, ...]) -> int:
+    """How many numbers a rule reads beside the named basis: INVARIANTS, and two of the crest where it is one."""
+    return INVARIANTS + (NUMBERS if "crest" in names else 0)
 
 
 def basis(site: Site, index: int, observation: Observation, names: tuple[str, ...], floor: float) -> Basis:
@@ -54,8 +61,11 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
     parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
     if "axes" in names:
         parts["axes"] = blank if diagonal else _towards_axes(grams["incoming"], grams["outgoing"])
-    matrices = torch.stack([parts[name] for name in names], -1 if diagonal else -3)
-    return Basis(matrices, _invariants(logs, sizes, moment, diagonal))
+    numbers = _invariants(logs, sizes, moment, diagonal)
+    if "crest" in names:
+        parts["crest"], of_crest = _crest(site, observation, blank)
+        numbers = torch.cat([numbers, of_crest], -1)
+    return Basis(torch.stack([parts[name] for name in names], -1 if diagonal else -3), numbers)
 
 
 def _rows(matrix: Tensor, k: int) -> Tensor:
@@ -95,6 +105,15 @@ def _parts(moment: Tensor, blank: Tensor, diagonal: bool) -> dict[str, Tensor]:
         return {"symmetric": moment, "skew": blank, "identity": torch.ones_like(blank)}
     eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device).expand_as(moment)
     return {"symmetric": (moment + moment.mT) / 2, "skew": (moment - moment.mT) / 2, "identity": eye}
+
+
+def _crest(site: Site, observation: Observation, blank: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotation to the crest times CREST_GAIN, and its numbers ``(tasks, rows, NUMBERS)``; zeros where there is
+    none."""
+    if not has_crest(site):
+        return blank, blank.new_zeros(*blank.shape[:2], NUMBERS)
+    found = crest(site, observation.params, observation.gradients)
+    return CREST_GAIN * found.rotation.unsqueeze(1), found.numbers.unsqueeze(1)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ the a_j from a small LSTM that all sites (and all blocks of a site, such as head
     symmetric, skew                        the two parts of the moment map U^T dL/dU, divided by |U| |dL/dU|
     identity
     axes                                   a rotation towards coordinate axes of the principal axes of V V^T and U^T U
+    crest                                  towards the steepest point of the orbit, see :mod:`crest`: where rotations of
+                                           a plane act on other than matrices
 
 each Gram matrix with mean eigenvalue 1. Permuting the units permutes T, and where no activation lies between V and U
 any orthogonal change of basis Q takes T to Q T Q^T, but for axes, which are for updates that work entry by entry, as
@@ -26,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.bases import BASES, EQUIVARIANT, INVARIANTS, Basis, basis
+from meta_teleport.learned.bases import BASES, EQUIVARIANT, Basis, basis, invariants
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.classical import Adam, GradientDescent
 from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
@@ -63,7 +65,8 @@ class Equivariant(Rule):
             :class:`Coordinatewise`, its hidden size is its own), gd, plain_adam or falling_adam (plain
             optimizers with the step size ``lr``, nothing learned; the last falls to zero over the horizon, with
             beta2 0.95).
-        bases: What T is made of, names as in the module's docstring; all but axes if not given, none for no teleport.
+        bases: What T is made of, names as in the module's docstring; all but axes and crest if not given, none for no
+            teleport.
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
         size: Bound on |T|, in units of the square root of its number of rows.
@@ -74,6 +77,8 @@ class Equivariant(Rule):
         start: log of the learned step lengths before training.
         lr: Step size of the plain updates.
         lead: Steps at the start that only teleport.
+        apart: Make no update in steps that teleport: elements come after the update of their step, and where that goes
+            far, what they are made of is out of date.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Equivariant(Rule):
         start: float = 0.0,
         lr: float = 1e-3,
         lead: int = 0,
+        apart: bool = False,
     ) -> None:
         super().__init__()
         bases = list(EQUIVARIANT) if bases is None else bases
@@ -99,12 +105,12 @@ class Equivariant(Rule):
         if update not in UPDATES:
             raise UserError(f"unknown update '{update}': choose one of {', '.join(UPDATES)}")
         self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
-        self.lead = lead
+        self.lead, self.apart = lead, apart
         self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
         self.update = _update(update, hidden_size, horizon, start, lr)
         self.observes_grams = "activations" in bases
         if bases:
-            self.element_lstm = StackedLSTM(FEATURES + INVARIANTS, hidden_size, layers=1)
+            self.element_lstm = StackedLSTM(FEATURES + invariants(self.bases), hidden_size, layers=1)
             self.element_head = nn.Linear(hidden_size, len(bases))
             self.element_unit = nn.Linear(hidden_size + len(bases), UNIT_HIDDEN)
             self.element_unit_head = nn.Linear(UNIT_HIDDEN, 1)
@@ -135,12 +141,13 @@ class Equivariant(Rule):
     def propose(self, observation: Observation, state: EquivariantState) -> tuple[Proposal, EquivariantState]:
         """The step from the observed point, before any safeguard."""
         proposal, update = self.update(observation, state.update)
-        if self.lead and self.bases:
-            moving = (observation.step >= self.lead).to(observation.loss.dtype)
+        due = observation.step % self.every == 0
+        if (self.lead or self.apart) and self.bases:
+            moving = (observation.step >= self.lead) & ~(due & self.apart)
+            moving = moving.to(observation.loss.dtype)
             proposal = Proposal({name: per_task(moving, f) * f for name, f in proposal.update.items()})
         average = self._average(observation.gradients, state.average)
         state = state._replace(update=update, average=average)
-        due = observation.step % self.every == 0
         sites = observation.symmetry.sites
         if not self.bases or not sites or not bool(due.any()):
             return proposal, state

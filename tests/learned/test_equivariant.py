@@ -227,7 +227,7 @@ def test_what_cannot_be_built() -> None:
         Equivariant(bases=["gram"])
     with pytest.raises(UserError, match="unknown update 'sgd': choose one of polyak, adam"):
         Equivariant(update="sgd")
-    assert set(BASES) - set(EQUIVARIANT) == {"axes"}
+    assert set(BASES) - set(EQUIVARIANT) == {"axes", "crest"}
 
 
 @pytest.mark.parametrize("update", ["polyak", "adam", "coordinatewise"])

@@ -1,0 +1,136 @@
+"""The crest of an orbit: known from one gradient, steepest, and where a gradient step ends quadratics."""
+
+from dataclasses import replace
+
+import laws
+import pytest
+import torch
+from torch import Tensor
+
+from meta_teleport.learned.bases import INVARIANTS, basis, invariants
+from meta_teleport.learned.crest import NUMBERS, crest, has_crest, steepness
+from meta_teleport.learned.equivariant import Equivariant
+from meta_teleport.learned.rule import Observation, initialized
+from meta_teleport.params import Params
+from meta_teleport.symmetry.site import Site
+from meta_teleport.tasks.factorization import Factorization
+from meta_teleport.tasks.family import Tasks
+from meta_teleport.tasks.functions import FUNCTIONS, Functions
+from meta_teleport.tasks.regression import Regression
+
+QUADRATIC = ("ellipse", "booth")
+COUNT = 9
+
+
+def tasks_of(name: str) -> Tasks:
+    return Functions(name).sample(COUNT, torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def observe(tasks: Tasks, params: Params, step: int = 0) -> Observation:
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    at = torch.full((tasks.count,), step)
+    loss = tasks.loss(leaves, at)
+    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
+    return Observation(params, gradients, loss.detach(), at, symmetry=tasks.symmetry)
+
+
+def found(tasks: Tasks, params: Params) -> tuple[Params, Tensor]:
+    """The parameters at the crest, and the rotation there."""
+    (site,) = tasks.symmetry.sites
+    rotation = crest(site, params, observe(tasks, params).gradients).rotation
+    return tasks.symmetry.flow(params, (rotation,)), rotation
+
+
+def rotated(site: Site, params: Params, angle: Tensor) -> Params:
+    generator = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    return site.act(params, site.group.exp(angle[:, None, None] * generator))
+
+
+def squares(tasks: Tasks, params: Params) -> Tensor:
+    return observe(tasks, params).gradients["x"].square().sum(1)
+
+
+def after_a_step(tasks: Tasks, params: Params) -> Tensor:
+    """The losses after ``-2 L / |G|^2 G``, relative to those before."""
+    seen = observe(tasks, params)
+    g = seen.gradients["x"]
+    x = params["x"] - (2 * seen.loss / g.square().sum(1)).unsqueeze(1) * g
+    return tasks.loss({"x": x}, seen.step) / seen.loss
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_steepness_along_the_orbit_is_known_from_one_gradient(name: str) -> None:
+    tasks = tasks_of(name)
+    (site,) = tasks.symmetry.sites
+    angle = torch.linspace(-1.5, 1.5, COUNT, dtype=torch.float64)
+    known = steepness(site, tasks.params, observe(tasks, tasks.params).gradients, angle)
+    there = rotated(site, tasks.params, angle)
+    laws.assert_close(known, squares(tasks, there), 1e-9)
+    laws.must_fail(laws.assert_close, known, squares(tasks, tasks.params), 1e-2)
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_from_the_crest_of_a_quadratic_one_step_ends_at_the_minimum(name: str) -> None:
+    tasks = tasks_of(name)
+    there, _ = found(tasks, tasks.params)
+    assert float(after_a_step(tasks, there).max()) < 1e-16
+    assert float(after_a_step(tasks, tasks.params).median()) > 1e-4
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_crest_is_on_the_orbit_and_no_less_steep(name: str) -> None:
+    tasks = tasks_of(name)
+    there, rotation = found(tasks, tasks.params)
+    step = torch.zeros(COUNT).long()
+    laws.assert_close(tasks.loss(there, step), tasks.loss(tasks.params, step), 1e-10)
+    gain = squares(tasks, there) / squares(tasks, tasks.params)
+    assert float(gain.min()) >= 1 - 1e-9 and float(gain.max()) > 1.1
+    back = tasks.symmetry.flow(tasks.params, (-rotation,))
+    assert float((squares(tasks, back) / squares(tasks, tasks.params)).min()) < 0.9
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_it_moves_with_the_coordinates_of_the_symmetry(name: str) -> None:
+    """With Q h in place of h, Q orthogonal, the rotation T becomes Q T Q^T."""
+    tasks = tasks_of(name)
+    (site,) = tasks.symmetry.sites
+    q = torch.tensor([[0.6, 0.8], [0.8, -0.6]], dtype=torch.float64)
+    mirrored = replace(site, h=lambda x: site.h(x) @ q.mT, h_inverse=lambda u: site.h_inverse(u @ q))
+    gradients = observe(tasks, tasks.params).gradients
+    here, there = (crest(s, tasks.params, gradients).rotation for s in (site, mirrored))
+    laws.assert_close(there, q @ here @ q.mT, 1e-7)
+    laws.must_fail(laws.assert_close, there, here, 1e-2)
+
+
+def test_its_numbers_and_where_there_is_none() -> None:
+    observation = observe(tasks_of("booth"), tasks_of("booth").params)
+    plane = basis(observation.symmetry.sites[0], 0, observation, ("crest",), 1e-6)
+    assert plane.invariants.shape == (COUNT, 1, INVARIANTS + NUMBERS) and bool(plane.matrices.any())
+    assert invariants(("crest",)) == INVARIANTS + NUMBERS and invariants(("skew",)) == INVARIANTS
+    networks = [
+        Factorization(rank=2, inputs=6, outputs=5, points=32, batch=4),
+        Regression(width=2, action="linear", activation="identity", group="orthogonal"),
+        Regression(width=4, action="scaling", data="gaussian"),
+    ]
+    for family in networks:
+        tasks = family.sample(3, torch.Generator().manual_seed(1), dtype=torch.float64)
+        observation = observe(tasks, tasks.params)
+        (site,) = tasks.symmetry.sites
+        assert not has_crest(site)
+        assert not bool(basis(site, 0, observation, ("crest",), 1e-6).matrices.any())
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_step_teleports_or_updates(apart: bool) -> None:
+    tasks = tasks_of("booth")
+    with initialized(0):
+        rule = Equivariant(bases=["crest"], every=2, apart=apart).double()
+    torch.nn.init.constant_(rule.element_head.bias, 0.5)
+    state = rule.init(tasks.params, tasks.symmetry)
+    for step in range(4):
+        seen = observe(tasks, tasks.params, step)
+        with torch.no_grad():
+            proposal, state = rule(seen, state)
+        teleports = bool(proposal.algebra and proposal.algebra[0].any())
+        assert teleports == (step % 2 == 0)
+        assert bool(proposal.update["x"].any()) == (step % 2 == 1 or not apart)
