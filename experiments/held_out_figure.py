@@ -14,6 +14,8 @@ OTHERS = {
     "Adam, tuned gauge": "#ff7f0e",
     "Adam, principal axes": "#e6b800",
     "Adam, gradient-norm teleport": "#e377c2",
+    "GD, gradient-norm teleport": "#c2a5cf",
+    "momentum, gradient-norm teleport": "#80cdc1",
     "GD": "#999999",
     "Muon": "#17becf",
     "Shampoo": "#8c564b",

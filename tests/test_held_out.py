@@ -264,7 +264,7 @@ def test_tuning_finds_the_step_size_beyond_its_grid(tmp_path: Path) -> None:
     assert tuned(edge, tasks, bench.setting, 4, tmp_path / "gd.json") == best
 
 
-@pytest.mark.parametrize("family", ["f1", "f3", "f5"])
+@pytest.mark.parametrize("family", ["f1", "f3", "f4", "f5"])
 def test_every_method_makes_progress(family: str) -> None:
     member = FAMILIES[family].members[0]
     bench = bench_of(Path("unused"), family, member, True)
@@ -277,9 +277,13 @@ def test_every_method_makes_progress(family: str) -> None:
         assert bool(torch.isfinite(found.values).all()), contestant.name
         assert not torch.equal(found.values[0], found.values[-1]), contestant.name
         names.append(contestant.name)
-    wanted = {"GD", "Adam", "Muon", "Shampoo", "Adam, gradient-norm teleport"}
-    wanted |= {"Levenberg-Marquardt", "L-BFGS"} if family == "f1" else {"Adam, tuned gauge"}
-    assert wanted <= set(names)
+    wanted = {"GD", "momentum", "Adam", "Adam, gradient-norm teleport"}
+    matrices = {"Muon", "Shampoo"}
+    own = {
+        "f1": matrices | {"Levenberg-Marquardt", "L-BFGS"},
+        "f4": {"GD, gradient-norm teleport", "momentum, gradient-norm teleport", "L-BFGS"},
+    }
+    assert wanted | own.get(family, matrices | {"Adam, tuned gauge"}) <= set(names)
 
 
 def test_runs_of_several_horizons_are_told_to_all_parts_of_a_rule() -> None:
