@@ -108,7 +108,7 @@ class Equivariant(Rule):
         self.lead, self.apart = lead, apart
         self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
         self.update = _update(update, hidden_size, horizon, start, lr)
-        self.observes_grams = "activations" in bases
+        self.observes_grams = self.update.observes_grams or "activations" in bases
         if bases:
             self.element_lstm = StackedLSTM(FEATURES + invariants(self.bases), hidden_size, layers=1)
             self.element_head = nn.Linear(hidden_size, len(bases))
@@ -168,6 +168,7 @@ class Equivariant(Rule):
         cannot be saved."""
         copy = deepcopy(self)
         copy.update, copy.config = update, None
+        copy.observes_grams = update.observes_grams or "activations" in self.bases
         return copy
 
     def meta_groups(self) -> dict[str, list[str]]:

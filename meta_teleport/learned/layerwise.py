@@ -58,6 +58,8 @@ class Layerwise(Rule):
         epsilon: Its square is added to that mean, in units of its average over the parameter.
     """
 
+    observes_grams = True
+
     def __init__(
         self,
         direction: Direction = "polyak",

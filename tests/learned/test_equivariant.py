@@ -116,6 +116,20 @@ def test_meta_gradient_is_that_of_central_differences(name: str) -> None:
     laws.assert_close(slope.detach()[None], ((ends[0] - ends[1]) / (2 * h))[None], 1e-4)
 
 
+@pytest.mark.parametrize("update", ["polyak", "adam"])
+def test_step_lengths_see_the_activations_with_teleports_and_without(update: str) -> None:
+    tasks = tasks_of("linear")
+    for bases in (None, []):
+        rule = rule_with(bases=bases, update=update)
+        losses, _ = unroll(rule, dict(rule.named_parameters()), tasks, start(rule, tasks), 2)
+        blind = rule_with(bases=bases, update=update)
+        blind.observes_grams = False
+        others, _ = unroll(blind, dict(blind.named_parameters()), tasks, start(blind, tasks), 2)
+        assert not torch.allclose(losses, others, rtol=1e-6)
+    assert rule_with(bases=[], update="gd").observes_grams is False
+    assert rule_with(bases=["identity"], update=update).over(GradientDescent(0.1)).observes_grams is False
+
+
 def permuted(params: Params, order: Tensor) -> Params:
     """The same MLP of three layers with the units of its first hidden layer in another order."""
     names = list(params)
