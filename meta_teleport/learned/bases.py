@@ -54,7 +54,8 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
     if h is not None:
         grams["activations"] = h.reshape(len(h), -1, *h.shape[-1 if diagonal else -2 :])
     blank = torch.zeros_like(grams["incoming"])
-    floors = {"activations": ACTIVATION_FLOOR} if not diagonal else dict.fromkeys(GRAMS, DIAGONAL_FLOOR)
+    rounding = torch.finfo(v.dtype).eps
+    floors = {"activations": max(ACTIVATION_FLOOR, rounding)} if not diagonal else dict.fromkeys(GRAMS, DIAGONAL_FLOOR)
     least = {name: floors.get(name, floor) for name in GRAMS if name in names}
     logs = (_diagonal_logs if diagonal else _logs)({name: grams.get(name, blank) for name in least}, least)
     moment = _moment(u, du, sizes[1] * sizes[3], diagonal)
