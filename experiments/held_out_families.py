@@ -52,6 +52,8 @@ INTERPOLATING = (
     lambda: Regression(width=20),
     lambda: Regression(width=16, inputs=24, points=12, data="gaussian"),
     lambda: Regression(width=12, depth=3),
+    lambda: Regression(width=20, inputs=10, outputs=3, points=10, data="gaussian"),
+    lambda: Regression(width=8, depth=6, data="gaussian"),
 )
 F1 = Setting(
     "F1: the paper's problems",

@@ -47,5 +47,5 @@ class Setting:
 
 
 def count_for(width: int) -> int:
-    """256 tasks up to width 40, 64 up to 128, 8 beyond."""
-    return 256 if width <= 40 else 64 if width <= 128 else 8
+    """256 tasks up to width 40, 64 up to 128, 16 beyond."""
+    return 256 if width <= 40 else 64 if width <= 128 else 16

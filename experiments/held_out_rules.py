@@ -55,7 +55,7 @@ class Recipe:
 
 
 INTERPOLATING = Recipe(
-    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 1},
+    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 4},
     Training(
         meta_steps=400,
         tasks=24,
