@@ -48,7 +48,7 @@ def diagonal_surroundings(site: Site, observation: Observation) -> Surroundings:
     slopes = torch.stack([_row_squares(site, g), _products(site, g, g)])
     unit = per_task(_unit(*slopes.detach().flatten(2).sum(2).sqrt()), slopes[0])
     squares = torch.cat([squares, slopes / unit / unit])  # the square of the unit may vanish
-    return Surroundings(squares, _root(squares.sum(-1)), _products(site, w, g) / unit)
+    return Surroundings(squares.unbind(), _root(squares.sum(-1)), _products(site, w, g) / unit)
 
 
 def _row_squares(site: Site, params: Params) -> Tensor:
