@@ -6,9 +6,10 @@
 Three kinds of networks on 128 points: an MLP 784-w-w-10 with ReLU (positive scalings), 784-w-10 without (GL(w)), and
 four frozen linear maps of width w with low-rank adapters and ReLU (GL(8)). An *iteration* is forward, backward, step;
 the *step* alone finds its gradients in place. Both are ratios to torch's Adam at its defaults, whose bursts lie before
-and after every burst of the rule: read the ratios, not the seconds. Seconds are those of the processor, not of the
-wall, so that other programs on the core count only by what they leave in the caches. Rules have random heads, as a
-trained one has no zero ones. Writes ``optimizer_cost.json`` and ``.md`` to ``--out``.
+and after every burst of the rule: read the ratios, not the seconds. A burst is of whole cycles from teleport to
+teleport. Seconds are those of the processor, not of the wall, so that other programs on the core count only by what
+they leave in the caches. Rules have random heads, as a trained one has no zero ones. Writes ``optimizer_cost.json`` and
+``.md`` to ``--out``.
 """
 
 import argparse
@@ -22,20 +23,17 @@ from typing import Any
 
 import torch
 from image_cli import run
-from overhead_report import interval, table
+from optimizer_cost_report import markdown
+from optimizer_cost_subjects import Subject
 from overhead_timing import Clock, Work
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
-import meta_teleport as mt
 from meta_teleport.learned.equivariant import Equivariant
-from meta_teleport.learned.rule import Rule, initialized
+from meta_teleport.learned.rule import initialized
 from meta_teleport.record import provenance, write_json
-from meta_teleport.symmetry.symmetry import Symmetry
 
-POINTS, CLASSES, RANK, LAYERS = 128, 10, 8, 4
 NAMES = ("adam", "polyak", "plain_adam", "coordinatewise")
+EVERY = 5  # as the rule that comes with the package
 GOAL = 3.0
 
 
@@ -71,30 +69,7 @@ class ProcessorClock(Clock):
         return (process_time() - began) / (calls * work.units)
 
 
-class Adapted(nn.Module):
-    """A frozen linear map and ``B A`` of low rank beside it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.frozen = nn.Linear(width, width).requires_grad_(False)
-        self.a, self.b = nn.Linear(width, RANK, bias=False), nn.Linear(RANK, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.frozen(x) + self.b(self.a(x))
-
-
-def network(kind: str, width: int, inputs: int) -> tuple[nn.Module, Tensor]:
-    """A network of one kind, and a batch."""
-    if kind == "adapters":
-        layers = [layer for _ in range(LAYERS) for layer in (Adapted(width), nn.ReLU())]
-        return nn.Sequential(*layers[:-1]), torch.randn(POINTS, width)
-    if kind == "linear":
-        return nn.Sequential(nn.Linear(inputs, width), nn.Linear(width, CLASSES)), torch.randn(POINTS, inputs)
-    hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)]
-    return nn.Sequential(*hidden), torch.randn(POINTS, inputs)
-
-
-def rule(update: str, **settings: Any) -> Rule:
+def rule(update: str, **settings: Any) -> Equivariant:
     """An equivariant rule whose heads are as if it had been trained, with steps that lead nowhere far."""
     with initialized(0):
         made = Equivariant(update, start=-9.0, lr=1e-5, **settings)
@@ -105,55 +80,13 @@ def rule(update: str, **settings: Any) -> Rule:
     return made
 
 
-def rules(width: int, plan: Plan) -> Iterator[tuple[str, Rule]]:
+def rules(width: int, plan: Plan) -> Iterator[tuple[str, Equivariant]]:
     """All rules that are measured at a width, by name."""
     for update in NAMES:
         yield update, rule(update)
     if width == plan.alone:
         yield "adam, no teleports", rule("adam", bases=[])
-        yield "adam, a teleport every 10 steps", rule("adam", every=10)
-
-
-class Subject:
-    """A network that an optimizer trains."""
-
-    def __init__(self, kind: str, width: int, inputs: int, symmetry: Symmetry | None = None) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.model, self.x = network(kind, width, inputs)
-            self.y = torch.randint(CLASSES, (POINTS,))
-        self.symmetry = mt.find_symmetries(self.model, self.x) if symmetry is None else symmetry
-
-    @property
-    def trained(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    @property
-    def parameters(self) -> int:
-        return sum(p.numel() for p in self.trained)
-
-    def loss(self) -> Tensor:
-        return F.cross_entropy(self.model(self.x), self.y)
-
-    def ordinary(self, optimizer: Optimizer, step_alone: bool) -> Callable[[], object]:
-        """What to call for an iteration, or a step, of a torch optimizer."""
-
-        def iteration() -> None:
-            optimizer.zero_grad()
-            self.loss().backward()
-            optimizer.step()
-
-        self.loss().backward()
-        return optimizer.step if step_alone else iteration
-
-    def learned(self, rule: Rule, step_alone: bool) -> tuple[Callable[[], object], Callable[[], int]]:
-        """The same of a rule, and how many of its teleports were undone."""
-        optimizer = rule.optimizer(self.model, symmetry=self.symmetry, lr=1e-4, checked=False)
-        value = self.loss()
-        value.backward()
-        known = value.detach()
-        step = partial(optimizer.step, lambda: known)
-        return (step if step_alone else lambda: optimizer.step(self.loss())), lambda: optimizer.undone
+        yield f"adam, a teleport every {EVERY} steps", rule("adam", every=EVERY)
 
 
 def measure(kind: str, width: int, plan: Plan, clock: Clock) -> Iterator[dict[str, Any]]:
@@ -171,34 +104,10 @@ def measure(kind: str, width: int, plan: Plan, clock: Clock) -> Iterator[dict[st
         what = {**found, "parameters": subject().parameters, "measured": "step" if step_alone else "iteration"}
         yield {**what, "rule": "fused Adam", **clock.compare(adam(fused=True), adam())}
         for name, made in rules(width, plan):
-            call, undone = subject().learned(made, step_alone)
-            row = clock.compare(Work(lambda call=call: call), adam())  # type: ignore[misc]
+            times = made.every if made.bases else 1
+            call, undone = subject().learned(made, step_alone, times)
+            row = clock.compare(Work(lambda call=call: call, times), adam())  # type: ignore[misc]
             yield {**what, "rule": name, **row, "undone": undone()}
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """One table per kind of network."""
-    tables = []
-    for kind in dict.fromkeys(row["network"] for row in rows):
-        header = [
-            "rule",
-            "width",
-            "parameters",
-            "sites",
-            "iteration / Adam's",
-            "step / Adam's",
-            "step, ms",
-            "Adam's, ms",
-        ]
-        own = [row for row in rows if row["network"] == kind]
-        lines = []
-        for rule, width in dict.fromkeys((row["rule"], row["width"]) for row in own):
-            iteration, step = (row for row in own if (row["rule"], row["width"]) == (rule, width))
-            sizes = [str(width), f"{step['parameters']:,}", str(step["sites"])]
-            times = [f"{1e3 * step[name]:.2f}" for name in ("seconds", "reference_seconds")]
-            lines.append([rule, *sizes, interval(iteration), interval(step), *times])
-        tables.append(f"**{kind}**\n\n{table(header, lines)}\n")
-    return "\n".join(tables)
 
 
 def main() -> None:

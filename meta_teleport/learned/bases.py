@@ -9,8 +9,7 @@ from meta_teleport.learned.context import log_ratio
 from meta_teleport.learned.crest import NUMBERS, crest, has_crest
 from meta_teleport.learned.rule import Observation
 from meta_teleport.learned.spectra import LogGram, log_diagonal, log_gram
-from meta_teleport.learned.surroundings import consumed, produced
-from meta_teleport.params import per_task
+from meta_teleport.learned.surroundings import Surroundings, diagonal_surroundings, surroundings
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 
@@ -40,46 +39,26 @@ def invariants(names: tuple[str, ...]) -> int:
 def basis(site: Site, index: int, observation: Observation, names: tuple[str, ...], floor: float) -> Basis:
     """The named basis at ``site``, the ``index``-th of its symmetry. What is not known (activations where the network
     is no chain of layers) gives zeros."""
-    k, diagonal = site.group.k, isinstance(site.group, PositiveScaling)
-    (v, u), (dv, du) = (
-        (_rows(produced(site, of), k), _rows(consumed(site, of), k))
-        for of in (observation.params, observation.gradients)
-    )
-    unit = torch.maximum(*(d.detach().flatten(1).norm(dim=1) for d in (dv, du))).clamp(min=torch.finfo(v.dtype).tiny)
-    dv, du = (d / per_task(unit, d) for d in (dv, du))  # squares of small gradients would vanish in float32
-    measured = [_gram(m, diagonal) for m in (v, u, dv, du)]
-    sizes = [size for _, size in measured]
-    grams = dict(zip(WEIGHTS, (gram for gram, _ in measured), strict=True))
+    diagonal = isinstance(site.group, PositiveScaling)
+    seen = (diagonal_surroundings if diagonal else surroundings)(site, observation)
+    grams = dict(zip(WEIGHTS, seen.grams, strict=True))
     h = observation.grams[index] if index < len(observation.grams) else None
     if h is not None:
         grams["activations"] = h.reshape(len(h), -1, *h.shape[-1 if diagonal else -2 :])
     blank = torch.zeros_like(grams["incoming"])
-    rounding = torch.finfo(v.dtype).eps
+    rounding = torch.finfo(blank.dtype).eps
     floors = {"activations": max(ACTIVATION_FLOOR, rounding)} if not diagonal else dict.fromkeys(GRAMS, DIAGONAL_FLOOR)
     least = {name: floors.get(name, floor) for name in GRAMS if name in names}
     logs = (_diagonal_logs if diagonal else _logs)({name: grams.get(name, blank) for name in least}, least)
-    moment = _moment(u, du, sizes[1] * sizes[3], diagonal)
+    moment = _moment(seen)
     parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
     if "axes" in names:
         parts["axes"] = blank if diagonal else _towards_axes(grams["incoming"], grams["outgoing"])
-    numbers = _invariants(logs, sizes, moment, diagonal)
+    numbers = _invariants(logs, seen.sizes, moment, diagonal)
     if "crest" in names:
         parts["crest"], of_crest = _crest(site, observation, blank)
         numbers = torch.cat([numbers, of_crest], -1)
     return Basis(torch.stack([parts[name] for name in names], -1 if diagonal else -3), numbers)
-
-
-def _rows(matrix: Tensor, k: int) -> Tensor:
-    """``(tasks, *blocks, k, rest)`` with a row per block, ``(tasks, rows, k, rest)``."""
-    return matrix.reshape(len(matrix), -1, k, matrix.shape[-1])
-
-
-def _gram(matrix: Tensor, diagonal: bool) -> tuple[Tensor, Tensor]:
-    """The Gram matrix of the rows, or its diagonal, and the norm of the ``matrix`` ``(tasks, rows, k, rest)``."""
-    if not diagonal:
-        return matrix @ matrix.mT, matrix.flatten(2).norm(dim=-1)
-    norms = matrix.norm(dim=-1)
-    return norms * norms, norms.norm(dim=-1)
 
 
 def _logs(grams: dict[str, Tensor], least: dict[str, float]) -> dict[str, LogGram]:
@@ -94,11 +73,10 @@ def _diagonal_logs(grams: dict[str, Tensor], least: dict[str, float]) -> dict[st
     return {name: LogGram(matrix, matrix) for name, matrix in zip(grams, found.matrix.unbind(), strict=True)}
 
 
-def _moment(u: Tensor, du: Tensor, size: Tensor, diagonal: bool) -> Tensor:
-    """``U^T dL/dU / (|U| |dL/dU|)`` in algebra coordinates, from U^T, its gradient and the product of their norms."""
-    product = (u * du).sum(-1) if diagonal else u @ du.mT
-    size = size.clamp(min=torch.finfo(u.dtype).tiny)
-    return product / size.reshape(size.shape + (1,) * (product.ndim - 2))
+def _moment(seen: Surroundings) -> Tensor:
+    """``U^T dL/dU / (|U| |dL/dU|)`` in algebra coordinates."""
+    size = (seen.sizes[1] * seen.sizes[3]).clamp(min=torch.finfo(seen.product.dtype).tiny)
+    return seen.product / size.reshape(size.shape + (1,) * (seen.product.ndim - 2))
 
 
 def _parts(moment: Tensor, blank: Tensor, diagonal: bool) -> dict[str, Tensor]:
@@ -148,17 +126,16 @@ def _matched(vectors: Tensor) -> Tensor:
     return result
 
 
-def _invariants(logs: dict[str, LogGram], sizes: list[Tensor], moment: Tensor, diagonal: bool) -> Tensor:
+def _invariants(logs: dict[str, LogGram], sizes: Tensor, moment: Tensor, diagonal: bool) -> Tensor:
     """Per row: largest and mean log eigenvalue of every Gram matrix, ratios of norms, and of the moment map the trace
     and the norms of its two parts; ``(tasks, rows, INVARIANTS)``."""
-    v, u, dv, du = sizes
-    zero = torch.zeros_like(v)
+    zero = torch.zeros_like(sizes[0])
     spectra = dict.fromkeys(GRAMS, (zero, zero))
     if logs:
         eigenvalues = torch.stack([log.eigenvalues for log in logs.values()]) / LOG_SCALE
         spectra |= dict(zip(logs, zip(eigenvalues.amax(-1), eigenvalues.mean(-1), strict=True), strict=True))
     numbers = [x for name in GRAMS for x in spectra[name]]
-    numbers += (log_ratio(torch.stack([v, dv]), torch.stack([u, du])) / LOG_SCALE).unbind()
+    numbers += (log_ratio(sizes[::2], sizes[1::2]) / LOG_SCALE).unbind()
     if diagonal:
         numbers += [moment.sum(-1), moment.norm(dim=-1), zero]
     else:

@@ -35,6 +35,7 @@ DECAYS = (0.9, 0.99)
 INPUTS = 2 * (1 + len(DECAYS))
 SCALE = 0.1
 STEP_RANGE = 8.0
+PIECE = 4096
 
 
 class CoordinatewiseState(NamedTuple):
@@ -91,7 +92,7 @@ class Coordinatewise(Rule):
         read = [flatten(x) / scale.unsqueeze(1) for x, scale in zip((gradients, *means), scales, strict=True)]
         features = torch.cat([log_and_sign(x) for x in read], -1)
         flat = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in state.cells)
-        _, new = self.lstm(features.flatten(0, 1), flat)
+        new = self._recur(features.flatten(0, 1), flat)
         shape = features.shape[:2]
         cells = tuple(CellState(h.unflatten(0, shape), c.unflatten(0, shape)) for h, c in new)
         direction, log_length = self.head(cells[-1].hidden).unbind(-1)
@@ -104,6 +105,15 @@ class Coordinatewise(Rule):
         self, state: CoordinatewiseState, symmetry: Symmetry, elements: tuple[Element, ...]
     ) -> CoordinatewiseState:
         return state._replace(means=tuple(symmetry.transport(mean, elements) for mean in state.means))
+
+    def _recur(self, x: Tensor, states: tuple[CellState, ...]) -> tuple[CellState, ...]:
+        """The states ``(coordinates, hidden)`` after one more step. Without a graph in pieces, whose gates stay in the
+        cache."""
+        if torch.is_grad_enabled():
+            return self.lstm(x, states)[1]
+        pieces = zip(x.split(PIECE), *(h.split(PIECE) for state in states for h in state), strict=True)
+        found = [self.lstm(piece, tuple(map(CellState, h[::2], h[1::2])))[1] for piece, *h in pieces]
+        return tuple(CellState(*(torch.cat(t) for t in zip(*cell, strict=True))) for cell in zip(*found, strict=True))
 
     def _unit(self, observation: Observation, unit: Tensor) -> Tensor:
         """What gradients are divided by, ``(tasks,)``; it depends on the initial parameters alone, never on phi."""

@@ -119,7 +119,9 @@ class Layerwise(Rule):
             return (), {}
         g = observation.gradients
         means = tuple(_towards(mean, g, 1 - decay) for decay, mean in zip(DECAYS, state.means, strict=True))
-        return means, _towards(state.squares, {name: x * x for name, x in g.items()}, 1 - self.beta2)
+        squares = torch._foreach_mul([state.squares[name] for name in g], self.beta2)
+        torch._foreach_addcmul_(squares, list(g.values()), list(g.values()), 1 - self.beta2)
+        return means, dict(zip(g, squares, strict=True))
 
     def _features(self, context: Tensor, observation: Observation, means: tuple[Params, ...]) -> Tensor:
         """``(tasks, parameters, features)``."""

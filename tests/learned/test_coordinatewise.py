@@ -109,6 +109,17 @@ def test_a_coordinate_is_moved_by_its_own_gradients_alone() -> None:
     laws.must_fail(laws.assert_close, updates(unlike, alone)["A"], updates(unlike, seen)["A"], 1e-3)
 
 
+def test_without_a_graph_the_pieces_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, tasks = rule_with(), tasks_of("scaling")
+    observation = observe(tasks, tasks.params)
+    whole = updates(rule, observation)
+    monkeypatch.setattr("meta_teleport.learned.coordinatewise.PIECE", 7)
+    with torch.no_grad():
+        pieces = updates(rule, observation)
+    laws.params_close(pieces, whole, 1e-12)
+    laws.must_fail(laws.params_close, pieces, updates(rule, observation, 2), 1e-6)
+
+
 def test_permuting_the_units_permutes_the_update() -> None:
     tasks, order = tasks_of("factors"), torch.tensor([2, 0, 1])
 
