@@ -16,7 +16,7 @@ import torch
 from held_out_families import FAMILIES
 
 from meta_teleport.controls import RandomElements
-from meta_teleport.learned.bases import BASES
+from meta_teleport.learned.bases import BASES, GRAMS
 from meta_teleport.learned.equivariant import Equivariant
 from meta_teleport.learned.load import build, load
 from meta_teleport.learned.rule import Rule
@@ -83,6 +83,7 @@ FACTORS = Recipe(
         errors=True,
     ),
 )
+SCALINGS = {**FACTORS.arguments, "horizon": 240, "every": 10, "bases": [*GRAMS, "symmetric"]}
 PLANE = Recipe(
     {"update": "polyak", "bases": ["crest"], "size": 8.0, "horizon": 30, "every": 2, "apart": True},
     Training(
@@ -100,12 +101,23 @@ RECIPES = {
     "f1": INTERPOLATING,
     "f2": INTERPOLATING,
     "f2-large": Recipe(
-        {**FACTORS.arguments, "horizon": 240}, replace(FACTORS.training, horizon=240, second_order=False, tasks=24)
+        {**SCALINGS, "start": -0.5},
+        replace(FACTORS.training, meta_steps=12, tasks=8, window=120, horizon=240, lr_update=3e-3, lr_element=3e-3),
     ),
     "f3": FACTORS,
     "f4": PLANE,
     "f5": Recipe(
-        {**FACTORS.arguments, "horizon": 240}, replace(FACTORS.training, horizon=240, second_order=False, errors=False)
+        {**SCALINGS, "start": -2.5},
+        replace(
+            FACTORS.training,
+            meta_steps=40,
+            tasks=10,
+            window=24,
+            horizon=240,
+            lr_update=1e-2,
+            lr_element=3e-3,
+            second_order=False,
+        ),
     ),
     "f6": Recipe(FACTORS.arguments, replace(FACTORS.training, second_order=False, errors=False, tasks=4)),
 }

@@ -1,9 +1,9 @@
 """Classification of images with an MLP, in mini-batches.
 
 A task is a random part of the training images under a random relabelling of the classes, and fresh initial weights.
-``loss`` is the cross entropy of a mini-batch; ``test_loss`` and ``test_accuracy`` say what parameters are worth on the
-test images. Training tasks draw from one half of the training images, held-out tasks from the other half. Positive
-scalings keep the loss, on every image.
+``loss`` is the cross entropy of a mini-batch and ``error`` that of validation images, which no task trains on;
+``test_loss`` and ``test_accuracy`` say what parameters are worth on the test images. Training tasks draw from one half
+of the training images, held-out tasks from the other half. Positive scalings keep the loss, on every image.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,11 @@ class ClassificationTasks(NetworkTasks):
     def loss(self, params: Params, step: Tensor) -> Tensor:
         return cross_entropy(self.outputs(params, step), self.rows("labels", step))
 
+    def error(self, params: Params, step: Tensor) -> Tensor:
+        """The mean cross entropy on the first 1000 validation images, ``(tasks,)``."""
+        x, y = self.images.x_validation[:CHUNK], self.images.y_validation[:CHUNK]
+        return cross_entropy(functional(self.model)(params, x), self._labels(y.expand(self.count, -1)))
+
     def test_loss(self, params: Params) -> Tensor:
         """The mean cross entropy on all test images, ``(tasks,)``; not differentiable."""
         return self._test(params)[0]
@@ -76,8 +81,7 @@ class Classification(TaskFamily):
         hidden: Widths of the hidden layers. Weights and biases start as in torch.nn.Linear.
         activation: A positively homogeneous one of the activation table: leaky_relu, relu, identity.
         bias: Whether the layers have biases.
-        points: Images per task, drawn without replacement from its half; all of the half if not given. The images that
-            :func:`load_images` sets aside for validation are not used.
+        points: Images per task, drawn without replacement from its half; all of the half if not given.
         batch: Images per step. None: all points.
         folder: Where the files of the data set are kept, and downloaded to.
         download: Whether missing files are downloaded.

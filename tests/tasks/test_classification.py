@@ -50,6 +50,18 @@ def test_losses_and_test_figures_by_hand(generator: torch.Generator) -> None:
     laws.must_fail(laws.assert_close, tasks.loss(params, steps(tasks, 3)), torch.stack(losses), 1e-3)
 
 
+def test_the_error_is_that_of_validation_images(generator: torch.Generator) -> None:
+    tasks = drawn(2, generator)
+    images, params = DIGITS.images.to("cpu", torch.float64), tasks.params
+    assert 0 < len(images.x_validation) <= CHUNK
+    wanted = []
+    for task in range(2):
+        labels = tasks.data["classes"][task][images.y_validation]
+        wanted.append(F.cross_entropy(outputs_by_hand(params, task, images.x_validation), labels))
+    laws.assert_close(tasks.error(params, steps(tasks, 5)), torch.stack(wanted), 1e-13)
+    laws.must_fail(laws.assert_close, tasks.test_loss(params), torch.stack(wanted), 1e-4)
+
+
 def test_the_splits_share_no_image_and_tasks_differ(generator: torch.Generator) -> None:
     index = [drawn(50, generator, split).data["index"] for split in SPLITS]
     seen = [set(found.flatten().tolist()) for found in index]
