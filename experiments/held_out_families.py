@@ -99,10 +99,12 @@ def large(width: int, times: int, **arguments: Any) -> Regression:
     return Regression(width=width, points=times * width, batch=width, **given)
 
 
-def stochastic(label: str, make: Callable[[], TaskFamily], seen: bool = False, count: int = 64) -> Member:
-    """A member in float32."""
-    methods: Amount = "all"
-    return Member(label, make, count, seen, methods, (1, 3, 10) if seen else (1,), torch.float32)
+def stochastic(
+    label: str, make: Callable[[], TaskFamily], seen: bool = False, count: int = 64, longest: int = 3
+) -> Member:
+    """A member in float32; at a size seen its methods run for up to ``longest`` horizons."""
+    multiples = tuple(m for m in (1, 3, 10) if m <= longest) if seen else (1,)
+    return Member(label, make, count, seen, "all", multiples, torch.float32)
 
 
 F2_LARGE = Setting(
@@ -129,7 +131,7 @@ F3 = Setting(
         lambda: DeepLinear(width=12, inputs=16, outputs=16, batch=16, noise=0.05),
     ),
     (
-        stochastic("noisy, rank 4, 24 x 24", lambda: Factorization(noise=0.1, **SMALL_FACTORS), True, 32),
+        stochastic("noisy, rank 4, 24 x 24", lambda: Factorization(noise=0.1, **SMALL_FACTORS), True, 32, 10),
         stochastic("noisy", lambda: Factorization(noise=0.1), False, 32),
         stochastic("noiseless, mini-batches", lambda: Factorization(), False, 32),
         stochastic("noisy, a third of the entries missing", lambda: Factorization(noise=0.1, missing=1 / 3), False, 32),

@@ -52,8 +52,8 @@ class Measurement:
 
 
 class Stopwatch:
-    """Seconds of work on one device, with pauses; on a CPU those that the calling thread is busy, so that other programs
-    do not count."""
+    """Seconds of work on one device, with pauses. On a CPU they are those that the calling thread is busy: other
+    programs do not count."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds, self._since = device, 0.0, 0.0
