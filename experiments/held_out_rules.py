@@ -83,6 +83,28 @@ FACTORS = Recipe(
         errors=True,
     ),
 )
+TURNS = Recipe(
+    {
+        "update": "curvature",
+        "bases": ["incoming", "outgoing"],
+        "size": 30.0,
+        "floor": 1e-12,
+        "horizon": 12,
+        "lead": 1,
+        "alternating": True,
+    },
+    Training(
+        meta_steps=150,
+        tasks=8,
+        window=6,
+        horizon=12,
+        lr_update=1e-2,
+        lr_element=1e-2,
+        floor=1e-20,
+        increase_penalty=10.0,
+        staggered=False,
+    ),
+)
 PLANE = Recipe(
     {"update": "polyak", "bases": ["symmetric", "skew"], "size": 3.0, "horizon": 30},
     Training(
@@ -103,6 +125,7 @@ RECIPES = {
         {**FACTORS.arguments, "horizon": 240}, replace(FACTORS.training, horizon=240, second_order=False, tasks=24)
     ),
     "f3": FACTORS,
+    "f3-noiseless": TURNS,
     "f4": PLANE,
     "f5": Recipe(
         {**FACTORS.arguments, "horizon": 240}, replace(FACTORS.training, horizon=240, second_order=False, errors=False)

@@ -34,12 +34,13 @@ from meta_teleport.learned.coordinatewise import Coordinatewise
 from meta_teleport.learned.layerwise import Layerwise
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
-from meta_teleport.params import Params, per_task
+from meta_teleport.learned.turns import facing, take_turns
+from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
-UPDATES = ("polyak", "adam", "coordinatewise", "gd", "plain_adam", "falling_adam")
+UPDATES = ("polyak", "adam", "curvature", "coordinatewise", "gd", "plain_adam", "falling_adam")
 FALLING_BETA2 = 0.95
 UNIT_HIDDEN = 16
 
@@ -59,7 +60,7 @@ class Equivariant(Rule):
     """A learned teleport beside an update, learned or not; fits every network.
 
     Args:
-        update: polyak or adam (learned step lengths, see :class:`Layerwise`), coordinatewise (see
+        update: polyak, adam or curvature (learned step lengths, see :class:`Layerwise`), coordinatewise (see
             :class:`Coordinatewise`, its hidden size is its own), gd, plain_adam or falling_adam (plain
             optimizers with the step size ``lr``, nothing learned; the last falls to zero over the horizon, with
             beta2 0.95).
@@ -74,6 +75,8 @@ class Equivariant(Rule):
         start: log of the learned step lengths before training.
         lr: Step size of the plain updates.
         lead: Steps at the start that only teleport.
+        alternating: V and U take turns, each in a gauge of its own, see :mod:`turns`; T is made of the weights that the
+            update leads to.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Equivariant(Rule):
         start: float = 0.0,
         lr: float = 1e-3,
         lead: int = 0,
+        alternating: bool = False,
     ) -> None:
         super().__init__()
         bases = list(EQUIVARIANT) if bases is None else bases
@@ -99,7 +103,7 @@ class Equivariant(Rule):
         if update not in UPDATES:
             raise UserError(f"unknown update '{update}': choose one of {', '.join(UPDATES)}")
         self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
-        self.lead = lead
+        self.lead, self.alternating = lead, alternating
         self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
         self.update = _update(update, hidden_size, horizon, start, lr)
         self.observes_grams = "activations" in bases
@@ -138,6 +142,8 @@ class Equivariant(Rule):
         if self.lead and self.bases:
             moving = (observation.step >= self.lead).to(observation.loss.dtype)
             proposal = Proposal({name: per_task(moving, f) * f for name, f in proposal.update.items()})
+        if self.alternating:
+            proposal = take_turns(proposal, observation)
         average = self._average(observation.gradients, state.average)
         state = state._replace(update=update, average=average)
         due = observation.step % self.every == 0
@@ -146,7 +152,11 @@ class Equivariant(Rule):
             return proposal, state
         context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
         seen = observation._replace(gradients=average or observation.gradients)
+        if self.alternating:
+            seen = seen._replace(params=axpy(1.0, proposal.update, observation.params))
         found = [basis(site, i, seen, self.bases, self.floor) for i, site in enumerate(sites)]
+        if self.alternating:
+            found = [facing(b, self.bases, i, observation.step) for i, b in enumerate(found)]
         hidden, cells = self._recur(context, found, state.cells)
         algebra = self._elements(sites, hidden, found)
         algebra = tuple(torch.where(_like(due, t), t, 0.0) for t in algebra)
