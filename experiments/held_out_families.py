@@ -1,14 +1,15 @@
 """What held_out.py measures: the families, their members at sizes seen and not seen in meta-training, and how far.
 
-=========  =========================================================================================================
-f1         the paper's problems: uniform entries, n = d = k
-f2         interpolating regression, n <= k: Gaussian data, pre-activations of both signs, depth 2 to 6
-f2-large   regression with n = 2 d and 8 d points in mini-batches, noisy labels (positive scalings)
-f3         low-rank factorisation: noiseless, noisy, missing entries, condition 1 to 1e4; deep linear networks
-f4         two-dimensional functions
-f5         digits in mini-batches
-f6         adapters and attention pairs of a small transformer
-=========  =========================================================================================================
+============  ==========================================================================================================
+f1            the paper's problems: uniform entries, n = d = k
+f2            interpolating regression, n <= k: Gaussian data, pre-activations of both signs, depth 2 to 6
+f2-large      regression with n = 2 d and 8 d points in mini-batches, noisy labels (positive scalings)
+f3            low-rank factorisation: noiseless, noisy, missing entries, condition 1 to 1e4; deep linear networks
+f3-noiseless  the same without noise and mini-batches, condition 1 to 1e4
+f4            two-dimensional functions
+f5            digits in mini-batches
+f6            adapters and attention pairs of a small transformer
+============  ==========================================================================================================
 """
 
 from collections.abc import Callable
@@ -146,6 +147,26 @@ F3 = Setting(
     stochastic=True,
     dtype=torch.float32,
 )
+CONDITIONS = (1.0, 10.0, 100.0, 1e3, 1e4)
+EXACT: dict[str, Any] = {"anisotropy": 1.0, "batch": None}
+
+
+def exact(rank: int, width: int, condition: float, seen: bool = False, methods: Amount = "rules") -> Member:
+    """Plain matrix factorisation."""
+    make = partial(Factorization, rank, width, width, condition, **EXACT)
+    return Member(f"rank {rank}, {width} x {width}, condition {condition:g}", make, 64, seen, methods)
+
+
+F3_NOISELESS = Setting(
+    "F3: plain matrix factorisation",
+    tuple(partial(Factorization, 4, 24, 24, condition, **EXACT) for condition in (1.0, 100.0, 1e4)),
+    (
+        *(exact(4, 24, c, c in (1.0, 100.0, 1e4), "all" if c in (1.0, 1e4) else "rules") for c in CONDITIONS),
+        *(exact(8, 64, c) for c in CONDITIONS),
+        *(exact(12, 96, c) for c in CONDITIONS),
+    ),
+    horizon=12,
+)
 F4 = Setting(
     "F4: two-dimensional functions",
     tuple(partial(Functions, name) for name in ("ellipse", "rosenbrock", "booth")),
@@ -180,4 +201,13 @@ F6 = Setting(
     measured=10,
     dtype=torch.float32,
 )
-FAMILIES = {"f1": F1, "f2": F2, "f2-large": F2_LARGE, "f3": F3, "f4": F4, "f5": F5, "f6": F6}
+FAMILIES = {
+    "f1": F1,
+    "f2": F2,
+    "f2-large": F2_LARGE,
+    "f3": F3,
+    "f3-noiseless": F3_NOISELESS,
+    "f4": F4,
+    "f5": F5,
+    "f6": F6,
+}

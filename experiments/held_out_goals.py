@@ -10,6 +10,7 @@ Goal = dict[str, str]
 ROUNDING = {"float64": 1e-6, "float32": DRIFT_LIMIT}
 DEEP_LIMIT, DEEP_STEP = 1e-6, 30
 LIMITS = {"float64": {10: 1e-12, 20: 1e-20}, "float32": {10: 1e-6, 20: 1e-8}}
+CONDITION_RATIO = 2
 TWINS = ("no teleport", "random teleport")
 NOT_FIRST_ORDER = ("hand-written teleporter", "last layer solved", "L-BFGS", "Levenberg-Marquardt")
 
@@ -17,7 +18,7 @@ NOT_FIRST_ORDER = ("hand-written teleporter", "last layer solved", "L-BFGS", "Le
 def goals(content: dict[str, Any]) -> list[Goal]:
     """One entry ``claim, measured, verdict`` per goal that the family has."""
     found = list(_interpolation(content)) if content["family"] in ("f1", "f2") else list(_intervals(content))
-    return [*found, *_long_runs(content)]
+    return [*found, *_conditions(content), *_long_runs(content)]
 
 
 def _interpolation(content: dict[str, Any]) -> Iterator[Goal]:
@@ -94,6 +95,23 @@ def _count(content: dict[str, Any], group: set[str], part: str) -> tuple[list[st
             side = won if below else lost if any(c["ci95"][0] > 0 for c in found) else other
             side.append(name)
     return won, lost, other
+
+
+def _conditions(content: dict[str, Any]) -> Iterator[Goal]:
+    """Per size, the steps to 1e-6 of the initial loss at the worst condition number over those at the best one."""
+    sizes: dict[str, dict[str, int | None]] = {}
+    for name, row in content["members"].items():
+        size, _, condition = name.partition(", condition ")
+        if condition and "steps_to_solved" in row["methods"]["rule"]:
+            sizes.setdefault(size, {})[condition] = row["methods"]["rule"]["steps_to_solved"]
+    for size, steps in sizes.items():
+        found = [count for count in steps.values() if count is not None]
+        holds = len(found) == len(steps) and max(found) <= CONDITION_RATIO * min(found)
+        yield {
+            "claim": f"{size}: steps to 1e-6 of the initial loss within {CONDITION_RATIO}x at all condition numbers",
+            "measured": ", ".join(f"condition {c}: {count or 'not reached'}" for c, count in steps.items()),
+            "verdict": "holds" if holds else "does not hold",
+        }
 
 
 def _long_runs(content: dict[str, Any]) -> Iterator[Goal]:

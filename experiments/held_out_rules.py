@@ -84,6 +84,28 @@ FACTORS = Recipe(
     ),
 )
 SCALINGS = {**FACTORS.arguments, "horizon": 240, "every": 10, "bases": [*GRAMS, "symmetric"]}
+TURNS = Recipe(
+    {
+        "update": "curvature",
+        "bases": ["incoming", "outgoing"],
+        "size": 30.0,
+        "floor": 1e-12,
+        "horizon": 12,
+        "lead": 1,
+        "alternating": True,
+    },
+    Training(
+        meta_steps=150,
+        tasks=8,
+        window=6,
+        horizon=12,
+        lr_update=1e-2,
+        lr_element=1e-2,
+        floor=1e-20,
+        increase_penalty=10.0,
+        staggered=False,
+    ),
+)
 PLANE = Recipe(
     {"update": "polyak", "bases": ["crest"], "size": 8.0, "horizon": 30, "every": 2, "apart": True},
     Training(
@@ -105,6 +127,7 @@ RECIPES = {
         replace(FACTORS.training, meta_steps=12, tasks=8, window=120, horizon=240, lr_update=3e-3, lr_element=3e-3),
     ),
     "f3": FACTORS,
+    "f3-noiseless": TURNS,
     "f4": PLANE,
     "f5": Recipe(
         {**SCALINGS, "start": -2.5},

@@ -10,6 +10,7 @@ from torch import Tensor
 from meta_teleport.statistics import log10
 
 GOALS = (10, 20, 30)
+SOLVED = 1e-6
 Curves = dict[str, list[Outcome]]
 
 
@@ -21,6 +22,7 @@ def numbers(name: str, curves: Curves, horizon: int, stochastic: bool) -> dict[s
     found["median"] = {m: median(ends) for m, ends in lengths(name, curves, horizon).items()}
     if not stochastic:
         found["median_at"] = {s: median([run.at(s) for run in runs]) for s in GOALS if s in steps}
+        found["steps_to_solved"] = steps_to(runs, SOLVED)
         found["worst_seed_at"] = {s: max(median([run.at(s)]) for run in runs) for s in GOALS if s in steps}
     found["highest"] = max(run.numbers["highest"] for run in runs)
     found["failed"] = sum(run.numbers["failed"] for run in runs)
@@ -55,6 +57,18 @@ def against(name: str, curves: Curves, horizon: int, generator: torch.Generator)
         "equal_steps": compare_over_seeds(own, same_steps, generator),
         "equal_time": {**compare_over_seeds(own, same_time, generator, True), "method_ran_as_long": reached},
     }
+
+
+def steps_to(runs: list[Outcome], fraction: float) -> int | None:
+    """The median over runs and tasks of the first step at which this fraction of the first value is reached; None if
+    it is not."""
+    found = []
+    for run in runs:
+        reached = run.values <= fraction * run.values[:1]
+        first = run.steps[reached.int().argmax(0)].double()
+        found.append(torch.where(reached.any(0), first, torch.inf))
+    middle = float(torch.cat(found).median())
+    return int(middle) if middle < torch.inf else None
 
 
 def per_task(run: Outcome, step: int) -> float:

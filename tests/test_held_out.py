@@ -23,7 +23,7 @@ from held_out_methods import Contestant, contestants  # noqa: E402
 from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, orthogonalised, usable  # noqa: E402
 from held_out_rules import KINDS, RECIPES, RandomTeleports, folder_of, spec_of, trained  # noqa: E402
 from held_out_runs import Outcome, follow, run  # noqa: E402
-from held_out_statistics import against, at_time, lengths  # noqa: E402
+from held_out_statistics import against, at_time, lengths, steps_to  # noqa: E402
 from held_out_tuning import tuned  # noqa: E402
 
 from meta_teleport.learned.classical import Adam, GradientDescent  # noqa: E402
@@ -246,6 +246,23 @@ def test_goals_are_judged_by_the_worst() -> None:
     assert verdicts["better than the twin without teleports, equal steps"] == "holds in part"
     assert verdicts["better than every first-order method, equal time"] == "does not hold"
     assert verdicts["median at 10 horizons above that at 1 by no more than 1e-20 of the initial one"] == "holds"
+
+
+def test_steps_may_double_from_one_condition_number_to_another() -> None:
+    runs = [outcome([[4.0, 4.0], [1.0, 3e-6], [3e-6, 1.0]], [0.0] * 3, [0, 1, 2])]
+    assert [steps_to(runs, fraction) for fraction in (0.5, 1e-6, 1e-9)] == [1, 1, None]
+
+    def verdict(*counts: int | None) -> str:
+        rows = {f"rank 4, condition {i}": solved_in(count) for i, count in enumerate(counts)}
+        (goal,) = goals({"family": "f3-noiseless", "members": rows})[:1]
+        return goal["verdict"]
+
+    assert verdict(4, 8, 5) == "holds"
+    assert verdict(4, 9, 5) == verdict(4, None) == verdict(None) == "does not hold"
+
+
+def solved_in(count: int | None) -> dict[str, Any]:
+    return {"methods": {"rule": {"steps_to_solved": count, "median": {1: 0.0}, "start": 1.0}}, "comparisons": {}}
 
 
 def test_tuning_finds_the_step_size_beyond_its_grid(tmp_path: Path) -> None:

@@ -36,12 +36,13 @@ from meta_teleport.learned.coordinatewise import Coordinatewise
 from meta_teleport.learned.layerwise import Layerwise
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
-from meta_teleport.params import Params, per_task
+from meta_teleport.learned.turns import facing, take_turns
+from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
-UPDATES = ("polyak", "adam", "coordinatewise", "gd", "plain_adam", "falling_adam")
+UPDATES = ("polyak", "adam", "curvature", "coordinatewise", "gd", "plain_adam", "falling_adam")
 FALLING_BETA2 = 0.95
 UNIT_HIDDEN = 16
 
@@ -61,7 +62,7 @@ class Equivariant(Rule):
     """A learned teleport beside an update, learned or not; fits every network.
 
     Args:
-        update: polyak or adam (learned step lengths, see :class:`Layerwise`), coordinatewise (see
+        update: polyak, adam or curvature (learned step lengths, see :class:`Layerwise`), coordinatewise (see
             :class:`Coordinatewise`, its hidden size is its own), gd, plain_adam or falling_adam (plain
             optimizers with the step size ``lr``, nothing learned; the last falls to zero over the horizon, with
             beta2 0.95).
@@ -79,6 +80,8 @@ class Equivariant(Rule):
         lead: Steps at the start that only teleport.
         apart: Make no update in steps that teleport: elements come after the update of their step, and where that goes
             far, what they are made of is out of date.
+        alternating: V and U take turns, each in a gauge of its own, see :mod:`turns`; T is made of the weights that the
+            update leads to.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Equivariant(Rule):
         lr: float = 1e-3,
         lead: int = 0,
         apart: bool = False,
+        alternating: bool = False,
     ) -> None:
         super().__init__()
         bases = list(EQUIVARIANT) if bases is None else bases
@@ -105,7 +109,7 @@ class Equivariant(Rule):
         if update not in UPDATES:
             raise UserError(f"unknown update '{update}': choose one of {', '.join(UPDATES)}")
         self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
-        self.lead, self.apart = lead, apart
+        self.lead, self.apart, self.alternating = lead, apart, alternating
         self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
         self.update = _update(update, hidden_size, horizon, start, lr)
         self.observes_grams = self.update.observes_grams or "activations" in bases
@@ -140,20 +144,14 @@ class Equivariant(Rule):
 
     def propose(self, observation: Observation, state: EquivariantState) -> tuple[Proposal, EquivariantState]:
         """The step from the observed point, before any safeguard."""
-        proposal, update = self.update(observation, state.update)
-        due = observation.step % self.every == 0
-        if (self.lead or self.apart) and self.bases:
-            moving = (observation.step >= self.lead) & ~(due & self.apart)
-            moving = moving.to(observation.loss.dtype)
-            proposal = Proposal({name: per_task(moving, f) * f for name, f in proposal.update.items()})
+        proposal, update = self._move(observation, state.update)
         average = self._average(observation.gradients, state.average)
         state = state._replace(update=update, average=average)
-        sites = observation.symmetry.sites
+        due, sites = self._due(observation), observation.symmetry.sites
         if not self.bases or not sites or not bool(due.any()):
             return proposal, state
         context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
-        seen = observation._replace(gradients=average or observation.gradients)
-        found = [basis(site, i, seen, self.bases, self.floor) for i, site in enumerate(sites)]
+        found = self._found(observation._replace(gradients=average or observation.gradients), proposal)
         hidden, cells = self._recur(context, found, state.cells)
         algebra = self._elements(sites, hidden, found)
         algebra = tuple(torch.where(_like(due, t), t, 0.0) for t in algebra)
@@ -177,6 +175,29 @@ class Equivariant(Rule):
             "update": [name for name in names if not name.startswith("element")],
             "element": [name for name in names if name.startswith("element")],
         }
+
+    def _due(self, observation: Observation) -> Tensor:
+        """Is it time for a teleport? ``(tasks,)``."""
+        return observation.step % self.every == 0
+
+    def _move(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
+        """The update of this step, of those parameters that may move in it."""
+        proposal, state = self.update(observation, state)
+        if (self.lead or self.apart) and self.bases:
+            moving = (observation.step >= self.lead) & ~(self._due(observation) & self.apart)
+            moving = moving.to(observation.loss.dtype)
+            proposal = Proposal({name: per_task(moving, f) * f for name, f in proposal.update.items()})
+        return take_turns(proposal, observation) if self.alternating else proposal, state
+
+    def _found(self, observation: Observation, proposal: Proposal) -> list[Basis]:
+        """The basis at every site."""
+        if self.alternating:
+            observation = observation._replace(params=axpy(1.0, proposal.update, observation.params))
+        sites = observation.symmetry.sites
+        found = [basis(site, i, observation, self.bases, self.floor) for i, site in enumerate(sites)]
+        if self.alternating:
+            found = [facing(b, self.bases, i, observation.step) for i, b in enumerate(found)]
+        return found
 
     def _average(self, gradients: Params, average: Params) -> Params:
         beta = self.averaging

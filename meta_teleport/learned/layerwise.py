@@ -11,6 +11,8 @@ and gives a log step length and weights of its directions. Directions, in natura
     adam      exp(a_p) u_p sum_j w_pj m_pj / sqrt(v_p)     m_pj running means of the gradient at several time scales,
                                                v_p of its square, both without bias, moved along by teleports;
                                                u_p = 1 / sqrt(fan-in)
+    curvature 2 sigmoid(a_p) g_p / c_p          c_p an estimate of the largest curvature, see :mod:`curvatures`: along
+                                               one p at a time, a quadratic loss with that curvature never rises
 """
 
 from typing import Literal, NamedTuple
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.context import FEATURES, Memory, log_ratio, no_memory, read_context
+from meta_teleport.learned.curvatures import curvatures
 from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.surroundings import consumer_names
@@ -28,8 +31,8 @@ from meta_teleport.params import Params, norms, per_task, rows
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.symmetry import Symmetry
 
-Direction = Literal["polyak", "adam"]
-DIRECTIONS = ("polyak", "adam")
+Direction = Literal["polyak", "adam", "curvature"]
+DIRECTIONS = ("polyak", "adam", "curvature")
 DECAYS = (0.5, 0.9, 0.99)
 OWN_FEATURES = 6
 STEP_RANGE = 8.0
@@ -50,7 +53,8 @@ class Layerwise(Rule):
     """Learned step lengths per parameter tensor; fits every network.
 
     Args:
-        direction: polyak (full batches and losses with minimum 0) or adam (stochastic training).
+        direction: polyak (full batches and losses with minimum 0), adam (stochastic training) or curvature (squared
+            losses of full batches).
         hidden_size: Units of the LSTM.
         horizon: Steps it is trained for; with direction adam step lengths fall linearly up to there.
         start: log of the step length before training, in the units of the direction.
@@ -99,11 +103,13 @@ class Layerwise(Rule):
         cells = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in state.cells)
         hidden, cells = self.lstm(features.flatten(0, 1), cells)
         numbers = self.head(hidden).view(tasks, count, -1)
-        if self.direction == "adam":
+        if self.direction == "polyak":
+            update = self._polyak(observation, numbers[..., 0])
+        elif self.direction == "curvature":
+            update = _against_curvature(observation, 2 * torch.sigmoid(numbers[..., 0]))
+        else:
             length = (self.start + STEP_RANGE * torch.tanh(numbers[..., 0] / STEP_RANGE)).exp()
             update = self._adam(observation.step, length, numbers[..., 1:].softmax(-1), means, squares)
-        else:
-            update = self._polyak(observation, numbers[..., 0])
         cells = tuple(CellState(h.view(tasks, count, -1), c.view(tasks, count, -1)) for h, c in cells)
         return Proposal(update), LayerwiseState(cells, memory, means, squares)
 
@@ -169,6 +175,12 @@ class Layerwise(Rule):
                 mixed = mixed.addcmul_(a, mean)
             update[name] = mixed / size
         return update
+
+
+def _against_curvature(observation: Observation, length: Tensor) -> Params:
+    length = length / curvatures(observation.params, observation.symmetry)
+    gradients = observation.gradients
+    return {name: -per_task(a, g) * g for a, (name, g) in zip(length.unbind(1), gradients.items(), strict=True)}
 
 
 def _sizes(params: Params) -> Tensor:

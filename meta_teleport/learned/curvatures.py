@@ -1,0 +1,35 @@
+"""Estimates of the curvature along each parameter, from the weights beside it.
+
+For a loss ``0.5 mean |y - U V x|^2`` and inputs with second moments near the identity, the second derivatives are
+``U^T U`` along V, for each of its columns, and ``V V^T`` along U, for each of its rows. The estimate is the largest
+eigenvalue of these Gram matrices. A parameter beside several sites has the product.
+"""
+
+import torch
+from torch import Tensor
+
+from meta_teleport.learned.surroundings import consumed, consumer_names, produced
+from meta_teleport.params import Params, per_task
+from meta_teleport.symmetry.symmetry import Symmetry
+
+
+def curvatures(params: Params, symmetry: Symmetry) -> Tensor:
+    """The estimates, 1 for what no site moves; ``(tasks, parameters)``."""
+    first = next(iter(params.values()))
+    found = {name: first.new_ones(len(first)) for name in params}
+    for site in symmetry.sites:
+        readers = consumer_names(site)
+        sides = ((set(site.parameters) - readers, consumed(site, params)), (readers, produced(site, params)))
+        for names, matrix in sides:
+            c = _largest_eigenvalue(matrix @ matrix.mT)
+            for name in names:
+                found[name] = found[name] * c
+    return torch.stack(list(found.values()), 1)
+
+
+def _largest_eigenvalue(gram: Tensor) -> Tensor:
+    """Of matrices ``(tasks, *blocks, k, k)``, over all blocks; at least the smallest normal number, 1 if not finite."""
+    finite = torch.isfinite(gram).flatten(1).all(1)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    values = torch.linalg.eigvalsh(torch.where(per_task(finite, gram), gram, eye))
+    return values.flatten(1).amax(1).clamp(min=torch.finfo(gram.dtype).tiny)
