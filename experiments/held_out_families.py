@@ -188,12 +188,13 @@ F5 = Setting(
     stochastic=True,
     dtype=torch.float32,
 )
+SMALL_MODELS: dict[str, Any] = {"width": 32, "layers": 1, "points": 2400, "pretraining_steps": 300}
 F6 = Setting(
     "F6: adapters and attention pairs of a small transformer",
-    (lambda: Adapters(width=32, rank=4, pool=4), lambda: AttentionPairs(width=32, pool=4)),
+    (lambda: Adapters(rank=4, pool=4, **SMALL_MODELS), lambda: AttentionPairs(pool=4, **SMALL_MODELS)),
     (
         stochastic("adapters of rank 8, width 64", Adapters, False, 16),
-        stochastic("adapters of rank 4, width 32", lambda: Adapters(width=32, rank=4), True, 32),
+        stochastic("adapters of rank 4, width 32, 1 layer", lambda: Adapters(rank=4, **SMALL_MODELS), True, 32),
         stochastic("attention pairs, width 64", AttentionPairs, False, 16),
     ),
     horizon=300,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,20 @@ RECIPES = {
             second_order=False,
         ),
     ),
-    "f6": Recipe(FACTORS.arguments, replace(FACTORS.training, second_order=False, errors=False, tasks=4)),
+    "f6": Recipe(
+        {**FACTORS.arguments, "bases": [name for name in BASES if name != "activations"], "every": 10},
+        replace(
+            FACTORS.training,
+            meta_steps=60,
+            tasks=4,
+            window=30,
+            lr_update=2e-2,
+            lr_element=5e-3,
+            clip=0.05,
+            second_order=False,
+            errors=False,
+        ),
+    ),
 }
 SHARED = {"f2": "f1"}
 """Families whose rules are those of another one."""
@@ -217,8 +231,9 @@ def trained(out: Path, family: str, kind: str, seed: int, smoke: bool) -> tuple[
     return load(folder), seconds
 
 
+@cache
 def mixture(family: str) -> TaskFamily:
-    """What the rules of a family are trained on."""
+    """What the rules of a family are trained on, made once: some members are pre-trained."""
     return Mixture([make() for make in FAMILIES[family].training])
 
 
