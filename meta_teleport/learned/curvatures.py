@@ -28,8 +28,9 @@ def curvatures(params: Params, symmetry: Symmetry) -> Tensor:
 
 
 def _largest_eigenvalue(gram: Tensor) -> Tensor:
-    """Of matrices ``(tasks, *blocks, k, k)``, over all blocks; at least the smallest normal number, 1 if not finite."""
+    """Of matrices ``(tasks, *blocks, k, k)``, over all blocks; 1 if that is 0 or they are not finite."""
     finite = torch.isfinite(gram).flatten(1).all(1)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     values = torch.linalg.eigvalsh(torch.where(per_task(finite, gram), gram, eye))
-    return values.flatten(1).amax(1).clamp(min=torch.finfo(gram.dtype).tiny)
+    largest = values.flatten(1).amax(1)
+    return torch.where(largest > torch.finfo(gram.dtype).tiny, largest, 1.0)
