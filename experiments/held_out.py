@@ -5,7 +5,7 @@
     python experiments/held_out.py --smoke             all families in minutes, on a few tasks of their first members
 
 Every (family, member, method, meta-seed) that is finished is a file under ``--out``; the same command goes on after a
-stop. Families and recipes: ``held_out_families.py``, ``held_out_rules.py``; methods: ``held_out_methods.py``.
+stop. Families and recipes: ``held_out_families.py``, ``held_out_recipes.py``; methods: ``held_out_methods.py``.
 """
 
 import argparse

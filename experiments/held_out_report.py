@@ -8,7 +8,8 @@ from held_out_families import FAMILIES
 from held_out_figure import plot
 from held_out_goals import goals
 from held_out_jobs import BEYOND, HELD_OUT_SEED, Bench, bench_of
-from held_out_rules import FINISHED, KINDS, RECIPES, folder_of
+from held_out_recipes import RECIPES
+from held_out_rules import FINISHED, KINDS, folder_of
 from held_out_runs import Outcome
 from held_out_statistics import Curves, against, median, numbers
 from held_out_tables import markdown

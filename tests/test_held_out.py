@@ -21,7 +21,8 @@ from held_out_jobs import bench_of  # noqa: E402
 from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
 from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, orthogonalised, usable  # noqa: E402
-from held_out_rules import KINDS, RECIPES, RandomTeleports, folder_of, spec_of, trained  # noqa: E402
+from held_out_recipes import RECIPES  # noqa: E402
+from held_out_rules import KINDS, RandomTeleports, folder_of, spec_of, trained  # noqa: E402
 from held_out_runs import Outcome, follow, run  # noqa: E402
 from held_out_statistics import against, at_time, lengths, steps_to  # noqa: E402
 from held_out_tuning import tuned  # noqa: E402

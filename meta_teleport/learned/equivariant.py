@@ -30,20 +30,16 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.learned.bases import BASES, EQUIVARIANT, Basis, basis, invariants
 from meta_teleport.learned.cells import CellState, StackedLSTM
-from meta_teleport.learned.classical import Adam, GradientDescent
 from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
-from meta_teleport.learned.coordinatewise import Coordinatewise
-from meta_teleport.learned.layerwise import Layerwise
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
 from meta_teleport.learned.turns import facing, take_turns
+from meta_teleport.learned.updates import update_named
 from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
-UPDATES = ("polyak", "adam", "curvature", "coordinatewise", "gd", "plain_adam", "falling_adam")
-FALLING_BETA2 = 0.95
 UNIT_HIDDEN = 16
 
 
@@ -62,10 +58,7 @@ class Equivariant(Rule):
     """A learned teleport beside an update, learned or not; fits every network.
 
     Args:
-        update: polyak, adam or curvature (learned step lengths, see :class:`Layerwise`), coordinatewise (see
-            :class:`Coordinatewise`, its hidden size is its own), gd, plain_adam or falling_adam (plain
-            optimizers with the step size ``lr``, nothing learned; the last falls to zero over the horizon, with
-            beta2 0.95).
+        update: One of :mod:`updates`.
         bases: What T is made of, names as in the module's docstring; all but axes and crest if not given, none for no
             teleport.
         hidden_size: Units of the LSTMs.
@@ -106,12 +99,10 @@ class Equivariant(Rule):
         for name in bases:
             if name not in BASES:
                 raise UserError(f"unknown basis '{name}': choose from {', '.join(BASES)}")
-        if update not in UPDATES:
-            raise UserError(f"unknown update '{update}': choose one of {', '.join(UPDATES)}")
         self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
         self.lead, self.apart, self.alternating = lead, apart, alternating
         self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
-        self.update = _update(update, hidden_size, horizon, start, lr)
+        self.update = update_named(update, hidden_size, horizon, start, lr)
         self.observes_grams = self.update.observes_grams or "activations" in bases
         if bases:
             self.element_lstm = StackedLSTM(FEATURES + invariants(self.bases), hidden_size, layers=1)
@@ -232,18 +223,6 @@ class Equivariant(Rule):
             t = t * _like(bound / (square + bound**2).sqrt(), t)
             algebra.append(t.reshape(len(t), *site.group.algebra_shape))
         return tuple(algebra)
-
-
-def _update(name: str, hidden_size: int, horizon: int, start: float, lr: float) -> Rule:
-    if name == "gd":
-        return GradientDescent(lr)
-    if name == "plain_adam":
-        return Adam(lr)
-    if name == "falling_adam":
-        return Adam(lr, beta2=FALLING_BETA2, horizon=horizon)
-    if name == "coordinatewise":
-        return Coordinatewise(horizon=horizon, start=start)
-    return Layerwise(name, hidden_size, horizon, start)  # type: ignore[arg-type]
 
 
 def _blocks(blocks: tuple[int, ...]) -> int:

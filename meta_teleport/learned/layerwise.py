@@ -1,18 +1,16 @@
 """Updates whose few learned numbers per parameter do not depend on its size.
 
-A small LSTM, shared by all parameters of all layers, reads per parameter p what :mod:`context` says of the task and
-
-    log(|g_p| / |G|), cos(g_p, m_p), log(rms(p) sqrt(fan-in)), is p produced / consumed by a site (1 or 0),
-
-and gives a log step length and weights of its directions. Directions, in natural units:
+A small LSTM, shared by all parameters of all layers, reads what :mod:`context` says of the task and :mod:`layers` of
+the parameter p, and gives a log step length and weights of its directions. Directions, in natural units:
 
     polyak    s_p (2 L / |g_p|^2) g_p            s_p the part of the loss that p is to remove, a softmax over all p and
                                                a rest: for a quadratic loss with minimum 0, |g|^2 / 2 L is a curvature
     adam      exp(a_p) u_p sum_j w_pj m_pj / sqrt(v_p)     m_pj running means of the gradient at several time scales,
                                                v_p of its square, both without bias, moved along by teleports;
                                                u_p = 1 / sqrt(fan-in)
-    curvature 2 sigmoid(a_p) g_p / c_p          c_p an estimate of the largest curvature, see :mod:`curvatures`: along
-                                               one p at a time, a quadratic loss with that curvature never rises
+    curvature 2 sigmoid(b + a_p) g_p / c_p      b where it starts; c_p an estimate of the largest curvature, see
+                                               :mod:`curvatures`: along one p at a time, a quadratic loss with that
+                                               curvature never rises
 """
 
 from typing import Literal, NamedTuple
@@ -22,19 +20,17 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
-from meta_teleport.learned.context import FEATURES, Memory, log_ratio, no_memory, read_context
+from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
 from meta_teleport.learned.curvatures import curvatures
+from meta_teleport.learned.layers import LAYER_FEATURES, read_layers
 from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
-from meta_teleport.learned.surroundings import consumer_names
-from meta_teleport.params import Params, norms, per_task, rows
-from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.params import Params, per_task, rows
 from meta_teleport.symmetry.symmetry import Symmetry
 
 Direction = Literal["polyak", "adam", "curvature"]
 DIRECTIONS = ("polyak", "adam", "curvature")
 DECAYS = (0.5, 0.9, 0.99)
-OWN_FEATURES = 6
 STEP_RANGE = 8.0
 GAIN = 4.0
 
@@ -57,7 +53,7 @@ class Layerwise(Rule):
             losses of full batches).
         hidden_size: Units of the LSTM.
         horizon: Steps it is trained for; with direction adam step lengths fall linearly up to there.
-        start: log of the step length before training, in the units of the direction.
+        start: Before training, log of the step length (adam) or b (curvature).
         beta2: Decay of the running mean of squared gradients.
         epsilon: Its square is added to that mean, in units of its average over the parameter.
     """
@@ -78,7 +74,7 @@ class Layerwise(Rule):
             raise UserError(f"unknown direction '{direction}': choose one of {', '.join(DIRECTIONS)}")
         self.direction, self.hidden_size, self.horizon = direction, hidden_size, horizon
         self.start, self.beta2, self.epsilon = start, beta2, epsilon
-        self.lstm = StackedLSTM(FEATURES + OWN_FEATURES, hidden_size, layers=1)
+        self.lstm = StackedLSTM(FEATURES + LAYER_FEATURES, hidden_size, layers=1)
         self.head = nn.Linear(hidden_size, 1 + len(DECAYS))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -98,7 +94,8 @@ class Layerwise(Rule):
     def forward(self, observation: Observation, state: LayerwiseState) -> tuple[Proposal, LayerwiseState]:
         context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
         means, squares = self._averages(observation, state)
-        features = self._features(context, observation, means)
+        layers = read_layers(observation, means[1] if means else None)
+        features = torch.cat([context.unsqueeze(1).expand(-1, layers.shape[1], -1), layers], -1)
         tasks, count, _ = features.shape
         cells = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in state.cells)
         hidden, cells = self.lstm(features.flatten(0, 1), cells)
@@ -106,7 +103,7 @@ class Layerwise(Rule):
         if self.direction == "polyak":
             update = self._polyak(observation, numbers[..., 0])
         elif self.direction == "curvature":
-            update = _against_curvature(observation, 2 * torch.sigmoid(numbers[..., 0]))
+            update = _against_curvature(observation, 2 * torch.sigmoid(self.start + numbers[..., 0]))
         else:
             length = (self.start + STEP_RANGE * torch.tanh(numbers[..., 0] / STEP_RANGE)).exp()
             update = self._adam(observation.step, length, numbers[..., 1:].softmax(-1), means, squares)
@@ -128,20 +125,6 @@ class Layerwise(Rule):
         squares = torch._foreach_mul([state.squares[name] for name in g], self.beta2)
         torch._foreach_addcmul_(squares, list(g.values()), list(g.values()), 1 - self.beta2)
         return means, dict(zip(g, squares, strict=True))
-
-    def _features(self, context: Tensor, observation: Observation, means: tuple[Params, ...]) -> Tensor:
-        """``(tasks, parameters, features)``."""
-        gradients = norms(observation.gradients)
-        total = gradients.norm(dim=1, keepdim=True)
-        alignment = torch.zeros_like(gradients)
-        if means:
-            products = _products(observation.gradients, means[1])
-            alignment = products / (gradients * norms(means[1])).clamp(min=torch.finfo(gradients.dtype).tiny)
-        roles = gradients.new_tensor(_roles(observation.params, observation.symmetry)).expand(*gradients.shape, 2)
-        own = [log_ratio(gradients, total) / 3, alignment, _sizes(observation.params)]
-        own.append(_spreads(observation))
-        shared = context.unsqueeze(1).expand(-1, gradients.shape[1], -1)
-        return torch.cat([shared, torch.stack(own, -1), roles], -1)
 
     def _polyak(self, observation: Observation, logits: Tensor) -> Params:
         gradients, loss = observation.gradients, observation.loss
@@ -183,45 +166,6 @@ def _against_curvature(observation: Observation, length: Tensor) -> Params:
     return {name: -per_task(a, g) * g for a, (name, g) in zip(length.unbind(1), gradients.items(), strict=True)}
 
 
-def _sizes(params: Params) -> Tensor:
-    """``log(rms(p) sqrt(fan_in(p)))`` in [-5, 5], ``(tasks, parameters)``."""
-    units = [(p[0].numel() / fan_in(p)) ** 0.5 for p in params.values()]
-    sizes = norms(params)
-    return log_ratio(sizes, sizes.new_tensor(units)).clamp(-5, 5)
-
-
 def _towards(mean: Params, x: Params, weight: float) -> Params:
     """``(1 - weight) mean + weight x``."""
     return dict(zip(x, torch._foreach_lerp([mean[name] for name in x], list(x.values()), weight), strict=True))
-
-
-def _products(a: Params, b: Params) -> Tensor:
-    """The inner products, parameter by parameter, ``(tasks, parameters)``."""
-    products = [rows(a[name]).unsqueeze(1) @ rows(b[name]).unsqueeze(2) for name in a]
-    return torch.cat(products, 1).squeeze(2)
-
-
-def _spreads(observation: Observation) -> Tensor:
-    """Per parameter, how far from white the activations are that it consumes: ``log(k |C|_F^2 / tr(C)^2) / 3`` of their
-    second moments C, 0 where these are zero or not known; ``(tasks, parameters)``."""
-    blank = torch.zeros_like(observation.loss)
-    found: dict[str, Tensor] = {}
-    for site, gram in zip(observation.symmetry.sites, observation.grams, strict=False):
-        if gram is None:
-            continue
-        diagonal = gram if isinstance(site.group, PositiveScaling) else gram.diagonal(dim1=-2, dim2=-1)
-        trace = diagonal.flatten(1).sum(1)
-        alive = trace > 0
-        parts = gram.flatten(1) / torch.where(alive, trace, 1.0).unsqueeze(1)
-        square = torch.where(alive, site.group.k * parts.square().sum(1), 1.0)
-        found |= dict.fromkeys(consumer_names(site), square.log() / 3)
-    return torch.stack([found.get(name, blank) for name in observation.params], 1)
-
-
-def _roles(params: Params, symmetry: Symmetry) -> list[list[float]]:
-    """Per parameter: does a site produce with it, does one consume it?"""
-    made, read = set(), set()
-    for site in symmetry.sites:
-        read |= consumer_names(site)
-        made |= set(site.parameters) - consumer_names(site)
-    return [[float(name in made), float(name in read)] for name in params]

@@ -8,21 +8,26 @@ import pytest
 import torch
 
 import meta_teleport as mt
-from meta_teleport.learned.equivariant import UPDATES
 from meta_teleport.learned.load import build
 from meta_teleport.learned.rule import Rule
+from meta_teleport.learned.updates import UPDATES
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
 
 RULES = {"Layerwise": {"direction": "adam"}, "Coordinatewise": {}}
-LEARNED = ("polyak", "adam", "coordinatewise")
+LEARNED = ("polyak", "adam", "curvature", "coordinatewise")
 PLAIN = ("gd", "plain_adam", "falling_adam")
+OWN: dict[str, dict[str, Any]] = {"curvature": {"alternating": True, "start": -2.0}}
 TELEPORTS: tuple[list[str] | None, ...] = (None, ["incoming", "outgoing", "axes"])
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"class_path": name, "init_args": own} for name, own in RULES.items()},
-    **{f"{update} only": {"update": update, "bases": []} for update in LEARNED},
+    **{f"{update} only": {"update": update, "bases": [], **OWN.get(update, {})} for update in LEARNED},
     **{
-        f"{update} and {'every basis' if bases is None else 'axes'}": {"update": update, "bases": bases}
+        f"{update} and {'every basis' if bases is None else 'axes'}": {
+            "update": update,
+            "bases": bases,
+            **OWN.get(update, {}),
+        }
         for update in UPDATES
         for bases in TELEPORTS
     },
@@ -50,7 +55,7 @@ def losses(rule: Rule, family: mt.TaskFamily) -> torch.Tensor:
 
 def test_every_combination_is_among_the_cases() -> None:
     assert set(UPDATES) == {*LEARNED, *PLAIN} and not set(LEARNED) & set(PLAIN)
-    assert len(CASES) == len(RULES) + len(LEARNED) + len(UPDATES) * len(TELEPORTS) == 17
+    assert len(CASES) == len(RULES) + len(LEARNED) + len(UPDATES) * len(TELEPORTS) == 20
 
 
 @pytest.mark.parametrize("name", FAMILIES)

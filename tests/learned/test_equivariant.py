@@ -13,9 +13,10 @@ from torch import Tensor
 from meta_teleport.errors import UserError
 from meta_teleport.learned.bases import BASES, EQUIVARIANT, basis
 from meta_teleport.learned.classical import GradientDescent
-from meta_teleport.learned.equivariant import UPDATES, Equivariant, EquivariantState
+from meta_teleport.learned.equivariant import Equivariant, EquivariantState
 from meta_teleport.learned.lstm import LSTMUpdateTele
 from meta_teleport.learned.rule import Observation, Proposal, Rule, initialized, shapes_of
+from meta_teleport.learned.updates import UPDATES
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
 from meta_teleport.tasks.factorization import Factorization

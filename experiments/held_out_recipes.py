@@ -1,0 +1,124 @@
+"""How the rules of held_out.py are made and meta-trained, family by family."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from meta_teleport.learned.bases import EQUIVARIANT, GRAMS
+from meta_teleport.meta.settings import Training
+
+ALL = [*EQUIVARIANT, "axes"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Arguments of :class:`Equivariant`, and how it is trained. Both twins have the same but for their elements."""
+
+    arguments: dict[str, Any]
+    training: Training = field(default_factory=Training)
+
+
+INTERPOLATING = Recipe(
+    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 4},
+    Training(
+        meta_steps=400,
+        tasks=24,
+        window=10,
+        horizon=20,
+        lr_update=1e-2,
+        lr_element=1e-2,
+        floor=1e-26,
+        increase_penalty=10.0,
+        staggered=False,
+    ),
+)
+FACTORS = Recipe(
+    {"update": "adam", "bases": ALL, "horizon": 300, "every": 5, "averaging": 0.9, "size": 2.0, "start": -1.5},
+    Training(
+        meta_steps=120,
+        tasks=12,
+        window=60,
+        horizon=300,
+        lr_update=5e-3,
+        lr_element=5e-3,
+        floor=1e-12,
+        clip=0.3,
+        second_order=True,
+        errors=True,
+    ),
+)
+SCALINGS = {**FACTORS.arguments, "horizon": 240, "every": 10, "bases": [*GRAMS, "symmetric"]}
+TURNS = Recipe(
+    {
+        "update": "curvature",
+        "bases": ["incoming", "outgoing"],
+        "size": 30.0,
+        "floor": 1e-12,
+        "horizon": 12,
+        "lead": 1,
+        "alternating": True,
+    },
+    Training(
+        meta_steps=150,
+        tasks=8,
+        window=6,
+        horizon=12,
+        lr_update=1e-2,
+        lr_element=1e-2,
+        floor=1e-20,
+        increase_penalty=10.0,
+        staggered=False,
+    ),
+)
+PLANE = Recipe(
+    {"update": "polyak", "bases": ["crest"], "size": 8.0, "horizon": 30, "every": 2, "apart": True},
+    Training(
+        meta_steps=120,
+        tasks=32,
+        window=10,
+        horizon=30,
+        lr_update=1e-2,
+        lr_element=1e-2,
+        floor=1e-26,
+        increase_penalty=3.0,
+    ),
+)
+RECIPES = {
+    "f1": INTERPOLATING,
+    "f2": INTERPOLATING,
+    "f2-large": Recipe(
+        {**SCALINGS, "start": -0.5},
+        replace(FACTORS.training, meta_steps=12, tasks=8, window=120, horizon=240, lr_update=3e-3, lr_element=3e-3),
+    ),
+    "f3": FACTORS,
+    "f3-noiseless": TURNS,
+    "f4": PLANE,
+    "f5": Recipe(
+        {**SCALINGS, "start": -2.5},
+        replace(
+            FACTORS.training,
+            meta_steps=40,
+            tasks=10,
+            window=24,
+            horizon=240,
+            lr_update=1e-2,
+            lr_element=3e-3,
+            second_order=False,
+        ),
+    ),
+    "f6": Recipe(
+        {**FACTORS.arguments, "bases": [name for name in ALL if name != "activations"], "every": 10},
+        replace(
+            FACTORS.training,
+            meta_steps=60,
+            tasks=4,
+            window=30,
+            lr_update=2e-2,
+            lr_element=5e-3,
+            clip=0.05,
+            second_order=False,
+            errors=False,
+        ),
+    ),
+}
+SHARED = {"f2": "f1"}
+"""Families whose rules are those of another one."""
