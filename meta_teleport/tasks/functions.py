@@ -88,6 +88,13 @@ class ConjugateSite(Site):
         u = self.group.apply(g, self.h(params["x"]).unsqueeze(-1)).squeeze(-1)
         return {**params, "x": self.h_inverse(u)}
 
+    def transport(self, gradients: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
+        """Leaves gradients alone: how they move depends on the point, as the action is not linear."""
+        return gradients
+
+    def transport_squares(self, squares: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
+        return squares
+
 
 @dataclass(frozen=True)
 class PlaneSymmetry(Symmetry):

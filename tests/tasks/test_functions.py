@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from meta_teleport.errors import UserError
+from meta_teleport.symmetry.site import Site
 from meta_teleport.tasks.functions import FUNCTIONS, Functions
 
 NAMES = list(FUNCTIONS)
@@ -70,3 +71,13 @@ def test_unknown_function() -> None:
     with pytest.raises(UserError) as error:
         Functions("himmelblau")
     assert str(error.value) == "unknown function 'himmelblau': choose one of ellipse, rosenbrock, booth, random"
+
+
+def test_running_means_of_gradients_are_not_moved_as_if_they_were_points() -> None:
+    tasks = Functions("rosenbrock").sample(4, torch.Generator().manual_seed(0), dtype=torch.float64)
+    (site,) = tasks.symmetry.sites
+    means = {"x": torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)}
+    g = site.group.exp(torch.tensor([[0.0, -0.4], [0.4, 0.0]], dtype=torch.float64).expand(4, 2, 2))
+    assert torch.equal(site.transport(means, g)["x"], means["x"])
+    assert torch.equal(site.transport_squares(means, g)["x"], means["x"])
+    assert not torch.allclose(Site.transport(site, means, g)["x"], means["x"])
