@@ -208,6 +208,15 @@ def test_one_rule_for_every_network() -> None:
         assert bool(torch.isfinite(losses).all())
 
 
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float64, 1e-14), (torch.float32, torch.finfo(torch.float32).eps)])
+def test_whitening_stops_where_rounding_begins(dtype: torch.dtype, least: float) -> None:
+    family = GAUSSIAN(width=6, points=3)  # more units than points: activations of rank 3
+    tasks = family.sample(2, torch.Generator().manual_seed(1), dtype=dtype)
+    log = basis(tasks.symmetry.sites[0], 0, observe(tasks, tasks.params), ("activations",), 0.5).matrices[:, 0, 0]
+    lowest = torch.linalg.eigvalsh(log.double()).exp().min(1).values
+    torch.testing.assert_close(lowest, torch.full_like(lowest, least), rtol=0.01, atol=0)
+
+
 def unmoved(rule: Equivariant) -> Equivariant:
     """The same rule, but its memory stays behind when the parameters move."""
 
