@@ -18,7 +18,7 @@ class Recipe:
 
 
 INTERPOLATING = Recipe(
-    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 4},
+    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 3},
     Training(
         meta_steps=400,
         tasks=24,
