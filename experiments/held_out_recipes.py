@@ -34,7 +34,7 @@ INTERPOLATING = Recipe(
 FACTORS = Recipe(
     {"update": "adam", "bases": ALL, "horizon": 300, "every": 5, "averaging": 0.9, "size": 2.0, "start": -1.5},
     Training(
-        meta_steps=120,
+        meta_steps=300,
         tasks=12,
         window=60,
         horizon=300,
