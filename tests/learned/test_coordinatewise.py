@@ -8,6 +8,7 @@ from typing import Any
 import laws
 import pytest
 import torch
+from observations import observe
 from torch import Tensor
 
 from meta_teleport.errors import UserError
@@ -42,14 +43,6 @@ def rule_with(seed: int = 0, **options: Any) -> Coordinatewise:
 
 def tasks_of(name: str, count: int = 3) -> Tasks:
     return FAMILIES[name].sample(count, torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def observe(tasks: Tasks, params: Params, step: int = 0) -> Observation:
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    at = torch.full((tasks.count,), step)
-    loss = tasks.loss(leaves, at)
-    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
-    return Observation(params, gradients, loss.detach(), at, symmetry=tasks.symmetry)
 
 
 def updates(rule: Rule, observation: Observation, steps: int = 3) -> Params:

@@ -5,12 +5,13 @@ from dataclasses import replace
 import laws
 import pytest
 import torch
+from observations import observe
 from torch import Tensor
 
 from meta_teleport.learned.bases import INVARIANTS, basis, invariants
 from meta_teleport.learned.crest import NUMBERS, crest, has_crest, steepness
 from meta_teleport.learned.equivariant import Equivariant
-from meta_teleport.learned.rule import Observation, initialized
+from meta_teleport.learned.rule import initialized
 from meta_teleport.params import Params
 from meta_teleport.symmetry.site import Site
 from meta_teleport.tasks.factorization import Factorization
@@ -24,14 +25,6 @@ COUNT = 9
 
 def tasks_of(name: str) -> Tasks:
     return Functions(name).sample(COUNT, torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def observe(tasks: Tasks, params: Params, step: int = 0) -> Observation:
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    at = torch.full((tasks.count,), step)
-    loss = tasks.loss(leaves, at)
-    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
-    return Observation(params, gradients, loss.detach(), at, symmetry=tasks.symmetry)
 
 
 def found(tasks: Tasks, params: Params) -> tuple[Params, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import laws
 import pytest
 import torch
+from observations import observe
 from torch import Tensor
 
 from meta_teleport.errors import UserError
@@ -15,7 +16,7 @@ from meta_teleport.learned.bases import BASES, EQUIVARIANT, basis
 from meta_teleport.learned.classical import GradientDescent
 from meta_teleport.learned.equivariant import Equivariant, EquivariantState
 from meta_teleport.learned.lstm import LSTMUpdateTele
-from meta_teleport.learned.rule import Observation, Proposal, Rule, initialized, shapes_of
+from meta_teleport.learned.rule import Proposal, Rule, initialized, shapes_of
 from meta_teleport.learned.updates import UPDATES
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
@@ -50,15 +51,6 @@ def rule_with(seed: int = 0, **options: Any) -> Equivariant:
 
 def tasks_of(name: str, count: int = 3) -> Tasks:
     return FAMILIES[name].sample(count, torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def observe(tasks: Tasks, params: Params, inputs: Any = None) -> Observation:
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    step = torch.zeros(tasks.count).long()
-    loss = tasks.loss(leaves, step)
-    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
-    grams = tasks.symmetry.grams(params, tasks.inputs(step))
-    return Observation(params, gradients, loss.detach(), step, (), grams, tasks.symmetry)
 
 
 def proposed(rule: Rule, tasks: Tasks, params: Params) -> Proposal:
