@@ -42,7 +42,8 @@ def surroundings(site: Site, observation: Observation) -> Surroundings:
 
 
 def diagonal_surroundings(site: Site, observation: Observation) -> Surroundings:
-    """What surrounds a site of scalings; nothing of the size of a parameter is kept."""
+    """What surrounds a site of scalings; nothing of the size of a parameter is kept. Gradients whose squares vanish in
+    their precision count as zero."""
     w, g = observation.params, observation.gradients
     squares = torch.stack([_row_squares(site, w), _products(site, w, w)])
     slopes = torch.stack([_row_squares(site, g), _products(site, g, g)])
