@@ -34,6 +34,11 @@ def axpy(a: float | Tensor, x: Params, y: Params) -> Params:
     return {name: y[name] + per_task(a, x[name]) * x[name] for name in y}
 
 
+def lerp(x: Params, y: Params, weight: float) -> Params:
+    """``(1 - weight) x + weight y``, tensor by tensor, in the order of ``y``."""
+    return dict(zip(y, torch._foreach_lerp([x[name] for name in y], list(y.values()), weight), strict=True))
+
+
 @overload
 def per_task(a: Tensor, like: Tensor) -> Tensor: ...
 

@@ -58,7 +58,7 @@ def test_random_rotations_turn_by_the_angle_of_the_rule():
 
 @pytest.mark.parametrize("control", [WithoutElements, lambda rule: RandomElements(rule, generator(1))])
 def test_controls_show_the_rule_what_it_reads_and_move_its_state(control):
-    rule = Equivariant("adam", ["activations"], averaging=0.9)
+    rule = Equivariant("adam", ["activations"], averaging=0.5)
     wrapped = control(rule)
     assert wrapped.observes_grams and not wrapped.observes_hidden
     tasks = Regression(4, action="scaling").sample(2, generator(), dtype=torch.float64)

@@ -10,13 +10,15 @@ from meta_teleport.learned.crest import NUMBERS, crest, has_crest
 from meta_teleport.learned.rule import Observation
 from meta_teleport.learned.spectra import LogGram, log_diagonal, log_gram
 from meta_teleport.learned.surroundings import Surroundings, diagonal_surroundings, surroundings
-from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.params import Params
+from meta_teleport.symmetry.groups import GL, PositiveScaling
 from meta_teleport.symmetry.site import Site
+from meta_teleport.teleportation.gauges import balanced
 
 WEIGHTS = ("incoming", "outgoing", "incoming_gradient", "outgoing_gradient")
 GRAMS = ("activations", *WEIGHTS)
 EQUIVARIANT = (*GRAMS, "symmetric", "skew", "identity")
-BASES = (*EQUIVARIANT, "axes", "crest")
+BASES = (*EQUIVARIANT, "balance", "axes", "crest")
 INVARIANTS = 2 * len(GRAMS) + 5
 ACTIVATION_FLOOR, DIAGONAL_FLOOR = 1e-14, 1e-3
 LOG_SCALE = 10.0
@@ -52,6 +54,8 @@ def basis(site: Site, index: int, observation: Observation, names: tuple[str, ..
     logs = (_diagonal_logs if diagonal else _logs)({name: grams.get(name, blank) for name in least}, least)
     moment = _moment(seen)
     parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
+    if "balance" in names:
+        parts["balance"] = _towards_balance(site, observation.params, blank)
     if "axes" in names:
         parts["axes"] = blank if diagonal else _towards_axes(grams["incoming"], grams["outgoing"])
     numbers = _invariants(logs, seen.sizes, moment, diagonal)
@@ -93,6 +97,20 @@ def _crest(site: Site, observation: Observation, blank: Tensor) -> tuple[Tensor,
         return blank, blank.new_zeros(*blank.shape[:2], NUMBERS)
     found = crest(site, observation.params, observation.gradients)
     return CREST_GAIN * found.rotation.unsqueeze(1), found.numbers.unsqueeze(1)
+
+
+@torch.no_grad()
+def _towards_balance(site: Site, params: Params, blank: Tensor) -> Tensor:
+    """Twice the logarithm of the balanced gauge's element, in the shape of ``blank``; zero where there is none."""
+    if not (site.exact and site.producers and site.consumers and isinstance(site.group, GL | PositiveScaling)):
+        return blank
+    g = balanced(site, params).reshape(blank.shape).double()
+    if isinstance(site.group, PositiveScaling):
+        return (2 * g.log()).to(blank.dtype)
+    found = g.isfinite().all(-1).all(-1)[..., None, None]
+    eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
+    values, vectors = torch.linalg.eigh(torch.where(found, g, eye))
+    return ((vectors * (2 * values.log()).unsqueeze(-2)) @ vectors.mT).to(blank.dtype)
 
 
 @torch.no_grad()

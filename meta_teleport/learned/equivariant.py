@@ -11,6 +11,7 @@ the a_j from a small LSTM that all sites (and all blocks of a site, such as head
     incoming_gradient, outgoing_gradient   the same of dL/dV and dL/dU
     symmetric, skew                        the two parts of the moment map U^T dL/dU, divided by |U| |dL/dU|
     identity
+    balance                                towards the balanced gauge of an exact site, see :mod:`gauges`
     axes                                   a rotation towards coordinate axes of the principal axes of V V^T and U^T U
     crest                                  towards the steepest point of the orbit, see :mod:`crest`: where rotations of
                                            a plane act on other than matrices
@@ -35,17 +36,19 @@ from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
 from meta_teleport.learned.turns import facing, take_turns
 from meta_teleport.learned.updates import update_named
-from meta_teleport.params import Params, axpy, per_task
+from meta_teleport.params import Params, axpy, lerp, per_task
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
 UNIT_HIDDEN = 16
+FIRST = 1.0
 
 
 class EquivariantState(NamedTuple):
     """Recurrent state ``(tasks, rows, hidden)`` with a row per site and block, memory of the context, running mean of
-    the gradients (empty without averaging), state of the update, anchor of the safeguard (or an empty tuple)."""
+    the gradients (empty without averaging, and where the update keeps it), state of the update, anchor of the safeguard
+    (or an empty tuple)."""
 
     cells: tuple[CellState, ...]
     memory: Memory
@@ -59,8 +62,8 @@ class Equivariant(Rule):
 
     Args:
         update: One of :mod:`updates`.
-        bases: What T is made of, names as in the module's docstring; all but axes and crest if not given, none for no
-            teleport.
+        bases: What T is made of, names as in the module's docstring; all but balance, axes and crest if not given, none
+            for no teleport.
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
         size: Bound on |T|, in units of the square root of its number of rows.
@@ -75,6 +78,8 @@ class Equivariant(Rule):
             far, what they are made of is out of date.
         alternating: V and U take turns, each in a gauge of its own, see :mod:`turns`; T is made of the weights that the
             update leads to.
+        first: Those of the bases whose coefficients start at 0.38, of 0.5 at most, in place of 0: with balance and axes
+            the rule begins as a teleport to the gauge of principal axes. For groups of matrices.
     """
 
     def __init__(
@@ -93,12 +98,14 @@ class Equivariant(Rule):
         lead: int = 0,
         apart: bool = False,
         alternating: bool = False,
+        first: list[str] | None = None,
     ) -> None:
         super().__init__()
         bases = list(EQUIVARIANT) if bases is None else bases
-        for name in bases:
-            if name not in BASES:
-                raise UserError(f"unknown basis '{name}': choose from {', '.join(BASES)}")
+        for known, names in ((BASES, bases), (bases, first or [])):
+            for name in names:
+                if name not in known:
+                    raise UserError(f"unknown basis '{name}': choose from {', '.join(known) or 'none'}")
         self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
         self.lead, self.apart, self.alternating = lead, apart, alternating
         self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
@@ -112,17 +119,20 @@ class Equivariant(Rule):
             for head in (self.element_head, self.element_unit_head):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
+            for name in first or []:
+                nn.init.constant_(self.element_head.bias[bases.index(name)], FIRST)
 
     def init(self, params: Params, symmetry: Symmetry) -> EquivariantState:
         first = next(iter(params.values()))
         rows = sum(_blocks(site.group.blocks) for site in symmetry.sites)
         zero = first.new_zeros(len(first), rows, self.hidden_size)
-        average = {name: torch.zeros_like(p) for name, p in params.items()} if self.averaging else {}
+        update = self.update.init(params, symmetry)
+        kept = self.averaging and self.update.running_mean(update, self.averaging) is None
         return EquivariantState(
             (CellState(zero, zero),) if self.bases else (),
             no_memory(first),
-            average,
-            self.update.init(params, symmetry),
+            {name: torch.zeros_like(p) for name, p in params.items()} if kept else {},
+            update,
             no_anchor(params) if self.safeguard else (),
         )
 
@@ -136,13 +146,13 @@ class Equivariant(Rule):
     def propose(self, observation: Observation, state: EquivariantState) -> tuple[Proposal, EquivariantState]:
         """The step from the observed point, before any safeguard."""
         proposal, update = self._move(observation, state.update)
-        average = self._average(observation.gradients, state.average)
-        state = state._replace(update=update, average=average)
+        average = self._average(observation.gradients, state.average, update)
+        state = state._replace(update=update, average=average if state.average else {})
         due, sites = self._due(observation), observation.symmetry.sites
         if not self.bases or not sites or not bool(due.any()):
             return proposal, state
         context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
-        found = self._found(observation._replace(gradients=average or observation.gradients), proposal)
+        found = self._found(observation._replace(gradients=average), proposal)
         hidden, cells = self._recur(context, found, state.cells)
         algebra = self._elements(sites, hidden, found)
         algebra = tuple(torch.where(_like(due, t), t, 0.0) for t in algebra)
@@ -190,9 +200,11 @@ class Equivariant(Rule):
             found = [facing(b, self.bases, i, observation.step) for i, b in enumerate(found)]
         return found
 
-    def _average(self, gradients: Params, average: Params) -> Params:
-        beta = self.averaging
-        return {name: beta * average[name] + (1 - beta) * gradients[name] for name in average}
+    def _average(self, gradients: Params, average: Params, update: Any) -> Params:
+        """The gradients that T is made of."""
+        if average:
+            return lerp(average, gradients, 1 - self.averaging)
+        return self.update.running_mean(update, self.averaging) or gradients
 
     def _recur(
         self, context: Tensor, found: list[Basis], cells: tuple[CellState, ...]

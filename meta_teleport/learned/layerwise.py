@@ -25,7 +25,7 @@ from meta_teleport.learned.curvatures import curvatures
 from meta_teleport.learned.layers import LAYER_FEATURES, read_layers
 from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
-from meta_teleport.params import Params, per_task, rows
+from meta_teleport.params import Params, lerp, per_task, rows
 from meta_teleport.symmetry.symmetry import Symmetry
 
 Direction = Literal["polyak", "adam", "curvature"]
@@ -116,12 +116,15 @@ class Layerwise(Rule):
         means = tuple(symmetry.transport(mean, elements) for mean in state.means)
         return state._replace(means=means, squares=symmetry.transport_squares(state.squares, elements))
 
+    def running_mean(self, state: LayerwiseState, decay: float) -> Params | None:
+        return state.means[DECAYS.index(decay)] if state.means and decay in DECAYS else None
+
     def _averages(self, observation: Observation, state: LayerwiseState) -> tuple[tuple[Params, ...], Params]:
         """Running means with their bias still in."""
         if self.direction != "adam":
             return (), {}
         g = observation.gradients
-        means = tuple(_towards(mean, g, 1 - decay) for decay, mean in zip(DECAYS, state.means, strict=True))
+        means = tuple(lerp(mean, g, 1 - decay) for decay, mean in zip(DECAYS, state.means, strict=True))
         squares = torch._foreach_mul([state.squares[name] for name in g], self.beta2)
         torch._foreach_addcmul_(squares, list(g.values()), list(g.values()), 1 - self.beta2)
         return means, dict(zip(g, squares, strict=True))
@@ -156,7 +159,7 @@ class Layerwise(Rule):
             mixed = first[0] * first[1]
             for a, mean in others:
                 mixed = mixed.addcmul_(a, mean)
-            update[name] = mixed / size
+            update[name] = mixed.div_(size)
         return update
 
 
@@ -164,8 +167,3 @@ def _against_curvature(observation: Observation, length: Tensor) -> Params:
     length = length / curvatures(observation.params, observation.symmetry)
     gradients = observation.gradients
     return {name: -per_task(a, g) * g for a, (name, g) in zip(length.unbind(1), gradients.items(), strict=True)}
-
-
-def _towards(mean: Params, x: Params, weight: float) -> Params:
-    """``(1 - weight) mean + weight x``."""
-    return dict(zip(x, torch._foreach_lerp([mean[name] for name in x], list(x.values()), weight), strict=True))

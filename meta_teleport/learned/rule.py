@@ -128,6 +128,11 @@ class Rule(nn.Module, ABC):
         moved."""
         return state
 
+    def running_mean(self, state: Any, decay: float) -> Params | None:
+        """The mean ``m <- decay m + (1 - decay) g`` of the gradients, from 0, where the state holds it: others need not
+        keep it too. None by default."""
+        return None
+
     def optimizer(
         self, model: nn.Module, example_inputs: Any = None, *, symmetry: Symmetry | None = None, **settings: Any
     ) -> "LearnedOptimizer":

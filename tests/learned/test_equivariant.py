@@ -169,6 +169,9 @@ def test_rotating_a_linear_site_rotates_the_proposal() -> None:
     laws.params_close(there.update, rotate(here.update), 1e-10)
     laws.assert_close(there.algebra[0], rotation @ here.algebra[0] @ rotation.mT, 1e-10)
     laws.must_fail(laws.assert_close, there.algebra[0], here.algebra[0], 1e-3)
+    weighed = rule_with(update="polyak", bases=["balance"])
+    here, there = (proposed(weighed, tasks, params).algebra[0] for params in (tasks.params, rotate(tasks.params)))
+    laws.assert_close(there, rotation @ here @ rotation.mT, 1e-10)
     aligned = rule_with(update="polyak", bases=["axes"])
     here, there = (proposed(aligned, tasks, params).algebra[0] for params in (tasks.params, rotate(tasks.params)))
     laws.must_fail(laws.assert_close, there, rotation @ here @ rotation.mT, 1e-3)
@@ -189,6 +192,39 @@ def test_axes_turn_factors_to_their_principal_axes() -> None:
         t = basis(tasks.symmetry.sites[0], 0, observe(tasks, params), ("axes",), 1e-6).matrices[:, 0, 0]
         params = tasks.symmetry.flow(params, (t / 2,))
     assert slant(params) < 1e-6 < 1e-2 < before
+
+
+@pytest.mark.parametrize("name", ["factors", "linear", "scaling"])
+def test_balance_leads_to_the_balanced_gauge(name: str) -> None:
+    tasks = tasks_of(name)
+    for site, index in zip(tasks.symmetry.sites, range(2), strict=False):
+        diagonal = name == "scaling"
+        found = basis(site, index, observe(tasks, tasks.params), ("balance",), 1e-6).matrices
+        t = found[:, 0, :, 0] if diagonal else found[:, 0, 0]
+        g = balanced(site, tasks.params)
+        laws.assert_close(site.group.exp(t / 2), g, 1e-10)
+        laws.must_fail(laws.assert_close, site.group.exp(t), g, 1e-2)
+
+
+def test_there_is_no_balance_without_a_gauge() -> None:
+    tasks = tasks_of("factors")
+    empty = {**tasks.params, "B": torch.zeros_like(tasks.params["B"])}
+    cases = [("data-dependent", None), ("orthogonal", None), ("plane", None), ("factors", empty)]
+    for name, params in cases:
+        tasks = tasks_of(name)
+        seen = observe(tasks, params or tasks.params)
+        assert not basis(tasks.symmetry.sites[0], 0, seen, ("balance",), 1e-6).matrices.any()
+
+
+def test_a_rule_can_begin_as_a_gauge() -> None:
+    tasks = tasks_of("factors")
+    with initialized(0):
+        rule = Equivariant(bases=["incoming", "balance", "axes"], first=["balance", "axes"], size=1e4).double()
+    seen = observe(tasks, tasks.params)
+    half = basis(tasks.symmetry.sites[0], 0, seen, ("balance", "axes"), 1e-6).matrices[:, 0].sum(1) / 2
+    algebra = proposed(rule, tasks, tasks.params).algebra[0]
+    laws.assert_close(algebra, torch.tanh(torch.tensor(1.0)) * half, 1e-6)
+    laws.must_fail(laws.assert_close, algebra, half, 1e-2)
 
 
 def test_one_rule_for_every_network() -> None:
@@ -238,12 +274,30 @@ def test_the_memory_moves_with_the_parameters(make: Callable[..., Equivariant]) 
         laws.must_fail(laws.params_close, carry.state.average, expected, 1e-3)
 
 
+def test_a_mean_that_the_update_keeps_is_kept_once() -> None:
+    tasks = tasks_of("factors")
+
+    def losses(averaging: float, update: str = "adam", shared: bool = True) -> Tensor:
+        rule = rule_with(update=update, averaging=averaging)
+        if not shared:
+            rule.update.running_mean = lambda state, decay: None
+        assert bool(rule.init(tasks.params, tasks.symmetry).average) is not shared
+        return unroll(rule, dict(rule.named_parameters()), tasks, start(rule, tasks), 6)[0]
+
+    laws.assert_close(losses(0.9), losses(0.9, shared=False), 1e-10)
+    laws.must_fail(laws.assert_close, losses(0.9), losses(0.99), 1e-6)
+    for averaging, update in ((0.8, "adam"), (0.9, "polyak"), (0.9, "gd")):
+        losses(averaging, update, shared=False)
+
+
 def test_what_cannot_be_built() -> None:
+    with pytest.raises(UserError, match="unknown basis 'axes': choose from incoming"):
+        Equivariant(bases=["incoming"], first=["axes"])
     with pytest.raises(UserError, match="unknown basis 'gram': choose from activations, incoming"):
         Equivariant(bases=["gram"])
     with pytest.raises(UserError, match="unknown update 'sgd': choose one of polyak, adam"):
         Equivariant(update="sgd")
-    assert set(BASES) - set(EQUIVARIANT) == {"axes", "crest"}
+    assert set(BASES) - set(EQUIVARIANT) == {"balance", "axes", "crest"}
 
 
 @pytest.mark.parametrize("update", ["polyak", "adam", "coordinatewise"])
