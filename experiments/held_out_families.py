@@ -195,7 +195,7 @@ F6 = Setting(
     (
         stochastic("adapters of rank 8, width 64", Adapters, False, 16),
         stochastic("adapters of rank 4, width 32, 1 layer", lambda: Adapters(rank=4, **SMALL_MODELS), True, 32),
-        stochastic("attention pairs, width 64", AttentionPairs, False, 16),
+        stochastic("attention pairs, width 64, 1 layer", lambda: AttentionPairs(layers=1), False, 16),
     ),
     horizon=300,
     stochastic=True,

@@ -7,6 +7,7 @@ from meta_teleport.learned.bases import EQUIVARIANT, GRAMS
 from meta_teleport.meta.settings import Training
 
 ALL = [*EQUIVARIANT, "axes"]
+ADAPTING = [name for name in EQUIVARIANT if name != "activations"]
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,15 @@ RECIPES = {
         ),
     ),
     "f6": Recipe(
-        {**FACTORS.arguments, "bases": [name for name in ALL if name != "activations"], "every": 10},
+        {**FACTORS.arguments, "bases": ["balance", "axes", *ADAPTING], "first": ["balance", "axes"]},
         replace(
             FACTORS.training,
-            meta_steps=60,
+            meta_steps=100,
             tasks=4,
             window=30,
             lr_update=2e-2,
-            lr_element=5e-3,
+            lr_element=2e-3,
             clip=0.05,
-            second_order=False,
             errors=False,
         ),
     ),
