@@ -43,6 +43,12 @@ def mean_log_loss(losses: Tensor, initial: Tensor, floor: float = 0.0) -> Tensor
     return (_log(losses, initial, floor) - initial.clamp(min=tiny).log()).mean(0)
 
 
+def end_log_loss(losses: Tensor, initial: Tensor, floor: float = 0.0) -> Tensor:
+    """:func:`mean_log_loss` over the last tenth of the window, a step at least: where a window leads counts, not the
+    way there, which asks for longer steps than noisy batches allow at first."""
+    return mean_log_loss(losses[-max(1, len(losses) // 10) :], initial, floor)
+
+
 def mean_increase(losses: Tensor, initial: Tensor, before: Tensor, floor: float = 0.0) -> Tensor:
     """The mean over the window of ``max(0, log L_t - log L_(t-1))``; ``before`` ``(tasks,)`` is the loss before the
     window's first. Losses are cut off below as in :func:`mean_log_loss`; shapes as there."""
@@ -55,7 +61,7 @@ def _log(losses: Tensor, initial: Tensor, floor: float) -> Tensor:
     return losses.clamp(min=least).log()
 
 
-OBJECTIVES: dict[str, Objective] = {"sum": loss_sum, "log": mean_log_loss}
+OBJECTIVES: dict[str, Objective] = {"sum": loss_sum, "log": mean_log_loss, "end": end_log_loss}
 
 
 def truncated_bptt(

@@ -24,7 +24,8 @@ class Training:
             need no derivatives and twice as many forward passes, without the bias of cutting a life for pes).
         sigma: Standard deviation of the perturbations of es and pes, in units of the meta-parameters.
         pairs: Antithetic pairs of perturbations that es and pes divide the problems among, at most one for each.
-        objective: log (mean of log(L / L_0) over the window) or sum (of the losses, as published).
+        objective: log (mean of log(L / L_0) over the window), end (the same over its last tenth) or sum (of the losses,
+            as published).
         floor: Losses below this fraction of a problem's initial loss count as that fraction in log losses; 0 for none.
             In float64, where log(L / L_0) can fall to -700, it keeps solved problems from outweighing all others.
         increase_penalty: Weight, beside the objective, of the mean over the window of max(0, log L_t - log L_(t-1)),
@@ -55,7 +56,7 @@ class Training:
     estimator: Literal["bptt", "es", "pes"] = "bptt"
     sigma: float = 0.01
     pairs: int = 8
-    objective: Literal["log", "sum"] = "log"
+    objective: Literal["log", "end", "sum"] = "log"
     floor: float = 0.0
     increase_penalty: float = 0.0
     clip: float = 1.0

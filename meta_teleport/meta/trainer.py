@@ -16,7 +16,6 @@ from meta_teleport.meta.estimators import (
     Objective,
     Penalty,
     mean_increase,
-    mean_log_loss,
     truncated_bptt,
 )
 from meta_teleport.meta.evolution import es, pes, start_pairs
@@ -154,9 +153,8 @@ def _estimator(training: Training, generator: torch.Generator) -> tuple[Start, C
 
 
 def _objective(training: Training) -> Objective:
-    if training.objective == "log":
-        return partial(mean_log_loss, floor=training.floor)
-    return OBJECTIVES[training.objective]
+    objective = OBJECTIVES[training.objective]
+    return objective if training.objective == "sum" else partial(objective, floor=training.floor)
 
 
 def _penalty(training: Training) -> Penalty | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from meta_teleport.learned.classical import NoState
 from meta_teleport.learned.rule import Observation, Proposal, Rule
-from meta_teleport.meta.estimators import loss_sum, mean_increase, mean_log_loss, truncated_bptt
+from meta_teleport.meta.estimators import end_log_loss, loss_sum, mean_increase, mean_log_loss, truncated_bptt
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -57,6 +57,15 @@ def test_objectives_by_hand() -> None:
     tiny = torch.finfo(torch.float64).tiny
     expected = torch.tensor([(0.5 * 0.25) ** 0.5, tiny**0.5], dtype=torch.float64).log()
     torch.testing.assert_close(mean_log_loss(losses, initial), expected)
+
+
+def test_the_end_of_a_window_by_hand() -> None:
+    losses = torch.arange(20.0, 0.0, -1, dtype=torch.float64).unsqueeze(1)
+    initial = torch.tensor([40.0], dtype=torch.float64)
+    expected = torch.tensor([2.0 / 40**2], dtype=torch.float64).log() / 2
+    torch.testing.assert_close(end_log_loss(losses, initial), expected)
+    torch.testing.assert_close(end_log_loss(losses[:3], initial), (losses[2] / initial).log())
+    torch.testing.assert_close(end_log_loss(losses[-3:], initial, floor=0.1), torch.tensor([0.1]).double().log())
 
 
 def test_losses_below_the_floor_count_as_the_floor() -> None:

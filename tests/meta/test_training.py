@@ -195,7 +195,7 @@ def test_refusals(tmp_path: Path) -> None:
     for options in ({"sigma": 0.0, "pairs": 2}, {"pairs": 7}, {"pairs": 0}):
         with pytest.raises(UserError, match="do not perturb 6 tasks: give sigma > 0, and pairs from 1 to"):
             replace(SMALL, estimator="pes", **options)
-    with pytest.raises(UserError, match="unknown objective 'cube': choose one of sum, log"):
+    with pytest.raises(UserError, match="unknown objective 'cube': choose one of sum, log, end"):
         replace(SMALL, objective="cube")
     run = run_in(tmp_path / "run")
     train(rule(), FAMILY, SMALL, run=run)
