@@ -5,12 +5,14 @@
     python experiments/learned_gauges.py report           tables and figure of what has been run
     python experiments/learned_gauges.py --smoke          both on toy sizes, in seconds
 
-The problems and the tuning are those of factors.py. None of the rules is tuned, and none has seen problems of this size
-(they were meta-trained on 24 x 24 maps of rank 4) or a transformer:
+The problems and the tuning are those of factors.py. None of the rules is tuned, and none has seen problems of this
+size: they were meta-trained on 24 x 24 maps of rank 4, or, "of adapters", on transformers half as wide and deep:
 
     learned teleports, transported       over Adam, whose step size is tuned (adam_teleports.yaml)
     learned rule                         mt.load("pretrained"): teleports and step lengths (pretrained.yaml)
     learned rule without teleports       its twin, meta-trained in the same way (pretrained.yaml, --rule.bases '[]')
+    teleports of adapters, transported   over Adam, those of the next one
+    learned rule of adapters             teleports and step lengths (adapters.yaml)
 """
 
 import argparse
@@ -58,7 +60,8 @@ RULES = Path(__file__).parent / "results" / "rules"
 GRID = ((0.5, 1.0), (0.5, 2.0), (0.75, 1.0), (0.75, 2.0))
 BETA2 = 0.95
 LORA_BETA2 = 0.999
-LEARNED = ("learned rule", "learned teleports, transported")
+OF_ADAPTERS = ("teleports of adapters, transported", "learned rule of adapters")
+LEARNED = ("learned rule", "learned teleports, transported", *OF_ADAPTERS)
 
 
 def learned(rule: Equivariant, steps: int, lr: Tensor, beta2: float) -> Equivariant:
@@ -88,6 +91,14 @@ def whole(rules: Path, steps: int) -> dict[str, Entry]:
     methods = {name: Method(partial(lasting, rule, steps), falls=False) for name, rule in named.items()}
     scaled = {"scaled gradient descent": Entry([Method(ScaledGradientDescent)], SCALED_LRS)}
     return {name: Entry([method], (1.0,)) for name, method in methods.items()} | scaled
+
+
+def of_adapters(rules: Path, steps: int, beta2: float, lrs: Any) -> dict[str, Entry]:
+    """What has learned from smaller transformers: its teleports over Adam, and all of it."""
+    rule = equivariant(rules / "adapters.safetensors")
+    teleports = Method(partial(learned, rule, steps), arguments={"beta2": beta2})
+    alone = Method(partial(lasting, rule, steps), falls=False)
+    return dict(zip(OF_ADAPTERS, (Entry([teleports], lrs), Entry([alone], (1.0,))), strict=True))
 
 
 def paired(content: dict[str, Any]) -> list[str]:
@@ -144,10 +155,11 @@ def lora(rules: Path, smoke: bool) -> dict[str, Any]:
     steps = 20 if smoke else LORA_STEPS
     benchmark = Benchmark(tuning, fresh, steps, lambda tasks: tasks.excess, 10)
     scopes = {f"beta2 = {LORA_BETA2}": lambda method: True}
+    methods = entries(rules, steps, LORA_BETA2, LORA_LRS, LORA_GRID) | of_adapters(rules, steps, LORA_BETA2, LORA_LRS)
     return {
         "pretrained": float(excess.quantile(0.5)),
         "before": float(fresh.excess(fresh.params).quantile(0.5)),
-        "adapters": collect("LoRA", entries(rules, steps, LORA_BETA2, LORA_LRS, LORA_GRID), benchmark, scopes),
+        "adapters": collect("LoRA", methods, benchmark, scopes),
     }
 
 

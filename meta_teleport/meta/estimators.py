@@ -61,7 +61,7 @@ def _log(losses: Tensor, initial: Tensor, floor: float) -> Tensor:
     return losses.clamp(min=least).log()
 
 
-OBJECTIVES: dict[str, Objective] = {"sum": loss_sum, "log": mean_log_loss, "end": end_log_loss}
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {"sum": loss_sum, "log": mean_log_loss, "end": end_log_loss}
 
 
 def truncated_bptt(
