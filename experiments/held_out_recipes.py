@@ -97,13 +97,13 @@ RECIPES = {
         {**SCALINGS, "start": -2.5},
         replace(
             FACTORS.training,
-            meta_steps=40,
+            meta_steps=48,
             tasks=10,
-            window=24,
+            window=60,
             horizon=240,
-            lr_update=1e-2,
-            lr_element=3e-3,
-            second_order=False,
+            objective="end",
+            lr_element=1e-3,
+            clip=0.1,
         ),
     ),
     "f6": Recipe(

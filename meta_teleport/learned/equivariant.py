@@ -19,7 +19,8 @@ the a_j from a small LSTM that all sites (and all blocks of a site, such as head
 each Gram matrix with mean eigenvalue 1. Permuting the units permutes T, and where no activation lies between V and U
 any orthogonal change of basis Q takes T to Q T Q^T, but for axes, which are for updates that work entry by entry, as
 Adam's do. Rotations take the skew part of T. For positive scalings the B_j are diagonals, and a small network shared by
-all units reads them and the site's hidden state in place of the sum. The head starts at zero: identity elements.
+all units reads them and the site's hidden state in place of the sum. The head starts at zero, identity elements, unless
+a rule begins as a gauge (``first``).
 """
 
 from copy import deepcopy
