@@ -20,6 +20,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "learned teleports, transported": {"color": "#2ca02c", "linewidth": 2.2},
     "learned rule": {"color": "#2ca02c", "linewidth": 2.2, "linestyle": "--"},
     "learned rule without teleports": {"color": "#2ca02c", "linestyle": ":"},
+    "teleports of adapters, transported": {"color": "#17becf", "linewidth": 2.2},
+    "learned rule of adapters": {"color": "#17becf", "linewidth": 2.2, "linestyle": "--"},
     "momentum": {"color": "#1f77b4", "linestyle": "--"},
     "scaled gradient descent": {"color": "#1f77b4"},
 }

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import laws
+import pytest
 import torch
 
 from meta_teleport.learned.classical import Adam
@@ -36,10 +37,17 @@ def test_a_rule_without_elements_over_adam_is_adam(generator: torch.Generator) -
     laws.must_fail(laws.params_close, trained(over), trained(Method(Adam, arguments={"beta2": 0.95})), 1e-6)
 
 
-def test_smoke(tmp_path: Path) -> None:
+PARTS = {
+    "factorization": ("noisy", "beta2 = 0.95", {"learned rule", "learned rule without teleports"}),
+    "lora": ("adapters", "beta2 = 0.999", {"teleports of adapters, transported", "learned rule of adapters"}),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_smoke(part: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", str(EXPERIMENTS / "learned_gauges.py"), "--smoke", "--out", str(tmp_path)]
-    subprocess.run([*command, "factorization"], check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run([*command, part], check=True, capture_output=True, cwd=tmp_path)
     content = json.loads((tmp_path / "learned_gauges.json").read_text())
-    reports = content["factorization"]["results"]["noisy"]["beta2 = 0.95"]
-    assert set(reports) >= {"Adam", "learned teleports, transported", "learned rule", "learned rule without teleports"}
+    regime, scope, own = PARTS[part]
+    assert set(content[part]["results"][regime][scope]) >= {"Adam", "learned teleports, transported", *own}
     assert (tmp_path / "learned_gauges.png").stat().st_size > 0
