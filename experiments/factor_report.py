@@ -61,8 +61,9 @@ def plot(content: dict[str, Any], path: Path) -> None:
         _finish(above, title, "step size", error)
         _finish(below, None, "step", error)
         above.set_xscale("log")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    drawn = [pair for below in axes[1] for pair in zip(*below.get_legend_handles_labels(), strict=True)]
+    lines = {label: handle for handle, label in drawn}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.savefig(path)
 
 
