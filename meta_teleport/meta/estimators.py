@@ -44,8 +44,8 @@ def mean_log_loss(losses: Tensor, initial: Tensor, floor: float = 0.0) -> Tensor
 
 
 def end_log_loss(losses: Tensor, initial: Tensor, floor: float = 0.0) -> Tensor:
-    """:func:`mean_log_loss` over the last tenth of the window, a step at least: where a window leads counts, not the
-    way there, which asks for longer steps than noisy batches allow at first."""
+    """:func:`mean_log_loss` over the last tenth of the window, a step at least. Where batches are noisy long steps pay
+    later than short ones, and the mean over a window asks for short ones."""
     return mean_log_loss(losses[-max(1, len(losses) // 10) :], initial, floor)
 
 
