@@ -17,7 +17,14 @@ from meta_teleport.cli import main
 from meta_teleport.learned.load import NAMED, build
 from meta_teleport.tuning import fingerprint
 
-CONFIG = Path(__file__).parents[1] / "experiments/pretrained.yaml"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+CONFIG, RULES = EXPERIMENTS / "pretrained.yaml", EXPERIMENTS / "results" / "rules"
+TRAINED: dict[str, tuple[Path, list[str]]] = {
+    "pretrained": (CONFIG, []),
+    str(RULES / "without_teleports.safetensors"): (CONFIG, ["--rule.bases=[]"]),
+    str(RULES / "adam_teleports.safetensors"): (EXPERIMENTS / "adam_teleports.yaml", []),
+    str(RULES / "adapters.safetensors"): (EXPERIMENTS / "adapters.yaml", []),
+}
 SIZES = {"rank": 2, "inputs": 4, "outputs": 3, "points": 8, "batch": 4, "noise": 0, "missing": 0}
 TINY = ["--task=Factorization", *(f"--task.{name}={size}" for name, size in SIZES.items()), "--tasks=4", "--steps=3"]
 MIXTURE = [
@@ -62,9 +69,11 @@ def test_it_is_small_and_fits_every_network() -> None:
     assert any(bool((p != b).any()) for p, b in zip(model.parameters(), before, strict=True))
 
 
-def test_it_is_trained_by_the_committed_config() -> None:
-    asked = flat({"format": 1, **parse_train(["--config", str(CONFIG), "--out", "x"]).config})
-    stored = flat(mt.load("pretrained").config)
+@pytest.mark.parametrize("name", TRAINED, ids=lambda name: Path(name).stem)
+def test_rules_are_trained_by_the_committed_configs(name: str) -> None:
+    config, flags = TRAINED[name]
+    asked = flat({"format": 1, **parse_train(["--config", str(config), "--out", "x", *flags]).config})
+    stored = flat(mt.load(name).config)
     assert stored.keys() <= asked.keys() and len(stored) > 20
     assert stored == {name: asked[name] for name in stored}
 
