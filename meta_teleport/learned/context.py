@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.rule import Observation
-from meta_teleport.params import norms
 
 FEATURES = 5
 
@@ -31,9 +30,12 @@ def no_memory(like: Tensor) -> Memory:
     return Memory(blank, blank, blank)
 
 
-def read_context(observation: Observation, memory: Memory, horizon: int, tempo: float) -> tuple[Tensor, Memory]:
-    """The features ``(tasks, 5)`` and the next memory; t counts steps divided by ``tempo``."""
-    loss, size = observation.loss, norms(observation.gradients).norm(dim=1)
+def read_context(
+    observation: Observation, sizes: Tensor, memory: Memory, horizon: int, tempo: float
+) -> tuple[Tensor, Memory]:
+    """The features ``(tasks, 5)`` and the next memory; ``sizes`` are the norms of the gradients ``(tasks, parameters)``,
+    and t counts steps divided by ``tempo``."""
+    loss, size = observation.loss, sizes.norm(dim=1)
     start = (observation.step == 0) | memory.first.isnan()
     first, steep = torch.where(start, loss, memory.first), torch.where(start, size, memory.norm)
     last = torch.where(start, loss, memory.last)

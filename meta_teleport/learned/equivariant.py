@@ -37,7 +37,7 @@ from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
 from meta_teleport.learned.turns import facing, take_turns
 from meta_teleport.learned.updates import update_named
-from meta_teleport.params import Params, axpy, lerp, per_task
+from meta_teleport.params import Params, axpy, lerp, norms, per_task
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -152,7 +152,8 @@ class Equivariant(Rule):
         due, sites = self._due(observation), observation.symmetry.sites
         if not self.bases or not sites or not bool(due.any()):
             return proposal, state
-        context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
+        sizes = norms(observation.gradients)
+        context, memory = read_context(observation, sizes, state.memory, self.horizon, self.tempo)
         found = self._found(observation._replace(gradients=average), proposal)
         hidden, cells = self._recur(context, found, state.cells)
         algebra = self._elements(sites, hidden, found)

@@ -23,17 +23,16 @@ from meta_teleport.symmetry.symmetry import Symmetry
 LAYER_FEATURES = 6
 
 
-def read_layers(observation: Observation, mean: Params | None) -> Tensor:
-    """The features ``(tasks, parameters, LAYER_FEATURES)``; cosines are 0 without a ``mean``, spreads where activations
-    are zero or not known."""
-    gradients = norms(observation.gradients)
-    total = gradients.norm(dim=1, keepdim=True)
-    alignment = torch.zeros_like(gradients)
+def read_layers(observation: Observation, sizes: Tensor, mean: Params | None) -> Tensor:
+    """The features ``(tasks, parameters, LAYER_FEATURES)``; ``sizes`` are the norms of the gradients ``(tasks,
+    parameters)``. Cosines are 0 without a ``mean``, spreads where activations are zero or not known."""
+    total = sizes.norm(dim=1, keepdim=True)
+    alignment = torch.zeros_like(sizes)
     if mean is not None:
         products = _products(observation.gradients, mean)
-        alignment = products / (gradients * norms(mean)).clamp(min=torch.finfo(gradients.dtype).tiny)
-    roles = gradients.new_tensor(_roles(observation.params, observation.symmetry)).expand(*gradients.shape, 2)
-    own = [log_ratio(gradients, total) / 3, alignment, _sizes(observation.params), _spreads(observation)]
+        alignment = products / (sizes * norms(mean)).clamp(min=torch.finfo(sizes.dtype).tiny)
+    roles = sizes.new_tensor(_roles(observation.params, observation.symmetry)).expand(*sizes.shape, 2)
+    own = [log_ratio(sizes, total) / 3, alignment, _sizes(observation.params), _spreads(observation)]
     return torch.cat([torch.stack(own, -1), roles], -1)
 
 

@@ -25,7 +25,7 @@ from meta_teleport.learned.curvatures import curvatures
 from meta_teleport.learned.layers import LAYER_FEATURES, read_layers
 from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
-from meta_teleport.params import Params, lerp, per_task, rows
+from meta_teleport.params import Params, lerp, norms, per_task, rows
 from meta_teleport.symmetry.symmetry import Symmetry
 
 Direction = Literal["polyak", "adam", "curvature"]
@@ -92,9 +92,10 @@ class Layerwise(Rule):
         )
 
     def forward(self, observation: Observation, state: LayerwiseState) -> tuple[Proposal, LayerwiseState]:
-        context, memory = read_context(observation, state.memory, self.horizon, self.tempo)
+        sizes = norms(observation.gradients)
+        context, memory = read_context(observation, sizes, state.memory, self.horizon, self.tempo)
         means, squares = self._averages(observation, state)
-        layers = read_layers(observation, means[1] if means else None)
+        layers = read_layers(observation, sizes, means[1] if means else None)
         features = torch.cat([context.unsqueeze(1).expand(-1, layers.shape[1], -1), layers], -1)
         tasks, count, _ = features.shape
         cells = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in state.cells)

@@ -104,13 +104,15 @@ class LearnedOptimizer(Optimizer):
         with torch.autocast(bound.like.device.type, enabled=False):
             params = bound.params()
             proposal = bound.propose(params, bound.gradients(), loss, self.taken)
-            moved = self._updated(params, proposal.update)
             if proposal.algebra:
+                moved = {name: p.clone() for name, p in params.items()}
+                self._update(moved, proposal.update)
                 moved = self._teleported(moved, proposal.algebra, closure if callable(closure) else None)
-            bound.release()
-            torch._foreach_copy_(
-                [p.detach() for p in bound.parameters.values()], [p.squeeze(0) for p in moved.values()]
-            )
+                bound.release()
+                torch._foreach_copy_(list(params.values()), list(moved.values()))
+            else:
+                bound.release()
+                self._update(params, proposal.update)
         self.taken += 1
         return loss
 
@@ -161,16 +163,16 @@ class LearnedOptimizer(Optimizer):
         closure.backward()
         return closure.detach()
 
-    def _updated(self, params: Params, update: Params) -> Params:
-        """The parameters after weight decay and the update."""
+    def _update(self, params: Params, update: Params) -> None:
+        """Weight decay and the update, in place."""
         settings = {p: (float(g["lr"]), float(g["weight_decay"])) for g in self.param_groups for p in g["params"]}
-        updated = dict(params)
         for name, p in self._bound.parameters.items():
             lr, decay = settings[p]
-            if p.grad is not None:
-                kept = params[name] * (1 - lr * decay) if decay else params[name]
-                updated[name] = torch.add(kept, update[name], alpha=lr)
-        return updated
+            if p.grad is None:
+                continue
+            if decay:
+                params[name].mul_(1 - lr * decay)
+            params[name].add_(update[name], alpha=lr)
 
     def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
         """The parameters moved by the proposed elements, with the state of the rule; or as they were."""
