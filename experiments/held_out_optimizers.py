@@ -11,6 +11,7 @@ from teleported_training import Gauge, moved_state
 from torch import Tensor
 
 from meta_teleport.learned.classical import Adam, Moments, Setting
+from meta_teleport.learned.orthogonal import newton_schulz
 from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.symmetry.groups import PositiveScaling
@@ -18,8 +19,6 @@ from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.drift import LIMIT
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
 FLOOR = 1e-6
 
 
@@ -104,21 +103,17 @@ class Muon(Rule):
             g = observation.gradients[name]
             b = beta * b + (1 - beta) * g
             scale = max(1, g.shape[-2] / g.shape[-1]) ** 0.5
-            direction = orthogonalised(beta * b + (1 - beta) * g)
+            direction = muon_direction(beta * b + (1 - beta) * g)
             update[name], momentum[name] = -per_task(self.lr, g) * scale * direction, b
         rest, moments = _adam(self.adam, observation, state.moments, momentum)
         return Proposal(_in_order(observation, update | rest)), MuonState(momentum, moments)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Five steps of the quintic Newton-Schulz iteration of Muon on ``(tasks, m, n)``: singular values to about 1."""
-    a, b, c = NEWTON_SCHULZ
+def muon_direction(matrix: Tensor) -> Tensor:
+    """The direction of Muon for ``(tasks, m, n)``: singular values to about 1."""
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = newton_schulz(x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7))
     return x.mT if tall else x
 
 

@@ -276,7 +276,7 @@ def test_rules_without_teleports_from_the_command_line(workplace, capsys):
     assert [type(mt.load(name)).__name__ for name in ("b", "c")] == ["Coordinatewise", "Layerwise"]
     for flags, text in (
         (["--rule=Equivariant", "--rule.bases=[]", "--rule.update=gd"], "has no meta-parameters to train"),
-        (["--rule=Equivariant", "--rule.update=sgd"], "unknown update 'sgd': choose one of polyak, adam, curvature"),
+        (["--rule=Equivariant", "--rule.update=sgd"], "unknown update 'sgd': choose one of polyak, adam, muon"),
         (["--rule=Equivariant", "--rule.bases=[gram]"], "unknown basis 'gram': choose from activations"),
         (["--rule=Coordinatewise", "--rule.features=x"], "'features': expected one of 'normalized', 'raw'"),
         (["--rule=Coordinatewise", "--rule.horizon=0"], "hidden_size 4 and horizon 0 must both be at least 1"),

@@ -20,7 +20,7 @@ from held_out_goals import goals  # noqa: E402
 from held_out_jobs import bench_of  # noqa: E402
 from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
-from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, orthogonalised, usable  # noqa: E402
+from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, muon_direction, usable  # noqa: E402
 from held_out_recipes import RECIPES  # noqa: E402
 from held_out_rules import KINDS, RandomTeleports, folder_of, spec_of, trained  # noqa: E402
 from held_out_runs import Outcome, follow, run  # noqa: E402
@@ -56,11 +56,11 @@ def gradients_at(tasks: Tasks, params: Params) -> Params:
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
-def test_orthogonalised_matrices_have_singular_values_near_one(generator: torch.Generator) -> None:
+def test_muon_directions_have_singular_values_near_one(generator: torch.Generator) -> None:
     for shape in ((3, 5, 9), (3, 9, 5)):
         x = torch.randn(shape, generator=generator, dtype=torch.float64)
         u, before, v = torch.linalg.svd(x, full_matrices=False)
-        values = (u.mT @ orthogonalised(x) @ v.mT).diagonal(dim1=-2, dim2=-1)
+        values = (u.mT @ muon_direction(x) @ v.mT).diagonal(dim1=-2, dim2=-1)
         assert float(values.min()) > 0.6 and float(values.max()) < 1.3
         assert float((before / before[:, :1]).min()) < 0.5
 
@@ -88,7 +88,7 @@ def muon(tasks: Tasks, lr: float, steps: int) -> Params:
             p.grad = gradients[name][0]
             momentum[name] = torch.lerp(p.grad, momentum[name], 0.95)
             if optimizer is None:
-                direction = orthogonalised(torch.lerp(p.grad, momentum[name], 0.95)[None])[0]
+                direction = muon_direction(torch.lerp(p.grad, momentum[name], 0.95)[None])[0]
                 p.data -= lr * max(1, p.shape[0] / p.shape[1]) ** 0.5 * direction
         if optimizer is not None:
             optimizer.step()

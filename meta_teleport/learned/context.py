@@ -33,8 +33,8 @@ def no_memory(like: Tensor) -> Memory:
 def read_context(
     observation: Observation, sizes: Tensor, memory: Memory, horizon: int, tempo: float
 ) -> tuple[Tensor, Memory]:
-    """The features ``(tasks, 5)`` and the next memory; ``sizes`` are the norms of the gradients ``(tasks, parameters)``,
-    and t counts steps divided by ``tempo``."""
+    """The features ``(tasks, 5)`` and the next memory; ``sizes`` are the norms of the gradients, ``(tasks,
+    parameters)``, and t counts steps divided by ``tempo``."""
     loss, size = observation.loss, sizes.norm(dim=1)
     start = (observation.step == 0) | memory.first.isnan()
     first, steep = torch.where(start, loss, memory.first), torch.where(start, size, memory.norm)

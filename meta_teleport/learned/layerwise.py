@@ -8,6 +8,8 @@ the parameter p, and gives a log step length and weights of its directions. Dire
     adam      exp(a_p) u_p sum_j w_pj m_pj / sqrt(v_p)     m_pj running means of the gradient at several time scales,
                                                v_p of its square, both without bias, moved along by teleports;
                                                u_p = 1 / sqrt(fan-in)
+    muon      exp(a_p) u_p (sum_j w_pj m_pj / sqrt(v_p) + w_p O(m_p))     the same beside the orthogonal factor of the
+                                               mean with decay 0.9, see :mod:`orthogonal`
     curvature 2 sigmoid(b + a_p) g_p / c_p      b where it starts; c_p an estimate of the largest curvature, see
                                                :mod:`curvatures`: along one p at a time, a quadratic loss with that
                                                curvature never rises
@@ -24,12 +26,14 @@ from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_cont
 from meta_teleport.learned.curvatures import curvatures
 from meta_teleport.learned.layers import LAYER_FEATURES, read_layers
 from meta_teleport.learned.lengths import falling, fan_in
+from meta_teleport.learned.orthogonal import orthogonalised
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.params import Params, lerp, norms, per_task, rows
 from meta_teleport.symmetry.symmetry import Symmetry
 
-Direction = Literal["polyak", "adam", "curvature"]
-DIRECTIONS = ("polyak", "adam", "curvature")
+Direction = Literal["polyak", "adam", "muon", "curvature"]
+DIRECTIONS = ("polyak", "adam", "muon", "curvature")
+AVERAGED = ("adam", "muon")
 DECAYS = (0.5, 0.9, 0.99)
 STEP_RANGE = 8.0
 GAIN = 4.0
@@ -49,11 +53,11 @@ class Layerwise(Rule):
     """Learned step lengths per parameter tensor; fits every network.
 
     Args:
-        direction: polyak (full batches and losses with minimum 0), adam (stochastic training) or curvature (squared
-            losses of full batches).
+        direction: polyak (full batches and losses with minimum 0), adam or muon (stochastic training; muon takes longer
+            per step) or curvature (squared losses of full batches).
         hidden_size: Units of the LSTM.
-        horizon: Steps it is trained for; with direction adam step lengths fall linearly up to there.
-        start: Before training, log of the step length (adam) or b (curvature).
+        horizon: Steps it is trained for; with directions adam and muon step lengths fall linearly up to there.
+        start: Before training, log of the step length (adam, muon) or b (curvature).
         beta2: Decay of the running mean of squared gradients.
         epsilon: Its square is added to that mean, in units of its average over the parameter.
     """
@@ -75,7 +79,7 @@ class Layerwise(Rule):
         self.direction, self.hidden_size, self.horizon = direction, hidden_size, horizon
         self.start, self.beta2, self.epsilon = start, beta2, epsilon
         self.lstm = StackedLSTM(FEATURES + LAYER_FEATURES, hidden_size, layers=1)
-        self.head = nn.Linear(hidden_size, 1 + len(DECAYS))
+        self.head = nn.Linear(hidden_size, 1 + len(DECAYS) + (direction == "muon"))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -83,7 +87,7 @@ class Layerwise(Rule):
         first = next(iter(params.values()))
         zero = first.new_zeros(len(first), len(params), self.hidden_size)
         blank = {name: torch.zeros_like(p) for name, p in params.items()}
-        averaged = self.direction == "adam"
+        averaged = self.direction in AVERAGED
         return LayerwiseState(
             (CellState(zero, zero),),
             no_memory(first),
@@ -107,7 +111,11 @@ class Layerwise(Rule):
             update = _against_curvature(observation, 2 * torch.sigmoid(self.start + numbers[..., 0]))
         else:
             length = (self.start + STEP_RANGE * torch.tanh(numbers[..., 0] / STEP_RANGE)).exp()
-            update = self._adam(observation.step, length, numbers[..., 1:].softmax(-1), means, squares)
+            length = self._in_units(length, observation.step, squares)
+            weights = numbers[..., 1:].softmax(-1)
+            update = self._adam(observation.step, length, weights[..., : len(DECAYS)], means, squares)
+            if self.direction == "muon":
+                update = _beside(update, length * weights[..., -1], orthogonalised(means[1]))
         cells = tuple(CellState(h.view(tasks, count, -1), c.view(tasks, count, -1)) for h, c in cells)
         return Proposal(update), LayerwiseState(cells, memory, means, squares)
 
@@ -122,7 +130,7 @@ class Layerwise(Rule):
 
     def _averages(self, observation: Observation, state: LayerwiseState) -> tuple[tuple[Params, ...], Params]:
         """Running means with their bias still in."""
-        if self.direction != "adam":
+        if self.direction not in AVERAGED:
             return (), {}
         g = observation.gradients
         means = tuple(lerp(mean, g, 1 - decay) for decay, mean in zip(DECAYS, state.means, strict=True))
@@ -140,12 +148,16 @@ class Layerwise(Rule):
             update[name] = -per_task(length[:, i] * loss / square, g) * g
         return update
 
+    def _in_units(self, length: Tensor, step: Tensor, params: Params) -> Tensor:
+        """Lengths ``(tasks, parameters)`` in units of ``u_p``, fallen by what they have at this step."""
+        fallen = length * falling(step.to(length.dtype) / self.tempo, self.horizon).unsqueeze(1)
+        return fallen / length.new_tensor([fan_in(p) for p in params.values()]).sqrt()
+
     def _adam(
         self, step: Tensor, length: Tensor, weights: Tensor, means: tuple[Params, ...], squares: Params
     ) -> Params:
         t = step.to(length.dtype)
-        tiny, sizes = torch.finfo(length.dtype).tiny, [fan_in(g) for g in squares.values()]
-        length = length * falling(t / self.tempo, self.horizon).unsqueeze(1) / length.new_tensor(sizes).sqrt()
+        tiny = torch.finfo(length.dtype).tiny
         unbiased = 1 - length.new_tensor(DECAYS) ** (t + 1).unsqueeze(1)
         factors = -length.unsqueeze(2) * weights / unbiased.unsqueeze(1)
         factors = factors * (1 - self.beta2 ** (t + 1)).sqrt()[:, None, None]
@@ -162,6 +174,12 @@ class Layerwise(Rule):
                 mixed = mixed.addcmul_(a, mean)
             update[name] = mixed.div_(size)
         return update
+
+
+def _beside(update: Params, length: Tensor, directions: Params) -> Params:
+    """The update with steps of these lengths ``(tasks, parameters)`` against other directions beside it."""
+    lengths = dict(zip(update, length.unbind(1), strict=True))
+    return {name: f.addcmul(per_task(lengths[name], f), directions[name], value=-1) for name, f in update.items()}
 
 
 def _against_curvature(observation: Observation, length: Tensor) -> Params:

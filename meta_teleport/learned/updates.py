@@ -1,6 +1,6 @@
 """The updates that stand beside learned teleports, by name.
 
-polyak, adam, curvature    learned step lengths, see :class:`Layerwise`
+polyak, adam, muon, curvature    learned step lengths, see :class:`Layerwise`
 coordinatewise             see :class:`Coordinatewise`; its hidden size is its own
 gd, plain_adam             plain optimizers with the step size ``lr``, nothing learned
 falling_adam               the same with beta2 0.95; its step size falls to zero over the horizon

@@ -15,7 +15,7 @@ from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
 
 RULES = {"Layerwise": {"direction": "adam"}, "Coordinatewise": {}}
-LEARNED = ("polyak", "adam", "curvature", "coordinatewise")
+LEARNED = ("polyak", "adam", "muon", "curvature", "coordinatewise")
 PLAIN = ("gd", "plain_adam", "falling_adam")
 OWN: dict[str, dict[str, Any]] = {"curvature": {"alternating": True, "start": -2.0}}
 TELEPORTS: tuple[list[str] | None, ...] = (None, ["incoming", "outgoing", "axes"])
@@ -55,7 +55,7 @@ def losses(rule: Rule, family: mt.TaskFamily) -> torch.Tensor:
 
 def test_every_combination_is_among_the_cases() -> None:
     assert set(UPDATES) == {*LEARNED, *PLAIN} and not set(LEARNED) & set(PLAIN)
-    assert len(CASES) == len(RULES) + len(LEARNED) + len(UPDATES) * len(TELEPORTS) == 20
+    assert len(CASES) == len(RULES) + len(LEARNED) + len(UPDATES) * len(TELEPORTS) == 23
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -92,10 +92,11 @@ def test_can_be_trained(name: str, second_order: bool) -> None:
     assert moved and all(named[key] is not None and bool(named[key].any()) for key in moved)
 
 
+@pytest.mark.parametrize("update", ["adam", "muon"])
 @pytest.mark.parametrize("name", ["data-dependent", "linear", "factors"])
-def test_meta_gradient_is_that_of_central_differences(name: str) -> None:
+def test_meta_gradient_is_that_of_central_differences(name: str, update: str) -> None:
     tasks = tasks_of(name, 2)
-    rule = rule_with(averaging=0.5, update="adam")
+    rule = rule_with(averaging=0.5, update=update)
     phi = {key: p.detach().clone().requires_grad_() for key, p in rule.named_parameters()}
 
     def objective(at: Params) -> Tensor:
@@ -109,7 +110,7 @@ def test_meta_gradient_is_that_of_central_differences(name: str) -> None:
     laws.assert_close(slope.detach()[None], ((ends[0] - ends[1]) / (2 * h))[None], 1e-4)
 
 
-@pytest.mark.parametrize("update", ["polyak", "adam"])
+@pytest.mark.parametrize("update", ["polyak", "adam", "muon"])
 def test_step_lengths_see_the_activations_with_teleports_and_without(update: str) -> None:
     tasks = tasks_of("linear")
     for bases in (None, []):
@@ -132,7 +133,7 @@ def permuted(params: Params, order: Tensor) -> Params:
 
 
 @pytest.mark.parametrize("name", ["data-dependent", "linear", "scaling"])
-@pytest.mark.parametrize("update", ["polyak", "adam"])
+@pytest.mark.parametrize("update", ["polyak", "adam", "muon"])
 def test_permuting_the_units_permutes_the_proposal(name: str, update: str) -> None:
     tasks = tasks_of(name)
     order = torch.randperm(tasks.symmetry.sites[0].group.k, generator=torch.Generator().manual_seed(3))
@@ -300,7 +301,7 @@ def test_what_cannot_be_built() -> None:
     assert set(BASES) - set(EQUIVARIANT) == {"balance", "axes", "crest"}
 
 
-@pytest.mark.parametrize("update", ["polyak", "adam", "coordinatewise"])
+@pytest.mark.parametrize("update", ["polyak", "adam", "muon", "coordinatewise"])
 def test_a_rule_made_to_last_twice_as_long_reads_half_of_the_time(update: str) -> None:
     tasks = tasks_of("linear")
     rule = rule_with(update=update)
@@ -315,7 +316,7 @@ def test_a_rule_made_to_last_twice_as_long_reads_half_of_the_time(update: str) -
         GradientDescent(0.1).lasting(5)
 
 
-@pytest.mark.parametrize("update", ["polyak", "adam"])
+@pytest.mark.parametrize("update", ["polyak", "adam", "muon"])
 @pytest.mark.parametrize("name", ["scaling", "linear"])
 def test_units_that_are_all_dead_break_nothing(name: str, update: str) -> None:
     tasks = tasks_of(name)
