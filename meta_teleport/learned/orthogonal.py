@@ -24,7 +24,7 @@ def orthogonalised(directions: Params) -> Params:
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, m in directions.items():
         groups.setdefault(tuple(sorted(_matrix_shape(m))), []).append(name)
-    found = {}
+    found: Params = {}
     for (k, d), names in groups.items():
         wide = torch.cat([_wide(directions[name]) for name in names])
         pieces = (_ridged(wide, k) * d**0.5).chunk(len(names))
