@@ -191,7 +191,11 @@ F5 = Setting(
 SMALL_MODELS: dict[str, Any] = {"width": 32, "layers": 1, "points": 2400, "pretraining_steps": 300}
 F6 = Setting(
     "F6: adapters and attention pairs of a small transformer",
-    (lambda: Adapters(rank=4, pool=4, **SMALL_MODELS), lambda: AttentionPairs(pool=4, **SMALL_MODELS)),
+    (
+        lambda: Adapters(rank=4, pool=4, **SMALL_MODELS),
+        lambda: Adapters(rank=4, pool=4, **{**SMALL_MODELS, "layers": 2}),
+        lambda: AttentionPairs(pool=4, **SMALL_MODELS),
+    ),
     (
         stochastic("adapters of rank 8, width 64", Adapters, False, 16),
         stochastic("adapters of rank 4, width 32, 1 layer", lambda: Adapters(rank=4, **SMALL_MODELS), True, 32),

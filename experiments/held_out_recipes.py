@@ -7,7 +7,7 @@ from meta_teleport.learned.bases import EQUIVARIANT, GRAMS
 from meta_teleport.meta.settings import Training
 
 ALL = [*EQUIVARIANT, "axes"]
-ADAPTING = [name for name in EQUIVARIANT if name != "activations"]
+GAUGE = ["balance", "axes"]
 
 
 @dataclass(frozen=True)
@@ -94,23 +94,14 @@ RECIPES = {
     "f3-noiseless": TURNS,
     "f4": PLANE,
     "f5": Recipe(
-        {**SCALINGS, "start": -2.5},
-        replace(
-            FACTORS.training,
-            meta_steps=48,
-            tasks=10,
-            window=60,
-            horizon=240,
-            objective="end",
-            lr_element=1e-3,
-            clip=0.1,
-        ),
+        {**SCALINGS, "update": "muon", "start": -2.5},
+        replace(FACTORS.training, meta_steps=32, tasks=10, window=240, horizon=240, objective="end", clip=0.1),
     ),
     "f6": Recipe(
-        {**FACTORS.arguments, "bases": ["balance", "axes", *ADAPTING], "first": ["balance", "axes"]},
+        {**FACTORS.arguments, "update": "muon", "start": -2.5, "bases": GAUGE, "first": GAUGE},
         replace(
             FACTORS.training,
-            meta_steps=80,
+            meta_steps=100,
             tasks=4,
             window=100,
             objective="end",
