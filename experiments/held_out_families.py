@@ -110,7 +110,7 @@ def stochastic(
 
 F2_LARGE = Setting(
     "F2: regression with n = 2 d and 8 d, mini-batches, label noise",
-    (lambda: large(16, 2), lambda: large(16, 8), lambda: large(16, 8, depth=3)),
+    (lambda: large(16, 2), lambda: large(16, 8), lambda: large(16, 8, depth=3), lambda: large(8, 8, depth=5)),
     (
         stochastic("width 16, n = 8 d", lambda: large(16, 8), True),
         stochastic("width 16, n = 2 d", lambda: large(16, 2), True),

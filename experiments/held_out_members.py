@@ -31,7 +31,7 @@ class Member:
 @dataclass(frozen=True)
 class Setting:
     """One family: ``training`` are the members of the mixture that the rules are meta-trained on, ``horizon`` the steps
-    of a task there.
+    of a run; rules that were trained for fewer are stretched to them.
 
     ``stochastic``: batches are a part of the data, so that step sizes fall linearly to zero and the error of the tasks
     is measured, ``measured`` times up to the horizon; else the loss, at every step.

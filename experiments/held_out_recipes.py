@@ -86,9 +86,9 @@ PLANE = Recipe(
 RECIPES = {
     "f1": INTERPOLATING,
     "f2": INTERPOLATING,
-    "f2-large": Recipe(
-        {**SCALINGS, "start": -0.5},
-        replace(FACTORS.training, meta_steps=12, tasks=8, window=120, horizon=240, lr_update=3e-3, lr_element=3e-3),
+    "f2-large": Recipe(  # a quarter of the horizon: through all of it meta-gradients reach 1e9, and are noise
+        {**SCALINGS, "update": "muon", "horizon": 60, "start": -1.5},
+        replace(FACTORS.training, meta_steps=120, tasks=8, window=60, horizon=60, objective="end", lr_update=1e-2),
     ),
     "f3": FACTORS,
     "f3-noiseless": TURNS,
