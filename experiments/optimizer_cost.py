@@ -90,6 +90,7 @@ def rules(width: int, plan: Plan) -> Iterator[tuple[str, Equivariant]]:
         shipped = load("pretrained")
         assert isinstance(shipped, Equivariant)
         yield "adam, no teleports", rule("adam", bases=[])
+        yield "muon", rule("muon")
         yield SHIPPED, shipped
 
 

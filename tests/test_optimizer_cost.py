@@ -16,7 +16,7 @@ def test_every_rule_is_measured_and_shown() -> None:
     plan = replace(SMOKE, widths={"ReLU": (4,), "adapters": (12,)})
     clock = ProcessorClock(plan.bursts, plan.seconds)
     rows = [row for kind, (width,) in plan.widths.items() for row in measure(kind, width, plan, clock)]
-    expected = {"fused Adam", *NAMES, "adam, no teleports", "the pretrained rule"}
+    expected = {"fused Adam", *NAMES, "adam, no teleports", "muon", "the pretrained rule"}
     assert {row["rule"] for row in rows if row["network"] == "ReLU"} == expected
     assert {(row["network"], row["sites"]) for row in rows} == {("ReLU", 2), ("adapters", 4)}
     assert all(row["ratio"] > 0 and row.get("undone", 0) == 0 for row in rows)
