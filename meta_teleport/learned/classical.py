@@ -82,6 +82,7 @@ class Adam(Rule):
     ) -> None:
         super().__init__()
         self.lr, self.beta1, self.beta2, self.epsilon, self.horizon = lr, beta1, beta2, epsilon, horizon
+        self.falls = horizon is not None
 
     def init(self, params: Params, symmetry: Symmetry) -> Moments:
         zeros = {name: torch.zeros_like(tensor) for name, tensor in params.items()}

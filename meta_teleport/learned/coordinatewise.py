@@ -60,6 +60,8 @@ class Coordinatewise(Rule):
         features: normalized (gradients divided by the root mean square of the first one) or raw (published).
     """
 
+    falls = True
+
     def __init__(
         self, hidden_size: int = 20, horizon: int = 30, start: float = 0.0, features: Features = "normalized"
     ) -> None:

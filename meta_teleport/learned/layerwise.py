@@ -77,6 +77,7 @@ class Layerwise(Rule):
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction '{direction}': choose one of {', '.join(DIRECTIONS)}")
         self.direction, self.hidden_size, self.horizon = direction, hidden_size, horizon
+        self.falls = direction in AVERAGED
         self.start, self.beta2, self.epsilon = start, beta2, epsilon
         self.lstm = StackedLSTM(FEATURES + LAYER_FEATURES, hidden_size, layers=1)
         self.head = nn.Linear(hidden_size, 1 + len(DECAYS) + (direction == "muon"))

@@ -20,8 +20,8 @@ Shown = tuple[Params, Params, Tensor | float]
 class RuleProposer(Proposer):
     """The elements of ``rule`` for ``model``; its updates are not used.
 
-    When to teleport is not the rule's to say: a rule that moves at every n-th step only is asked as if it were time.
-    Its state goes on, and its running means see a gradient, when it is asked.
+    When to teleport is not the rule's to say: a rule that moves at every n-th step only, or up to a horizon, is asked
+    as if it were time. Its state goes on, and its running means see a gradient, when it is asked.
 
     Raises ``UserError`` where :class:`BoundRule` does, and for a rule that proposes no elements.
     """
@@ -29,8 +29,9 @@ class RuleProposer(Proposer):
     def __init__(self, rule: Rule, model: nn.Module, symmetry: Symmetry) -> None:
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._bound = BoundRule(rule, model, parameters, trainable_sites(model, symmetry))
-        if hasattr(self._bound.rule, "every"):
-            setattr(self._bound.rule, "every", 1)  # noqa: B010
+        for name, always in (("every", 1), ("ends", False)):
+            if hasattr(self._bound.rule, name):
+                setattr(self._bound.rule, name, always)
         self._step = 0
         self._shown: Shown | None = None
         self._elements: tuple[tuple[Tensor, Tensor], ...] = ()

@@ -316,6 +316,25 @@ def test_a_rule_made_to_last_twice_as_long_reads_half_of_the_time(update: str) -
         GradientDescent(0.1).lasting(5)
 
 
+@pytest.mark.parametrize("update", UPDATES)
+def test_teleports_end_where_step_lengths_have_fallen(update: str) -> None:
+    """At the horizon, stretched or not, and past it; not before, not under updates that go on, and not where someone
+    else says when."""
+    tasks = tasks_of("linear")
+    falls = update in ("adam", "muon", "coordinatewise", "falling_adam")
+
+    def moves(rule: Equivariant, step: int) -> bool:
+        at = observe(tasks, tasks.params)._replace(step=torch.full((3,), step))
+        algebra = rule(at, rule.init(tasks.params, tasks.symmetry))[0].algebra
+        return any(bool(t.any()) for t in algebra)
+
+    rule = rule_with(update=update)
+    assert moves(rule, rule.horizon - 1) and moves(rule, rule.horizon) is not falls
+    longer = rule.lasting(2 * rule.horizon)
+    assert moves(longer, rule.horizon) and moves(longer, 2 * rule.horizon) is not falls
+    assert moves(rule.over(GradientDescent(0.1)), 10 * rule.horizon)
+
+
 @pytest.mark.parametrize("update", ["polyak", "adam", "muon"])
 @pytest.mark.parametrize("name", ["scaling", "linear"])
 def test_units_that_are_all_dead_break_nothing(name: str, update: str) -> None:

@@ -103,9 +103,10 @@ def test_one_teleport_is_what_the_rule_says(network: Network) -> None:
     laws.must_fail(laws.params_close, moved, params, 1e-3)
 
 
-def test_the_schedule_says_when_whatever_the_rule_was_trained_for() -> None:
+@pytest.mark.parametrize(("update", "horizon"), [("gd", 30), ("adam", 1)])
+def test_the_schedule_says_when_whatever_the_rule_was_trained_for(update: str, horizon: int) -> None:
     model = RELU.build()
-    optimizer = over(RELU, model, trained(every=7), schedule=2)
+    optimizer = over(RELU, model, trained(update, every=7, horizon=horizon), schedule=2)
     train(RELU, model, optimizer)
     assert [(record.step, record.sizes["0"] > 1e-3) for record in optimizer.teleports] == [(2, True), (4, True)]
 
