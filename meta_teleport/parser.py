@@ -19,7 +19,7 @@ BASES: dict[str, type] = {"task": TaskFamily, "rule": Rule}
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "float64"]
 LONGEST = 400
-RUN = "run folder; or pretrained, the rule that comes with this package (a folder of that name: ./pretrained)"
+RUN = "run folder; or pretrained or classification, rules of this package (a folder of that name: ./pretrained)"
 
 
 class Parser(ArgumentParser):
@@ -76,7 +76,7 @@ def evaluate_parser() -> Parser:
     )
     parser.add_argument("run", type=str, help=RUN)
     parser.add_argument(
-        "--out", type=str | None, help="folder for the results (default: the run folder; runs/evaluation-pretrained)"
+        "--out", type=str | None, help="folder for the results (default: the run folder; runs/evaluation-NAME)"
     )
     parser.add_argument("--tasks", type=int, default=256, help="number of held-out tasks")
     parser.add_argument("--steps", type=int | None, help="steps per task (default: 10 times the trained horizon)")

@@ -1,4 +1,4 @@
-"""The rule that comes with the package, by its name; nothing here depends on what it has learned."""
+"""The rules that come with the package, by name; nothing here depends on what they have learned."""
 
 import json
 import os
@@ -21,6 +21,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 CONFIG, RULES = EXPERIMENTS / "pretrained.yaml", EXPERIMENTS / "results" / "rules"
 TRAINED: dict[str, tuple[Path, list[str]]] = {
     "pretrained": (CONFIG, []),
+    "classification": (EXPERIMENTS / "classification.yaml", []),
     str(RULES / "without_teleports.safetensors"): (CONFIG, ["--rule.bases=[]"]),
     str(RULES / "adam_teleports.safetensors"): (EXPERIMENTS / "adam_teleports.yaml", []),
     str(RULES / "adapters.safetensors"): (EXPERIMENTS / "adapters.yaml", []),
@@ -54,10 +55,11 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for key, inner in content.items() for name, value in flat(inner, f"{prefix}/{key}").items()}
 
 
-def test_it_is_small_and_fits_every_network() -> None:
-    rule = mt.load("pretrained")
+@pytest.mark.parametrize("name", NAMED)
+def test_they_are_small_and_fit_every_network(name: str) -> None:
+    rule = mt.load(name)
     assert isinstance(rule, mt.Rule) and rule.meta_step and rule.config
-    assert not hasattr(rule, "shapes") and NAMED["pretrained"].stat().st_size < 2**20
+    assert not hasattr(rule, "shapes") and NAMED[name].stat().st_size < 2**20
     assert all(bool(torch.isfinite(p).all()) for p in rule.parameters())
     model, x = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 2)), torch.randn(9, 5)
     before = [p.detach().clone() for p in model.parameters()]

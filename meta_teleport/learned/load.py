@@ -1,7 +1,8 @@
 """A trained rule on disk: its meta-parameters, its config and the shapes it was built for, in one safetensors file.
 
 The header of ``rule.safetensors`` holds ``{"format", "config", "shapes", "meta_step"}``, so that the file alone is
-enough to build the rule again. One such file comes with this package: its name is ``pretrained``.
+enough to build the rule again. Two such files come with this package, by name: ``pretrained``, trained on low-rank
+factors and some networks, and ``classification``, trained on classifiers of small images.
 """
 
 import inspect
@@ -17,7 +18,7 @@ from meta_teleport.learned.rule import Rule, Shapes, SiteShape, initialized
 from meta_teleport.record import FORMAT, Run, check_format
 
 FILE = "rule.safetensors"
-NAMED = {"pretrained": Path(__file__).with_name("pretrained.safetensors")}
+NAMED = {name: Path(__file__).with_name(f"{name}.safetensors") for name in ("pretrained", "classification")}
 
 
 def build(spec: dict[str, Any], shapes: Shapes | None, seed: int = 0) -> Rule:
@@ -69,8 +70,8 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
 def load(path: str | Path, device: str | torch.device = "cpu") -> Rule:
     """The rule in a run folder, in a folder that :func:`save` has made, or in such a file, in its saved dtype.
 
-    The string ``pretrained`` is the rule that comes with this package, whatever lies in the working directory; a folder
-    of that name is ``./pretrained`` or ``Path("pretrained")``.
+    The strings ``pretrained`` and ``classification`` are the rules that come with this package, whatever lies in the
+    working directory; a folder of that name is ``./pretrained`` or ``Path("pretrained")``.
 
     Its ``config`` (what it is and how it was trained) and ``meta_step`` are set. A rule of a class outside this
     package needs that class imported first: a file never decides what is imported, and nothing is unpickled.
