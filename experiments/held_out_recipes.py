@@ -88,7 +88,16 @@ RECIPES = {
     "f2": INTERPOLATING,
     "f2-large": Recipe(  # a quarter of the horizon: through all of it meta-gradients reach 1e9, and are noise
         {**SCALINGS, "update": "muon", "horizon": 60, "start": -1.5},
-        replace(FACTORS.training, meta_steps=120, tasks=8, window=60, horizon=60, objective="end", lr_update=1e-2),
+        replace(
+            FACTORS.training,
+            meta_steps=120,
+            tasks=8,
+            window=60,
+            horizon=60,
+            objective="end",
+            lr_update=1e-2,
+            lr_element=1e-3,
+        ),
     ),
     "f3": FACTORS,
     "f3-noiseless": TURNS,
