@@ -68,8 +68,8 @@ class Equivariant(Rule):
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
         size: Bound on |T|, in units of the square root of its number of rows.
-        every: Steps between two teleports. Where step lengths fall to a horizon, teleports end there: past it gauges
-            would drift.
+        every: Steps between two teleports. Where step lengths fall to a horizon, teleports end there, and a rule that is
+            made to last longer takes as many, further apart: with more of them gauges drift.
         averaging: Decay of a running mean of the gradients that T is made of, moved along by teleports; 0 for none.
         floor: Least eigenvalue of Gram matrices of weights and gradients, in units of their mean.
         safeguard: Roll back to the best point when a step has raised the loss (for full batches).
@@ -112,7 +112,7 @@ class Equivariant(Rule):
         self.lead, self.apart, self.alternating = lead, apart, alternating
         self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
         self.update = update_named(update, hidden_size, horizon, start, lr)
-        self.ends = self.update.falls
+        self.scheduled, self.ends = True, self.update.falls
         self.observes_grams = self.update.observes_grams or "activations" in bases
         if bases:
             self.element_lstm = StackedLSTM(FEATURES + invariants(self.bases), hidden_size, layers=1)
@@ -182,9 +182,13 @@ class Equivariant(Rule):
         }
 
     def _due(self, observation: Observation) -> Tensor:
-        """Is it time for a teleport? ``(tasks,)``."""
-        due = observation.step % self.every == 0
-        return due & (observation.step < self.horizon * self.tempo) if self.ends else due
+        """Is it time for a teleport? ``(tasks,)``; always where ``scheduled`` is not set."""
+        if not self.scheduled:
+            return torch.ones_like(observation.step, dtype=torch.bool)
+        if not self.ends:
+            return observation.step % self.every == 0
+        every = max(1, round(self.every * self.tempo))
+        return (observation.step % every == 0) & (observation.step < self.horizon * self.tempo)
 
     def _move(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
         """The update of this step, of those parameters that may move in it."""

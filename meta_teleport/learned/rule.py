@@ -156,8 +156,8 @@ class Rule(nn.Module, ABC):
         return LearnedOptimizer(self, model, symmetry, **settings)
 
     def lasting(self, steps: int) -> Self:
-        """A copy for runs of ``steps`` steps: what it reads of the time, and where its step lengths end, is stretched
-        from the horizon that it was trained for to that. ``tempo`` is the ratio of the two.
+        """A copy for runs of ``steps`` steps: what it reads of the time, when it teleports, and where its step lengths
+        end, is stretched from the horizon that it was trained for to that. ``tempo`` is the ratio of the two.
 
         Raises ``UserError`` for rules that do not go by a horizon.
         """

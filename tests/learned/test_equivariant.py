@@ -316,6 +316,23 @@ def test_a_rule_made_to_last_twice_as_long_reads_half_of_the_time(update: str) -
         GradientDescent(0.1).lasting(5)
 
 
+def test_a_rule_whose_steps_fall_takes_as_many_teleports_when_it_lasts_longer() -> None:
+    tasks = tasks_of("linear")
+    rule = rule_with(update="adam", every=2)
+    state = rule.init(tasks.params, tasks.symmetry)
+
+    def times(rule: Equivariant, steps: int) -> list[int]:
+        at = observe(tasks, tasks.params)
+        proposals = [rule(at._replace(step=torch.full((3,), t)), state)[0] for t in range(steps)]
+        return [t for t, proposal in enumerate(proposals) if proposal.algebra]
+
+    horizon = rule.horizon
+    assert times(rule, horizon) == list(range(0, horizon, 2))
+    assert times(rule.lasting(3 * horizon), 3 * horizon) == list(range(0, 3 * horizon, 6))
+    assert times(rule.lasting(horizon // 2), horizon // 2) == list(range(horizon // 2))
+    assert times(rule_with(update="polyak", every=2).lasting(3 * horizon), horizon) == list(range(0, horizon, 2))
+
+
 @pytest.mark.parametrize("update", UPDATES)
 def test_teleports_end_where_step_lengths_have_fallen(update: str) -> None:
     """At the horizon, stretched or not, and past it; not before, not under updates that go on, and not where someone
