@@ -68,8 +68,8 @@ class Equivariant(Rule):
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
         size: Bound on |T|, in units of the square root of its number of rows.
-        every: Steps between two teleports. Where step lengths fall to a horizon, teleports end there, and a rule that is
-            made to last longer takes as many, further apart: with more of them gauges drift.
+        every: Steps between two teleports. Where step lengths fall to a horizon, teleports end there, and a rule made
+            to last longer takes as many, further apart: with more of them gauges drift.
         averaging: Decay of a running mean of the gradients that T is made of, moved along by teleports; 0 for none.
         floor: Least eigenvalue of Gram matrices of weights and gradients, in units of their mean.
         safeguard: Roll back to the best point when a step has raised the loss (for full batches).
