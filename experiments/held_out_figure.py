@@ -43,7 +43,7 @@ def plot(setting: Setting, members: dict[str, Curves]) -> Figure:
     panels[0].set_ylabel("error" if setting.stochastic else "loss")
     entries = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", fontsize=8, ncols=6)
-    figure.suptitle(f"{setting.title} (dotted: the trained horizon)", fontsize=11)
+    figure.suptitle(f"{setting.title} (dotted: the horizon)", fontsize=11)
     return figure
 
 
