@@ -37,6 +37,8 @@ from meta_teleport.record import provenance, write_json
 NAMES = ("adam", "polyak", "plain_adam", "coordinatewise")
 SHIPPED = "the pretrained rule"
 GOAL = 3.0
+FAR = 10**9
+"""A horizon beyond all steps: teleports end there."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ProcessorClock(Clock):
 def rule(update: str, **settings: Any) -> Equivariant:
     """An equivariant rule whose heads are as if it had been trained, with steps that lead nowhere far."""
     with initialized(0):
-        made = Equivariant(update, start=-9.0, lr=1e-5, **settings)
+        made = Equivariant(update, start=-9.0, lr=1e-5, horizon=FAR, **settings)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in made.named_parameters():
@@ -89,6 +91,7 @@ def rules(width: int, plan: Plan) -> Iterator[tuple[str, Equivariant]]:
     if width == plan.alone:
         shipped = load("pretrained")
         assert isinstance(shipped, Equivariant)
+        shipped.horizon = FAR
         yield "adam, no teleports", rule("adam", bases=[])
         yield "muon", rule("muon")
         yield SHIPPED, shipped

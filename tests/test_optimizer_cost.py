@@ -7,7 +7,7 @@ from pathlib import Path
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
-from optimizer_cost import NAMES, SMOKE, ProcessorClock, measure, rule  # noqa: E402
+from optimizer_cost import FAR, NAMES, SMOKE, ProcessorClock, measure, rule, rules  # noqa: E402
 from optimizer_cost_report import markdown  # noqa: E402
 from optimizer_cost_subjects import Subject  # noqa: E402
 
@@ -30,6 +30,7 @@ def test_what_is_measured_moves_the_network_and_teleports() -> None:
     call, undone = subject.learned(rule("plain_adam"), step_alone=True)
     for _ in range(3):
         call()
+    assert all(made.horizon == FAR for _, made in rules(SMOKE.alone, SMOKE) if made.bases)
     far = max(float((p.detach() - q).abs().max()) for p, q in zip(subject.trained, before, strict=True))
     assert far > 1e-3 and undone() == 0  # an update of 1e-5 alone could not
     loss = float(subject.loss().detach())
