@@ -1,6 +1,6 @@
 """What a learned rule costs as a torch optimizer, beside Adam on the same network and batch.
 
-    python experiments/optimizer_cost.py            everything, about 18 minutes of one busy core
+    python experiments/optimizer_cost.py            everything, about 11 minutes of one busy core
     python experiments/optimizer_cost.py --smoke    toy sizes, in seconds, no claim
 
 Three kinds of networks on 128 points: an MLP 784-w-w-10 with ReLU (positive scalings), 784-w-10 without (GL(w)), and
