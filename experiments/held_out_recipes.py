@@ -86,7 +86,7 @@ PLANE = Recipe(
 RECIPES = {
     "f1": INTERPOLATING,
     "f2": INTERPOLATING,
-    "f2-large": Recipe(  # a quarter of the horizon: through all of it meta-gradients reach 1e9, and are noise
+    "f2-large": Recipe(  # a quarter of the horizon: through all of it meta-gradients explode
         {**SCALINGS, "update": "muon", "horizon": 60, "start": -1.5},
         replace(
             FACTORS.training,

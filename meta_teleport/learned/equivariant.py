@@ -112,7 +112,7 @@ class Equivariant(Rule):
         self.lead, self.apart, self.alternating = lead, apart, alternating
         self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
         self.update = update_named(update, hidden_size, horizon, start, lr)
-        self.scheduled, self.ends = True, self.update.falls
+        self.scheduled = True
         self.observes_grams = self.update.observes_grams or "activations" in bases
         if bases:
             self.element_lstm = StackedLSTM(FEATURES + invariants(self.bases), hidden_size, layers=1)
@@ -170,7 +170,7 @@ class Equivariant(Rule):
         """A copy that takes its updates from another rule: learned teleports over any optimizer. It has no config: it
         cannot be saved."""
         copy = deepcopy(self)
-        copy.update, copy.config, copy.ends = update, None, update.falls
+        copy.update, copy.config = update, None
         copy.observes_grams = update.observes_grams or "activations" in self.bases
         return copy
 
@@ -185,7 +185,7 @@ class Equivariant(Rule):
         """Is it time for a teleport? ``(tasks,)``; always where ``scheduled`` is not set."""
         if not self.scheduled:
             return torch.ones_like(observation.step, dtype=torch.bool)
-        if not self.ends:
+        if not self.update.falls:
             return observation.step % self.every == 0
         every = max(1, round(self.every * self.tempo))
         return (observation.step % every == 0) & (observation.step < self.horizon * self.tempo)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.layerwise import Layerwise
-from meta_teleport.learned.orthogonal import orthogonalised
+from meta_teleport.learned.orthogonal import RIDGE, orthogonalised
 from meta_teleport.learned.rule import Observation, initialized
 from meta_teleport.params import Params, per_task, rows
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -30,6 +30,14 @@ def test_singular_values_are_near_one_and_entries_of_mean_square_one(directions:
         assert bool(((values > 0.6) & (values < 1.25)).all()), name
         spread = torch.linalg.svdvals(directions[name].reshape(matrix.shape))
         assert min(matrix.shape[1:]) == 1 or bool((spread[:, 0] > 1.7 * spread[:, -1]).all())
+
+
+def test_the_ridge_leaves_small_singular_values_small() -> None:
+    small = 0.01
+    values = torch.tensor([[1.0, small]], dtype=torch.float64)
+    found = orthogonalised({"a": torch.diag_embed(values)})["a"].diagonal(dim1=1, dim2=2) / 2**0.5
+    expected = small / (small**2 + (RIDGE * values.norm()) ** 2 / 2) ** 0.5
+    assert expected < 0.15 and bool(((found[:, 1] - expected).abs() < 0.4 * expected).all()) and bool(found[:, 0] > 0.6)
 
 
 def test_only_the_direction_counts(directions: Params) -> None:
