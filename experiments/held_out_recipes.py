@@ -19,16 +19,24 @@ class Recipe:
 
 
 INTERPOLATING = Recipe(
-    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 3},
+    {
+        "update": "polyak",
+        "bases": ["activations"],
+        "first": ["activations"],
+        "size": 8.0,
+        "horizon": 20,
+        "lead": 3,
+    },
     Training(
-        meta_steps=400,
-        tasks=24,
+        meta_steps=360,
+        tasks=12,
         window=10,
         horizon=20,
         lr_update=1e-2,
         lr_element=1e-2,
         floor=1e-26,
         increase_penalty=10.0,
+        clip=0.1,
         staggered=False,
     ),
 )
