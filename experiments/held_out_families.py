@@ -7,7 +7,7 @@ f2-large      regression with n = 2 d and 8 d points in mini-batches, noisy labe
 f3            low-rank factorisation: noiseless, noisy, missing entries, condition 1 to 1e4; deep linear networks
 f3-noiseless  the same without noise and mini-batches, condition 1 to 1e4
 f4            two-dimensional functions
-f5            digits in mini-batches
+f5            digits, MNIST and Fashion-MNIST in mini-batches (downloaded to data/)
 f6            adapters and attention pairs of a small transformer
 ============  ==========================================================================================================
 """
@@ -179,13 +179,17 @@ F4 = Setting(
     ),
     horizon=30,
 )
+MNIST = partial(Classification, "mnist", download=True)
+FASHION_MNIST = partial(Classification, "fashion_mnist", download=True)
 F5 = Setting(
-    "F5: digits in mini-batches",
-    (Classification,),
+    "F5: digits, MNIST and Fashion-MNIST in mini-batches",
+    (Classification, partial(Classification, points=200), MNIST),
     (
         stochastic("32 units", Classification, True, 32),
-        stochastic("64 units", lambda: Classification(hidden=(64,)), False, 32),
-        stochastic("32-32 units", lambda: Classification(hidden=(32, 32)), False, 32),
+        stochastic("64 units", partial(Classification, hidden=(64,)), False, 32),
+        stochastic("32-32 units", partial(Classification, hidden=(32, 32)), False, 32),
+        stochastic("MNIST, 32 units", MNIST, True, 16, 3),
+        stochastic("Fashion-MNIST, 64-64 units", partial(FASHION_MNIST, hidden=(64, 64)), False, 16),
     ),
     horizon=240,
     stochastic=True,

@@ -112,7 +112,16 @@ RECIPES = {
     "f4": PLANE,
     "f5": Recipe(
         {**SCALINGS, "update": "muon", "start": -2.5},
-        replace(FACTORS.training, meta_steps=32, tasks=10, window=240, horizon=240, objective="end", clip=0.1),
+        replace(
+            FACTORS.training,
+            meta_steps=72,
+            tasks=5,
+            window=240,
+            horizon=240,
+            objective="end",
+            lr_update=1e-2,
+            clip=0.1,
+        ),
     ),
     "f6": Recipe(
         {**FACTORS.arguments, "update": "muon", "start": -2.5, "bases": GAUGE, "first": GAUGE},

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from held_out_families import FAMILIES
+from held_out_members import SMOKE_MEMBERS
 from held_out_recipes import RECIPES, SHARED
 
 from meta_teleport.controls import RandomElements
@@ -93,7 +94,7 @@ def trained(out: Path, family: str, kind: str, seed: int, smoke: bool) -> tuple[
     with stopping() as stop, training_bar(training.meta_steps) as bar:
         done = train(
             rule,
-            mixture(family),
+            mixture(family, smoke),
             training,
             seed=seed,
             dtype=setting.dtype,
@@ -117,9 +118,9 @@ def trained(out: Path, family: str, kind: str, seed: int, smoke: bool) -> tuple[
 
 
 @cache
-def mixture(family: str) -> TaskFamily:
-    """What the rules of a family are trained on, made once: some members are pre-trained."""
-    return Mixture([make() for make in FAMILIES[family].training])
+def mixture(family: str, smoke: bool) -> TaskFamily:
+    """What the rules of a family are trained on, made once: some members are pre-trained, or downloaded."""
+    return Mixture([make() for make in FAMILIES[family].training[: SMOKE_MEMBERS if smoke else None]])
 
 
 def _report(label: str, bar: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
