@@ -183,12 +183,17 @@ MNIST = partial(Classification, "mnist", download=True)
 FASHION_MNIST = partial(Classification, "fashion_mnist", download=True)
 F5 = Setting(
     "F5: digits, MNIST and Fashion-MNIST in mini-batches",
-    (Classification, partial(Classification, points=200), MNIST),
+    (
+        Classification,
+        partial(MNIST, hidden=(16,)),
+        partial(Classification, points=200),
+        partial(MNIST, hidden=(16, 16)),
+    ),
     (
         stochastic("32 units", Classification, True, 32),
         stochastic("64 units", partial(Classification, hidden=(64,)), False, 32),
         stochastic("32-32 units", partial(Classification, hidden=(32, 32)), False, 32),
-        stochastic("MNIST, 32 units", MNIST, True, 16, 3),
+        stochastic("MNIST, 32 units", MNIST, False, 16),
         stochastic("Fashion-MNIST, 64-64 units", partial(FASHION_MNIST, hidden=(64, 64)), False, 16),
     ),
     horizon=240,

@@ -9,7 +9,6 @@ import torch
 from meta_teleport.tasks.family import TaskFamily
 
 Amount = Literal["all", "rules"]
-SMOKE_MEMBERS = 2
 
 
 @dataclass(frozen=True)

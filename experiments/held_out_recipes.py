@@ -114,8 +114,8 @@ RECIPES = {
         {**SCALINGS, "update": "muon", "start": -2.5},
         replace(
             FACTORS.training,
-            meta_steps=72,
-            tasks=5,
+            meta_steps=96,
+            tasks=6,
             window=240,
             horizon=240,
             objective="end",

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from held_out_families import FAMILIES
-from held_out_members import SMOKE_MEMBERS
 from held_out_recipes import RECIPES, SHARED
 
 from meta_teleport.controls import RandomElements
@@ -119,8 +118,9 @@ def trained(out: Path, family: str, kind: str, seed: int, smoke: bool) -> tuple[
 
 @cache
 def mixture(family: str, smoke: bool) -> TaskFamily:
-    """What the rules of a family are trained on, made once: some members are pre-trained, or downloaded."""
-    return Mixture([make() for make in FAMILIES[family].training[: SMOKE_MEMBERS if smoke else None]])
+    """What the rules of a family are trained on, with --smoke the first alone. Made once: some are pre-trained, or
+    downloaded."""
+    return Mixture([make() for make in FAMILIES[family].training[: 1 if smoke else None]])
 
 
 def _report(label: str, bar: Callable[[Progress], None] | None) -> Callable[[Progress], None]:

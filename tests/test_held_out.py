@@ -22,7 +22,7 @@ from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
 from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, muon_direction, usable  # noqa: E402
 from held_out_recipes import RECIPES  # noqa: E402
-from held_out_rules import KINDS, RandomTeleports, folder_of, spec_of, trained  # noqa: E402
+from held_out_rules import KINDS, RandomTeleports, folder_of, mixture, spec_of, trained  # noqa: E402
 from held_out_runs import Outcome, follow, run  # noqa: E402
 from held_out_statistics import against, at_time, lengths, steps_to  # noqa: E402
 from held_out_tuning import tuned  # noqa: E402
@@ -321,6 +321,12 @@ def test_recipes_fit_the_families_and_twins_the_rule() -> None:
             rule = build(spec_of(family, kind, 3), None)
             assert any(True for _ in rule.parameters())
         assert build(spec_of(family, "no teleport", 0), None).bases == ()
+
+
+def test_smoke_runs_need_no_download() -> None:
+    (member,) = mixture("f5", True).members
+    assert member.images.name == "digits"
+    assert len(mixture("f4", False).members) == len(FAMILIES["f4"].training) > 1
 
 
 def test_a_finished_meta_training_is_not_repeated(tmp_path: Path) -> None:
