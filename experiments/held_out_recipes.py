@@ -21,6 +21,7 @@ class Recipe:
 INTERPOLATING = Recipe(
     {
         "update": "polyak",
+        "start": -2.0,
         "bases": ["activations"],
         "first": ["activations"],
         "size": 8.0,
@@ -28,7 +29,7 @@ INTERPOLATING = Recipe(
         "lead": 3,
     },
     Training(
-        meta_steps=360,
+        meta_steps=420,
         tasks=12,
         window=10,
         horizon=20,

@@ -73,7 +73,7 @@ class Equivariant(Rule):
         averaging: Decay of a running mean of the gradients that T is made of, moved along by teleports; 0 for none.
         floor: Least eigenvalue of Gram matrices of weights and gradients, in units of their mean.
         safeguard: Roll back to the best point when a step has raised the loss (for full batches).
-        start: log of the learned step lengths before training.
+        start: How long learned steps are before training, see :class:`Layerwise`.
         lr: Step size of the plain updates.
         lead: Steps at the start that only teleport.
         apart: Make no update in steps that teleport: elements come after the update of their step, and where that goes

@@ -57,7 +57,7 @@ class Layerwise(Rule):
             per step) or curvature (squared losses of full batches).
         hidden_size: Units of the LSTM.
         horizon: Steps it is trained for; with directions adam and muon step lengths fall linearly up to there.
-        start: Before training, log of the step length (adam, muon) or b (curvature).
+        start: Before training, log of s_p over the rest (polyak), log of the step length (adam, muon) or b (curvature).
         beta2: Decay of the running mean of squared gradients.
         epsilon: Its square is added to that mean, in units of its average over the parameter.
     """
@@ -142,7 +142,7 @@ class Layerwise(Rule):
     def _polyak(self, observation: Observation, logits: Tensor) -> Params:
         gradients, loss = observation.gradients, observation.loss
         rest = torch.zeros_like(logits[:, :1])
-        length = 2 * torch.cat([GAIN * logits, rest], 1).softmax(1)
+        length = 2 * torch.cat([self.start + GAIN * logits, rest], 1).softmax(1)
         update = {}
         for i, (name, g) in enumerate(gradients.items()):
             square = rows(g).square().sum(1) + torch.finfo(g.dtype).tiny
