@@ -21,7 +21,7 @@ class Recipe:
 INTERPOLATING = Recipe(
     {
         "update": "polyak",
-        "start": -2.0,
+        "start": -3.0,
         "bases": ["activations"],
         "first": ["activations"],
         "size": 8.0,
