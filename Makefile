@@ -48,7 +48,7 @@ train: setup  ## meta-train with the quick default into runs/quick (or the next 
 
 # interrupted runs go on; the copies that are shipped hold the rule and its config, nothing else of the run
 pretrained: export OMP_NUM_THREADS ?= 1
-pretrained: setup  ## train the rules that come with the package, and put them there (13 minutes)
+pretrained: setup  ## train the rules that come with the package, and put them there (about 20 minutes)
 	for name in pretrained classification; do \
 	  if [ -e runs/$$name ]; then resume=--resume; else resume=; fi; \
 	  $(PY) -m meta_teleport train --config experiments/$$name.yaml --out runs/$$name $$resume || exit; \
