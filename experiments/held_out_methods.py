@@ -23,7 +23,7 @@ from meta_teleport.tasks.regression import RegressionTasks
 from meta_teleport.teleportation.gauges import balanced, principal_axes
 from meta_teleport.tuning import decades
 
-RESIDUALS = 400
+RESIDUALS, WIDEST_ROOT = 400, 512
 GAUGES: dict[str, list[Gauge]] = {
     "Adam, balanced gauge": [balanced],
     "Adam, principal axes": [principal_axes],
@@ -62,7 +62,9 @@ def contestants(tasks: Tasks, setting: Setting) -> list[Contestant]:
     matrices = all(p.ndim == 3 for p in tasks.params.values()) or setting.stochastic
     if matrices:
         roots = {"every": 10 if setting.stochastic else 1}
-        plain |= {"Muon": (Muon, decades(-3, 0.5, 3)), "Shampoo": (partial(Shampoo, **roots), decades(-3.5, 0, 3))}
+        plain["Muon"] = (Muon, decades(-3, 0.5, 3))
+        if all(max(p.shape[1:]) <= WIDEST_ROOT for p in tasks.params.values()):
+            plain["Shampoo"] = (partial(Shampoo, **roots), decades(-3.5, 0, 3))
     if isinstance(tasks, FactorizationTasks):
         plain["scaled GD"] = (ScaledGradientDescent, decades(-1.5, 0, 6))
     found = [
