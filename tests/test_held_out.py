@@ -333,7 +333,7 @@ def test_a_finished_meta_training_is_not_repeated(tmp_path: Path) -> None:
     first, seconds = trained(tmp_path, "f1", "random teleport", 0, True)
     file = folder_of(tmp_path, "f1", "random teleport", 0) / "rule.safetensors"
     written = file.stat().st_mtime_ns
-    again, known = trained(tmp_path, "f2", "random teleport", 0, True)
+    again, known = trained(tmp_path, "f1", "random teleport", 0, True)
     assert seconds == known and file.stat().st_mtime_ns == written
     for name, p in first.named_parameters():
         torch.testing.assert_close(p, dict(again.named_parameters())[name])
