@@ -7,7 +7,8 @@ f2-large      regression with n = 2 d and 8 d points in mini-batches, noisy labe
 f3            low-rank factorisation: noiseless, noisy, missing entries, condition 1 to 1e4; deep linear networks
 f3-noiseless  the same without noise and mini-batches, condition 1 to 1e4
 f4            two-dimensional functions
-f5            digits, MNIST and Fashion-MNIST in mini-batches (downloaded to data/)
+f5            digits in mini-batches
+f5-mnist      digits, MNIST and Fashion-MNIST in mini-batches (downloaded to data/)
 f6            adapters and attention pairs of a small transformer
 ============  ==========================================================================================================
 """
@@ -177,26 +178,35 @@ F4 = Setting(
     ),
     horizon=30,
 )
+DIGITS = (
+    stochastic("32 units", Classification, True, 32),
+    stochastic("64 units", partial(Classification, hidden=(64,)), False, 32),
+    stochastic("32-32 units", partial(Classification, hidden=(32, 32)), False, 32),
+)
+F5 = Setting(
+    "F5: digits in mini-batches",
+    (Classification,),
+    DIGITS,
+    horizon=240,
+    stochastic=True,
+    dtype=torch.float32,
+)
 MNIST = partial(Classification, "mnist", download=True)
 FASHION_MNIST = partial(Classification, "fashion_mnist", download=True)
-F5 = Setting(
-    "F5: digits, MNIST and Fashion-MNIST in mini-batches",
-    (
+F5_MNIST = replace(
+    F5,
+    title="F5: digits, MNIST and Fashion-MNIST in mini-batches",
+    training=(
         Classification,
         partial(MNIST, hidden=(16,)),
         partial(Classification, points=200),
         partial(MNIST, hidden=(16, 16)),
     ),
-    (
-        stochastic("32 units", Classification, True, 32),
-        stochastic("64 units", partial(Classification, hidden=(64,)), False, 32),
-        stochastic("32-32 units", partial(Classification, hidden=(32, 32)), False, 32),
+    members=(
+        *DIGITS,
         stochastic("MNIST, 32 units", MNIST, False, 16),
         stochastic("Fashion-MNIST, 64-64 units", partial(FASHION_MNIST, hidden=(64, 64)), False, 16),
     ),
-    horizon=240,
-    stochastic=True,
-    dtype=torch.float32,
 )
 SMALL_MODELS: dict[str, Any] = {"width": 32, "layers": 1, "points": 2400, "pretraining_steps": 300}
 F6 = Setting(
@@ -224,5 +234,6 @@ FAMILIES = {
     "f3-noiseless": F3_NOISELESS,
     "f4": F4,
     "f5": F5,
+    "f5-mnist": F5_MNIST,
     "f6": F6,
 }

@@ -48,6 +48,7 @@ FACTORS = Recipe(
     ),
 )
 SCALINGS = {**FACTORS.arguments, "horizon": 240, "every": 10, "bases": [*GRAMS, "symmetric"]}
+CLASSIFIERS = {**SCALINGS, "update": "muon", "start": -2.5}
 TURNS = Recipe(
     {
         "update": "curvature",
@@ -106,7 +107,11 @@ RECIPES = {
     "f3-noiseless": TURNS,
     "f4": PLANE,
     "f5": Recipe(
-        {**SCALINGS, "update": "muon", "start": -2.5},
+        CLASSIFIERS,
+        replace(FACTORS.training, meta_steps=32, tasks=10, window=240, horizon=240, objective="end", clip=0.1),
+    ),
+    "f5-mnist": Recipe(
+        CLASSIFIERS,
         replace(
             FACTORS.training,
             meta_steps=96,

@@ -324,7 +324,7 @@ def test_recipes_fit_the_families_and_twins_the_rule() -> None:
 
 
 def test_smoke_runs_need_no_download() -> None:
-    (member,) = mixture("f5", True).members
+    (member,) = mixture("f5-mnist", True).members
     assert member.images.name == "digits"
     assert len(mixture("f4", False).members) == len(FAMILIES["f4"].training) > 1
 
