@@ -49,6 +49,7 @@ FACTORS = Recipe(
 )
 SCALINGS = {**FACTORS.arguments, "horizon": 240, "every": 10, "bases": [*GRAMS, "symmetric"]}
 CLASSIFIERS = {**SCALINGS, "update": "muon", "start": -2.5}
+WHOLE_RUNS = replace(FACTORS.training, window=240, horizon=240, objective="end", clip=0.1)
 TURNS = Recipe(
     {
         "update": "curvature",
@@ -106,23 +107,8 @@ RECIPES = {
     "f3": FACTORS,
     "f3-noiseless": TURNS,
     "f4": PLANE,
-    "f5": Recipe(
-        CLASSIFIERS,
-        replace(FACTORS.training, meta_steps=32, tasks=10, window=240, horizon=240, objective="end", clip=0.1),
-    ),
-    "f5-mnist": Recipe(
-        CLASSIFIERS,
-        replace(
-            FACTORS.training,
-            meta_steps=96,
-            tasks=6,
-            window=240,
-            horizon=240,
-            objective="end",
-            lr_update=1e-2,
-            clip=0.1,
-        ),
-    ),
+    "f5": Recipe(CLASSIFIERS, replace(WHOLE_RUNS, meta_steps=32, tasks=10)),
+    "f5-mnist": Recipe(CLASSIFIERS, replace(WHOLE_RUNS, meta_steps=96, tasks=6, lr_update=1e-2)),
     "f6": Recipe(
         {**FACTORS.arguments, "update": "muon", "start": -2.5, "bases": GAUGE, "first": GAUGE},
         replace(
