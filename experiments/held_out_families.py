@@ -56,10 +56,12 @@ INTERPOLATING = (
     lambda: Regression(width=12, depth=3),
     lambda: Regression(width=20, inputs=10, outputs=3, points=10, data="gaussian"),
     lambda: Regression(width=8, depth=6, data="gaussian"),
+    lambda: Regression(width=64),
+    lambda: Regression(width=16, depth=6),
 )
 F1 = Setting(
     "F1: the paper's problems",
-    (*INTERPOLATING, lambda: Regression(width=64), lambda: Regression(width=16, depth=6)),
+    INTERPOLATING,
     (
         PAPER,
         regression("width 10", methods="all", width=10),

@@ -29,6 +29,7 @@ class WithoutElements(Rule):
         super().__init__()
         self.rule, self.horizon = rule, getattr(rule, "horizon", None)
         self.observes_hidden, self.observes_grams = rule.observes_hidden, rule.observes_grams
+        self.backtracking = rule.backtracking
 
     def init(self, params: Params, symmetry: Symmetry) -> Any:
         return self.rule.init(params, symmetry)
@@ -46,6 +47,7 @@ class RandomElements(Rule):
         super().__init__()
         self.rule, self.horizon = rule, getattr(rule, "horizon", None)
         self.observes_hidden, self.observes_grams = rule.observes_hidden, rule.observes_grams
+        self.backtracking = rule.backtracking
         self.generator = generator
 
     def init(self, params: Params, symmetry: Symmetry) -> Any:

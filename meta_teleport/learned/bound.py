@@ -47,20 +47,21 @@ class BoundRule:
             raise UserError("no parameter has a gradient: compute the loss from the model and call backward, then step")
         return {name: _gradient(name, p).unsqueeze(0) for name, p in self.parameters.items()}
 
-    def propose(self, params: Params, gradients: Params, loss: Tensor | float, step: int) -> Proposal:
-        """What the rule proposes after ``step`` steps; its state goes on.
-
-        Raises ``UserError`` if the ``loss`` is not one finite number.
-        """
+    def loss(self, loss: Tensor | float) -> Tensor:
+        """The loss as ``(1,)``. Raises ``UserError`` if it is not one finite number."""
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1:
             raise UserError(f"the loss has shape {tuple(value.shape)}, not one number: take its .mean(), for instance")
         if not bool(torch.isfinite(value)):
             raise UserError(f"the loss is {float(value)}: go back to a checkpoint, or take a smaller lr")
+        return value.to(self.like).reshape(1)
+
+    def propose(self, params: Params, gradients: Params, loss: Tensor, step: int) -> Proposal:
+        """What the rule proposes after ``step`` steps, seeing a loss ``(1,)``; its state goes on."""
         observation = Observation(
             params,
             gradients,
-            value.to(self.like).reshape(1),
+            loss,
             torch.full((1,), step, device=self.like.device),
             grams=self.hooks.grams(),
             symmetry=self.symmetry,

@@ -73,6 +73,7 @@ class Equivariant(Rule):
         averaging: Decay of a running mean of the gradients that T is made of, moved along by teleports; 0 for none.
         floor: Least eigenvalue of Gram matrices of weights and gradients, in units of their mean.
         safeguard: Roll back to the best point when a step has raised the loss (for full batches).
+        backtracking: Shorten updates that would raise the loss, see :mod:`backtracking` (for full batches).
         start: How long learned steps are before training, see :class:`Layerwise`.
         lr: Step size of the plain updates.
         lead: Steps at the start that only teleport.
@@ -95,6 +96,7 @@ class Equivariant(Rule):
         averaging: float = 0.0,
         floor: float = 1e-6,
         safeguard: bool = False,
+        backtracking: bool = False,
         start: float = 0.0,
         lr: float = 1e-3,
         lead: int = 0,
@@ -110,7 +112,8 @@ class Equivariant(Rule):
                     raise UserError(f"unknown basis '{name}': choose from {', '.join(known) or 'none'}")
         self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
         self.lead, self.apart, self.alternating = lead, apart, alternating
-        self.averaging, self.floor, self.safeguard, self.hidden_size = averaging, floor, safeguard, hidden_size
+        self.averaging, self.floor, self.safeguard, self.backtracking = averaging, floor, safeguard, backtracking
+        self.hidden_size = hidden_size
         self.update = update_named(update, hidden_size, horizon, start, lr)
         self.scheduled = True
         self.observes_grams = self.update.observes_grams or "activations" in bases
@@ -170,7 +173,7 @@ class Equivariant(Rule):
         """A copy that takes its updates from another rule: learned teleports over any optimizer. It has no config: it
         cannot be saved."""
         copy = deepcopy(self)
-        copy.update, copy.config = update, None
+        copy.update, copy.config, copy.backtracking = update, None, update.backtracking
         copy.observes_grams = update.observes_grams or "activations" in self.bases
         return copy
 

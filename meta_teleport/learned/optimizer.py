@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.acceptance import teleported
+from meta_teleport.learned.backtracking import lengths
 from meta_teleport.learned.bound import BoundRule
 from meta_teleport.learned.rule import Rule
 from meta_teleport.learned.trial import Trial
@@ -32,7 +33,8 @@ class LearnedOptimizer(Optimizer):
     ``step(loss)`` takes the loss tensor: gradients are cleared, it calls ``backward`` itself, and afterwards ``.grad``
     holds the gradients of this loss at the weights before the step. ``step(closure)`` takes a function that, as for any
     torch optimizer, clears the gradients, computes the loss, calls ``backward`` and returns the loss; ``.grad`` is as
-    the closure left it. Both return the loss. Rules read it, so one of the two is needed.
+    the closure left it. Both return the loss. Rules read it, so one of the two is needed; rules that backtrack take a
+    closure only, and evaluate it once more, or several times where their update would raise the loss.
 
     ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out. ``params``:
     parameter groups as for any torch optimizer, by default all trainable parameters. A parameter in no group stays
@@ -103,16 +105,20 @@ class LearnedOptimizer(Optimizer):
         bound = self._bound
         with torch.autocast(bound.like.device.type, enabled=False):
             params = bound.params()
-            proposal = bound.propose(params, bound.gradients(), loss, self.taken)
+            gradients, value = bound.gradients(), bound.loss(loss)
+            proposal = bound.propose(params, gradients, value, self.taken)
+            length = 1.0
+            if callable(closure) and bound.rule.backtracking:
+                length = self._length(params, gradients, proposal.update, value, closure)
             if proposal.algebra:
                 moved = {name: p.clone() for name, p in params.items()}
-                self._update(moved, proposal.update)
+                self._update(moved, proposal.update, length)
                 moved = self._teleported(moved, proposal.algebra, closure if callable(closure) else None)
                 bound.release()
                 torch._foreach_copy_(list(params.values()), list(moved.values()))
             else:
                 bound.release()
-                self._update(params, proposal.update)
+                self._update(params, proposal.update, length)
         self.taken += 1
         return loss
 
@@ -152,6 +158,8 @@ class LearnedOptimizer(Optimizer):
 
     def _evaluate(self, closure: Tensor | Closure | None) -> Any:
         """The loss, its gradients in ``.grad``."""
+        if self._bound.rule.backtracking and not callable(closure):
+            raise UserError("this rule shortens updates that raise the loss: call step(closure), so that it can look")
         if closure is None:
             raise UserError("a learned rule reads the loss: call step(loss), which calls backward, or step(closure)")
         if not isinstance(closure, Tensor):
@@ -163,16 +171,28 @@ class LearnedOptimizer(Optimizer):
         closure.backward()
         return closure.detach()
 
-    def _update(self, params: Params, update: Params) -> None:
-        """Weight decay and the update, in place."""
-        settings = {p: (float(g["lr"]), float(g["weight_decay"])) for g in self.param_groups for p in g["params"]}
-        for name, p in self._bound.parameters.items():
-            lr, decay = settings[p]
-            if p.grad is None:
-                continue
+    def _settings(self) -> dict[str, tuple[float, float]]:
+        """lr and weight decay by name; both 0 without a gradient."""
+        found = {p: (float(g["lr"]), float(g["weight_decay"])) for g in self.param_groups for p in g["params"]}
+        return {name: (0.0, 0.0) if p.grad is None else found[p] for name, p in self._bound.parameters.items()}
+
+    def _update(self, params: Params, update: Params, length: float) -> None:
+        """Weight decay and ``length`` times the update, in place."""
+        for name, (lr, decay) in self._settings().items():
             if decay:
                 params[name].mul_(1 - lr * decay)
-            params[name].add_(update[name], alpha=lr)
+            if lr:
+                params[name].add_(update[name], alpha=lr * length)
+
+    def _length(self, params: Params, gradients: Params, update: Params, loss: Tensor, closure: Closure) -> float:
+        """c for a rule that backtracks: c lr f does not raise the loss."""
+        settings = self._settings()
+        scaled = {name: settings[name][0] * f for name, f in update.items()}
+        with self._bound.hooks.reading(False):
+            return float(lengths(scaled, params, gradients, loss, self._trial(closure).loss))
+
+    def _trial(self, closure: Closure) -> Trial:
+        return Trial(self.model, closure, self._bound.parameters)
 
     def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
         """The parameters moved by the proposed elements, with the state of the rule; or as they were."""
@@ -182,7 +202,7 @@ class LearnedOptimizer(Optimizer):
             t if still.isdisjoint(site.parameters) else torch.zeros_like(t)
             for site, t in zip(bound.symmetry.sites, algebra, strict=True)
         )
-        loss = Trial(self.model, closure, bound.parameters).loss if closure and self._checked else None
+        loss = self._trial(closure).loss if closure and self._checked else None
         with bound.hooks.reading(False):
             found = teleported(bound.symmetry, updated, algebra, self._tolerance, loss)
         if found is None:

@@ -50,7 +50,8 @@ class RuleProposer(Proposer):
         bound = self._bound
         if params.keys() != bound.parameters.keys() or symmetry.sites != bound.symmetry.sites:
             raise UserError("other parameters are trainable than when the rule began: make a wrapper for these")
-        proposal = bound.propose(*(self._shown or self._evaluate(params, loss)), self._step)
+        seen, gradients, value = self._shown or self._evaluate(params, loss)
+        proposal = bound.propose(seen, gradients, bound.loss(value), self._step)
         bound.release()
         if not proposal.algebra:
             raise UserError(f"this {type(bound.rule).__name__} proposes updates only: choose a rule with elements")

@@ -106,12 +106,13 @@ class Rule(nn.Module, ABC):
     Rules that learn take ``shapes`` as their first argument if their sizes depend on the network, and only plain
     numbers, strings and booleans beside it: these are what a run folder stores. ``config`` and ``meta_step`` say
     how a rule that was loaded has been trained. ``falls`` says that its step lengths fall to nearly zero at a
-    horizon.
+    horizon, ``backtracking`` that updates are shortened which would raise the loss, see :mod:`backtracking`.
     """
 
     observes_hidden = False
     observes_grams = False
     falls = False
+    backtracking = False
     tempo = 1.0
     config: dict[str, Any] | None = None
     meta_step: int | None = None

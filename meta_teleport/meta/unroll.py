@@ -5,12 +5,14 @@ For every task side by side, and t = 1, 2, ... (Algorithm 1 of Zhao et al. 2024)
     f_t, T_t = rule(grad L(w), ...; phi)
     w <- exp(T_t) . (w + f_t)
 
+with c f_t in place of f_t where a rule backtracks, see :mod:`meta_teleport.learned.backtracking`.
 ``unroll`` is pure: meta-gradients flow from the returned losses to ``phi`` through every step of the window, and stop
 at the carry that came in. The element of a window's last step leaves the window's last loss unchanged, so it gets no
 meta-gradient from this window.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +20,12 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from meta_teleport.learned.backtracking import lengths
 from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.params import Params, aliases, axpy, per_task, where
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.drift import LIMIT, acted, loss_drift, undo
+from meta_teleport.teleportation.drift import acted, loss_drift, undo
 
 FAILURE_FACTOR = 1e6
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
@@ -32,7 +35,7 @@ class Carry(NamedTuple):
     """What one window hands to the next: everything has the task dimension in front.
 
     A task whose loss was not finite, or above ``FAILURE_FACTOR`` times its ``initial`` loss, is no longer ``alive`` and
-    stays where it was before that step. ``undone`` counts teleports that would have moved the loss: drift above LIMIT.
+    stays where it was before that step. ``undone`` counts teleports that would have moved the loss, see :mod:`drift`.
     """
 
     params: Params
@@ -89,7 +92,10 @@ def unroll(
         proposal, state = functional_call(rule, phi, (observation, state))
         if failed:
             proposal = proposal.only(alive)
-        moved = updated = axpy(1.0, proposal.update, params)
+        length: float | Tensor = 1.0
+        if rule.backtracking:
+            length = lengths(proposal.update, params, gradients, loss, partial(tasks.loss, step=step))
+        moved = updated = axpy(length, proposal.update, params)
         if proposal.algebra:
             elements = tasks.symmetry.exp_pairs(proposal.algebra)
             moved, drifted = _teleport(tasks, updated, elements, inputs, step)
@@ -117,7 +123,7 @@ def _teleport(
         return moved, torch.zeros_like(step)
     with torch.no_grad():
         drift = loss_drift(tasks.loss(params, step), tasks.loss(moved, step))
-    return undo(params, moved, drift, LIMIT)
+    return undo(params, moved, drift)
 
 
 def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) -> tuple[Tensor, Params]:
