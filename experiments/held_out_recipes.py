@@ -37,6 +37,7 @@ INTERPOLATING = Recipe(
         lr_update=1e-2,
         lr_element=1e-2,
         floor=1e-26,
+        increase_penalty=10.0,
         clip=0.1,
         staggered=False,
     ),

@@ -18,7 +18,7 @@ from meta_teleport.meta.unroll import FAILURE_FACTOR, Carry, start, unroll
 from meta_teleport.methods import Method
 from meta_teleport.params import Params, where
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.drift import loss_drift, output_drift, undo
+from meta_teleport.teleportation.drift import LIMIT, loss_drift, output_drift, undo
 
 CHUNK = 10
 WARM_UP_STEPS = 2
@@ -172,7 +172,7 @@ class _Run:
             moved = where(carry.alive, jumps.move(self.tasks, carry.params, carry.step), carry.params)
             if jumps.teleports and self.tasks.symmetry.keeps_loss:
                 losses = (self.tasks.loss(params, carry.step) for params in (carry.params, moved))
-                moved, undone = undo(carry.params, moved, loss_drift(*losses))
+                moved, undone = undo(carry.params, moved, loss_drift(*losses), LIMIT)
                 carry = carry._replace(undone=carry.undone + undone)
         if jumps.teleports:
             self.drift.measure(self.tasks, carry.params, moved, carry.step)

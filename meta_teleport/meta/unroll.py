@@ -25,7 +25,7 @@ from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
 from meta_teleport.params import Params, aliases, axpy, per_task, where
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.drift import acted, loss_drift, undo
+from meta_teleport.teleportation.drift import LIMIT, acted, loss_drift, undo
 
 FAILURE_FACTOR = 1e6
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
@@ -35,7 +35,7 @@ class Carry(NamedTuple):
     """What one window hands to the next: everything has the task dimension in front.
 
     A task whose loss was not finite, or above ``FAILURE_FACTOR`` times its ``initial`` loss, is no longer ``alive`` and
-    stays where it was before that step. ``undone`` counts teleports that would have moved the loss, see :mod:`drift`.
+    stays where it was before that step. ``undone`` counts teleports that would have moved the loss: drift above LIMIT.
     """
 
     params: Params
@@ -123,7 +123,7 @@ def _teleport(
         return moved, torch.zeros_like(step)
     with torch.no_grad():
         drift = loss_drift(tasks.loss(params, step), tasks.loss(moved, step))
-    return undo(params, moved, drift)
+    return undo(params, moved, drift, LIMIT)
 
 
 def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) -> tuple[Tensor, Params]:

@@ -2,8 +2,7 @@
 
 In exact arithmetic an exact teleport has none. In floating point the data-dependent action (a) writes large weights
 where the inputs are nearly dependent, and their rounding moves the loss: by about eps cond(X), which float32 cannot
-always afford. Such a teleport is undone, task by task, and counted: from ``LIMIT`` on for models, whose precision is
-seldom more than single, and from :func:`limit` on for tasks.
+always afford. Such a teleport is undone, task by task, and counted.
 """
 
 import torch
@@ -12,12 +11,7 @@ from torch import Tensor
 from meta_teleport.params import Params, per_task, where
 from meta_teleport.symmetry.symmetry import Symmetry
 
-LIMIT, DOUBLE_LIMIT = 1e-4, 1e-6
-
-
-def limit(dtype: torch.dtype) -> float:
-    """The drift of the loss above which the teleport of a task in this precision is undone."""
-    return DOUBLE_LIMIT if dtype == torch.float64 else LIMIT
+LIMIT = 1e-4
 
 
 def loss_drift(before: Tensor, after: Tensor) -> Tensor:
@@ -31,10 +25,10 @@ def output_drift(before: Tensor, after: Tensor) -> Tensor:
     return (after - before).flatten(1).norm(dim=1) / size
 
 
-def undo(before: Params, after: Params, drift: Tensor) -> tuple[Params, Tensor]:
-    """``after``, but ``before`` for the tasks whose drift is above the :func:`limit` or not a number; and which these
-    are, ``(tasks,)``."""
-    undone = ~(drift <= limit(drift.dtype))
+def undo(before: Params, after: Params, drift: Tensor, limit: float) -> tuple[Params, Tensor]:
+    """``after``, but ``before`` for the tasks whose drift is above ``limit`` or not a number; and which these are,
+    ``(tasks,)``."""
+    undone = ~(drift <= limit)
     return (where(undone, before, after) if bool(undone.any()) else after), undone
 
 
