@@ -83,7 +83,15 @@ TURNS = Recipe(
     ),
 )
 PLANE = Recipe(
-    {"update": "polyak", "bases": ["crest"], "size": 8.0, "horizon": 30, "every": 2, "apart": True},
+    {
+        "update": "polyak",
+        "bases": ["crest"],
+        "size": 8.0,
+        "horizon": 30,
+        "every": 2,
+        "apart": True,
+        "backtracking": True,
+    },
     Training(
         meta_steps=120,
         tasks=32,
