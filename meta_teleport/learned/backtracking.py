@@ -13,7 +13,7 @@ from torch import Tensor
 
 from meta_teleport.params import Params, axpy, dot
 
-TRIALS, LEAST, MOST = 6, 1e-2, 0.5
+TRIALS, LEAST, MOST = 7, 1e-2, 0.5
 
 
 @torch.no_grad()

@@ -31,7 +31,9 @@ class Scaled(LSTMRule):
 
     def propose(self, observation: Observation, state: LSTMState) -> tuple[Proposal, LSTMState]:
         update = {name: self.factors.view(-1, 1, 1) * g for name, g in observation.gradients.items()}
-        return Proposal(update, (0.01 * torch.ones(observation.loss.shape[0], 4, 4).double(),)), state
+        return Proposal(
+            update, (self.strength * torch.ones(observation.loss.shape[0], 4, 4).to(observation.loss),)
+        ), state
 
 
 def sample(generator: torch.Generator) -> Tasks:
