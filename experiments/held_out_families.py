@@ -47,7 +47,6 @@ GAUSSIAN = regression("width 16", True, "all", width=16, data="gaussian")
 DEEP = regression("width 20, depth 4", width=20, depth=4, data="gaussian")
 UNSEEN = regression("width 40, depth 2", methods="all", width=40, data="gaussian")
 
-WIDE_AND_DEEP = (lambda: Regression(width=64), lambda: Regression(width=16, depth=6))
 INTERPOLATING = (
     lambda: Regression(width=8),
     lambda: Regression(width=16, data="gaussian"),
@@ -57,12 +56,10 @@ INTERPOLATING = (
     lambda: Regression(width=12, depth=3),
     lambda: Regression(width=20, inputs=10, outputs=3, points=10, data="gaussian"),
     lambda: Regression(width=8, depth=6, data="gaussian"),
-    *WIDE_AND_DEEP,
-    *WIDE_AND_DEEP,
 )
 F1 = Setting(
     "F1: the paper's problems",
-    INTERPOLATING,
+    (*INTERPOLATING, lambda: Regression(width=64), lambda: Regression(width=16, depth=6)),
     (
         PAPER,
         regression("width 10", methods="all", width=10),
@@ -78,6 +75,7 @@ F1 = Setting(
         single(regression("width 20, depth 3", width=20, depth=3)),
     ),
     horizon=20,
+    backtracking=True,
 )
 F2 = Setting(
     "F2: interpolating regression, n <= k",
@@ -96,6 +94,7 @@ F2 = Setting(
         single(DEEP),
     ),
     horizon=20,
+    backtracking=True,
 )
 
 

@@ -132,6 +132,7 @@ def measuring_jobs(out: Path, bench: Bench, seeds: int) -> Iterator[Job]:
 def run_rule(out: Path, bench: Bench, kind: str, seed: int, multiple: int, stretched: bool, path: Path) -> None:
     """One rule of one meta-seed; ``stretched``: told that its horizon is as long as the run."""
     rule, _ = trained(out, bench.family, kind, seed, bench.smoke)
+    rule.backtracking = rule.backtracking or bench.setting.backtracking
     if stretched and bench.setting.stochastic:
         rule = rule.lasting(multiple * bench.setting.horizon)
     steps = bench.steps(multiple)

@@ -35,6 +35,7 @@ class Setting:
 
     ``stochastic``: batches are a part of the data, so that step sizes fall linearly to zero and the error of the tasks
     is measured, ``measured`` times up to the horizon; else the loss, at every step.
+    ``backtracking``: rules and their twins run with it, although they were trained without.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Setting:
     members: tuple[Member, ...]
     horizon: int
     stochastic: bool = False
+    backtracking: bool = False
     measured: int = 20
     dtype: torch.dtype = torch.float64
 

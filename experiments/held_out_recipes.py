@@ -8,7 +8,6 @@ from meta_teleport.meta.settings import Training
 
 ALL = [*EQUIVARIANT, "axes"]
 GAUGE = ["balance", "axes"]
-SHARED = {"f2": "f1"}
 
 
 @dataclass(frozen=True)
@@ -20,25 +19,16 @@ class Recipe:
 
 
 INTERPOLATING = Recipe(
-    {
-        "update": "polyak",
-        "bases": ["activations"],
-        "first": ["activations"],
-        "size": 8.0,
-        "horizon": 20,
-        "lead": 3,
-        "backtracking": True,
-    },
+    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 3},
     Training(
-        meta_steps=300,
-        tasks=12,
+        meta_steps=400,
+        tasks=24,
         window=10,
         horizon=20,
         lr_update=1e-2,
         lr_element=1e-2,
         floor=1e-26,
         increase_penalty=10.0,
-        clip=0.1,
         staggered=False,
     ),
 )
@@ -104,7 +94,10 @@ PLANE = Recipe(
     ),
 )
 RECIPES = {
-    "f1": INTERPOLATING,
+    "f1": Recipe(  # ill-conditioned: begins as the hand-written teleporter, with short steps
+        {**INTERPOLATING.arguments, "start": -3.0, "first": ["activations"]},
+        replace(INTERPOLATING.training, meta_steps=420, tasks=12, clip=0.1),
+    ),
     "f2": INTERPOLATING,
     "f2-large": Recipe(  # a quarter of the horizon: through all of it meta-gradients explode
         {**SCALINGS, "update": "muon", "horizon": 60, "start": -1.5},

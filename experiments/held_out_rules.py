@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from held_out_families import FAMILIES
-from held_out_recipes import RECIPES, SHARED
+from held_out_recipes import RECIPES
 
 from meta_teleport.controls import RandomElements
 from meta_teleport.learned.equivariant import Equivariant
@@ -61,8 +61,8 @@ def spec_of(family: str, kind: str, seed: int) -> dict[str, Any]:
 
 
 def folder_of(out: Path, family: str, kind: str, seed: int) -> Path:
-    """The run folder of one meta-training; families that share their rules have one."""
-    return out / "rules" / SHARED.get(family, family) / kind.replace(" ", "-") / f"seed{seed}"
+    """The run folder of one meta-training."""
+    return out / "rules" / family / kind.replace(" ", "-") / f"seed{seed}"
 
 
 def training_of(family: str, smoke: bool) -> Training:

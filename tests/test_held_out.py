@@ -21,7 +21,7 @@ from held_out_jobs import bench_of  # noqa: E402
 from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
 from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, muon_direction, usable  # noqa: E402
-from held_out_recipes import RECIPES, SHARED  # noqa: E402
+from held_out_recipes import RECIPES  # noqa: E402
 from held_out_rules import KINDS, RandomTeleports, folder_of, mixture, spec_of, trained  # noqa: E402
 from held_out_runs import Outcome, follow, run  # noqa: E402
 from held_out_statistics import against, at_time, lengths, steps_to  # noqa: E402
@@ -321,9 +321,6 @@ def test_runs_of_several_horizons_are_told_to_all_parts_of_a_rule() -> None:
 
 def test_recipes_fit_the_families_and_twins_the_rule() -> None:
     assert RECIPES.keys() == FAMILIES.keys()
-    for family, owner in SHARED.items():
-        assert RECIPES[family] == RECIPES[owner]
-        assert FAMILIES[family].training == FAMILIES[owner].training and FAMILIES[family].dtype == FAMILIES[owner].dtype
     for family, recipe in RECIPES.items():
         assert recipe.training.horizon == recipe.arguments["horizon"]
         assert FAMILIES[family].horizon == recipe.training.horizon * (4 if family == "f2-large" else 1)

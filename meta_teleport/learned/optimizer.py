@@ -34,7 +34,7 @@ class LearnedOptimizer(Optimizer):
     holds the gradients of this loss at the weights before the step. ``step(closure)`` takes a function that, as for any
     torch optimizer, clears the gradients, computes the loss, calls ``backward`` and returns the loss; ``.grad`` is as
     the closure left it. Both return the loss. Rules read it, so one of the two is needed; rules that backtrack take a
-    closure only, and evaluate it once more, or several times where their update would raise the loss.
+    closure only, and evaluate it once more, or several times where lr f would raise the loss.
 
     ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out. ``params``:
     parameter groups as for any torch optimizer, by default all trainable parameters. A parameter in no group stays
