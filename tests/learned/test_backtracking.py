@@ -31,9 +31,8 @@ class Scaled(LSTMRule):
 
     def propose(self, observation: Observation, state: LSTMState) -> tuple[Proposal, LSTMState]:
         update = {name: self.factors.view(-1, 1, 1) * g for name, g in observation.gradients.items()}
-        return Proposal(
-            update, (self.strength * torch.ones(observation.loss.shape[0], 4, 4).to(observation.loss),)
-        ), state
+        ones = observation.loss.new_ones(len(observation.loss), 4, 4)
+        return Proposal(update, (0.01 * ones,)), state
 
 
 def sample(generator: torch.Generator) -> Tasks:
