@@ -15,6 +15,7 @@ from torch import Tensor, nn
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
+import held_out_jobs  # noqa: E402
 from held_out_families import F3, FAMILIES  # noqa: E402
 from held_out_goals import goals  # noqa: E402
 from held_out_jobs import bench_of  # noqa: E402
@@ -328,6 +329,18 @@ def test_recipes_fit_the_families_and_twins_the_rule() -> None:
             rule = build(spec_of(family, kind, 3), None)
             assert any(True for _ in rule.parameters())
         assert build(spec_of(family, "no teleport", 0), None).bases == ()
+
+
+@pytest.mark.parametrize("family", ["f1", "f3"])
+def test_rules_run_with_backtracking_where_the_setting_says_so(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Method] = []
+    monkeypatch.setattr(held_out_jobs, "trained", lambda *_: (build(spec_of(family, "rule", 0), None), 0.0))
+    monkeypatch.setattr(held_out_jobs, "run_method", lambda bench, method, *_: measured.append(method))
+    bench = bench_of(tmp_path, family, FAMILIES[family].members[0], True)
+    held_out_jobs.run_rule(tmp_path, bench, "rule", 0, 1, True, tmp_path / "file")
+    assert [method.rule.backtracking for method in measured] == [family == "f1"]
 
 
 def test_smoke_runs_need_no_download() -> None:

@@ -181,7 +181,7 @@ class LearnedOptimizer(Optimizer):
         for name, (lr, decay) in self._settings().items():
             if decay:
                 params[name].mul_(1 - lr * decay)
-            if lr:
+            if lr * length:  # an update that is not finite has length 0, and 0 times it is not 0
                 params[name].add_(update[name], alpha=lr * length)
 
     def _length(self, params: Params, gradients: Params, update: Params, loss: Tensor, closure: Closure) -> float:

@@ -110,6 +110,13 @@ def test_a_step_that_never_falls_is_not_made() -> None:
     assert tried(-1e5)[0] == pytest.approx(1e-5)
 
 
+def test_where_the_loss_is_not_a_number_the_next_length_is_a_hundredth() -> None:
+    def near(params: Params) -> Tensor:
+        return torch.where(params["w"][:, 0].abs() < 10, parabola(params), torch.nan)
+
+    assert tried(-1e3, near) == (pytest.approx(1e-3), 3)
+
+
 def test_every_task_has_a_length_of_its_own(generator: torch.Generator) -> None:
     tasks, factors = sample(generator), torch.tensor(FACTORS).double()
     together = losses_of(tasks, factors, True)
@@ -173,6 +180,21 @@ def test_the_optimizer_takes_the_steps_of_unroll(update: str) -> None:
         optimizer.step(closure)
     moved = dict(zip(tasks.params, (p.unsqueeze(0) for p in parameters(model).values()), strict=True))
     laws.params_close(moved, {name: p.detach() for name, p in carry.params.items()}, 1e-9)
+
+
+def test_an_update_that_is_not_finite_leaves_the_model_alone() -> None:
+    model = RELU.build()
+    rule = Equivariant("gd", lr=torch.inf, bases=[], backtracking=True).double()
+    optimizer = rule.optimizer(model, symmetry=RELU.symmetry)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = network_cases.loss(model, RELU.batch(0))
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    laws.same_bits(parameters(model), parameters(RELU.build()))
 
 
 def test_a_rule_that_backtracks_needs_a_closure() -> None:
