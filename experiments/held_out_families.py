@@ -59,13 +59,13 @@ INTERPOLATING = (
 )
 F1 = Setting(
     "F1: the paper's problems",
-    (*INTERPOLATING, lambda: Regression(width=64), lambda: Regression(width=16, depth=6)),
+    INTERPOLATING,
     (
         PAPER,
         regression("width 10", methods="all", width=10),
         regression("width 40", methods="all", width=40),
         regression("width 8", True, width=8),
-        regression("width 64", True, width=64),
+        regression("width 64", width=64),
         *(regression(f"width {width}", width=width) for width in (96, 128, 192, 256)),
         regression("width 12, depth 3", True, width=12, depth=3),
         *(regression(f"width 20, depth {depth}", width=20, depth=depth) for depth in (3, 4, 5, 6)),

@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from held_out_recipes import INTERPOLATING
 
-from meta_teleport.teleportation.drift import LIMIT as DRIFT_LIMIT
+from meta_teleport.teleportation.drift import limit as drift_limit
 
 Goal = dict[str, str]
 
 LEAD = INTERPOLATING.arguments["lead"]
-ROUNDING = {"float64": 1e-6, "float32": LEAD * DRIFT_LIMIT}
+ROUNDING = {str(dtype)[6:]: LEAD * drift_limit(dtype) for dtype in (torch.float64, torch.float32)}
 DEEP_LIMIT, DEEP_STEP = 1e-6, 30
 LIMITS = {"float64": {10: 1e-12, 20: 1e-20}, "float32": {10: 1e-6, 20: 1e-8}}
 CONDITION_RATIO = 2
@@ -37,8 +38,8 @@ def _interpolation(content: dict[str, Any]) -> Iterator[Goal]:
     above = [f"{n}: {m['highest']:.5g}" for n, (row, m) in rules.items() if m["highest"] > 1 + ROUNDING[row["dtype"]]]
     most = max(highest.values(), default=0.0)
     yield {
-        "claim": f"no task above its initial loss at any step, but for rounding ({ROUNDING['float64']:g} of it; in "
-        f"float32 {ROUNDING['float32']:g}, the drift that the {LEAD} teleports before the first update may have)",
+        "claim": f"no task above its initial loss at any step, but for the drift that the {LEAD} teleports before the "
+        f"first update may have ({ROUNDING['float64']:.2g} of it, in float32 {ROUNDING['float32']:.2g})",
         "measured": f"largest ratio {most:.9g}" + (f"; above: {', '.join(above)}" if above else ""),
         "verdict": "does not hold" if above else "holds",
     }

@@ -18,8 +18,16 @@ class Recipe:
     training: Training = field(default_factory=Training)
 
 
-INTERPOLATING = Recipe(
-    {"update": "polyak", "bases": ["activations"], "size": 8.0, "horizon": 20, "lead": 3},
+INTERPOLATING = Recipe(  # begins near the hand-written teleporter, with short steps of all layers but the last
+    {
+        "update": "polyak",
+        "bases": ["activations"],
+        "first": ["activations"],
+        "size": 8.0,
+        "start": -3.0,
+        "horizon": 20,
+        "lead": 3,
+    },
     Training(
         meta_steps=400,
         tasks=24,
@@ -29,6 +37,7 @@ INTERPOLATING = Recipe(
         lr_element=1e-2,
         floor=1e-26,
         increase_penalty=10.0,
+        clip=0.1,
         staggered=False,
     ),
 )
@@ -94,10 +103,7 @@ PLANE = Recipe(
     ),
 )
 RECIPES = {
-    "f1": Recipe(  # ill-conditioned: begins as the hand-written teleporter, with short steps
-        {**INTERPOLATING.arguments, "start": -3.0, "first": ["activations"]},
-        replace(INTERPOLATING.training, meta_steps=420, tasks=12, clip=0.1),
-    ),
+    "f1": INTERPOLATING,
     "f2": INTERPOLATING,
     "f2-large": Recipe(  # a quarter of the horizon: through all of it meta-gradients explode
         {**SCALINGS, "update": "muon", "horizon": 60, "start": -1.5},

@@ -31,6 +31,8 @@ from meta_teleport.terminal import stopping, training_bar
 KINDS = ("rule", "no teleport", "random teleport")
 FIRST_SIZE = 0.1
 FINISHED = "finished.json"
+SHARED = {"f1": "f2"}
+"""Families whose rules are those of another one."""
 
 
 class Stopped(Exception):
@@ -62,7 +64,7 @@ def spec_of(family: str, kind: str, seed: int) -> dict[str, Any]:
 
 def folder_of(out: Path, family: str, kind: str, seed: int) -> Path:
     """The run folder of one meta-training."""
-    return out / "rules" / family / kind.replace(" ", "-") / f"seed{seed}"
+    return out / "rules" / SHARED.get(family, family) / kind.replace(" ", "-") / f"seed{seed}"
 
 
 def training_of(family: str, smoke: bool) -> Training:
@@ -76,6 +78,7 @@ def trained(out: Path, family: str, kind: str, seed: int, smoke: bool) -> tuple[
 
     Raises ``Stopped`` on Ctrl-C.
     """
+    family = SHARED.get(family, family)
     folder, training = folder_of(out, family, kind, seed), training_of(family, smoke)
     if (folder / FINISHED).exists():
         return load(folder), float(read_json(folder / FINISHED)["seconds"])

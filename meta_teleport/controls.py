@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.classical import NoState, Whitening
-from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
+from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.methods import Jumps, Method, tangent
 from meta_teleport.params import Params, per_task
 from meta_teleport.symmetry.groups import GL, PositiveScaling
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import RegressionTasks
 from meta_teleport.teleportation.search import random_algebra

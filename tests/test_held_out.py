@@ -23,7 +23,7 @@ from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
 from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, muon_direction, usable  # noqa: E402
 from held_out_recipes import RECIPES  # noqa: E402
-from held_out_rules import KINDS, RandomTeleports, folder_of, mixture, spec_of, trained  # noqa: E402
+from held_out_rules import KINDS, SHARED, RandomTeleports, folder_of, mixture, spec_of, trained  # noqa: E402
 from held_out_runs import Outcome, follow, run  # noqa: E402
 from held_out_statistics import against, at_time, lengths, steps_to  # noqa: E402
 from held_out_tuning import tuned  # noqa: E402
@@ -322,6 +322,8 @@ def test_runs_of_several_horizons_are_told_to_all_parts_of_a_rule() -> None:
 
 def test_recipes_fit_the_families_and_twins_the_rule() -> None:
     assert RECIPES.keys() == FAMILIES.keys()
+    for family, other in SHARED.items():
+        assert RECIPES[family] == RECIPES[other] and FAMILIES[family].training == FAMILIES[other].training
     for family, recipe in RECIPES.items():
         assert recipe.training.horizon == recipe.arguments["horizon"]
         assert FAMILIES[family].horizon == recipe.training.horizon * (4 if family == "f2-large" else 1)
@@ -352,6 +354,7 @@ def test_smoke_runs_need_no_download() -> None:
 def test_a_finished_meta_training_is_not_repeated(tmp_path: Path) -> None:
     first, seconds = trained(tmp_path, "f1", "random teleport", 0, True)
     file = folder_of(tmp_path, "f1", "random teleport", 0) / "rule.safetensors"
+    assert folder_of(tmp_path, "f2", "random teleport", 0) == file.parent
     written = file.stat().st_mtime_ns
     again, known = trained(tmp_path, "f1", "random teleport", 0, True)
     assert seconds == known and file.stat().st_mtime_ns == written

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from meta_teleport.learned.rule import Element
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import GL
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.teleportation.drift import loss_drift
 
 Loss = Callable[[Params], Tensor]

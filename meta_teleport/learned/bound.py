@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from meta_teleport.errors import UserError
 from meta_teleport.learned.hooks import GramHooks
 from meta_teleport.learned.load import describe
-from meta_teleport.learned.rule import Element, Observation, Proposal, Rule, shapes_of
+from meta_teleport.learned.rule import Observation, Proposal, Rule, shapes_of
 from meta_teleport.params import Params
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 
 class BoundRule:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.lengths import falling
-from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
+from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params, axpy, per_task
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.teleportation.gauges import whitened_activations
 
 Setting = float | Tensor

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.lengths import falling, fan_in
-from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
+from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params, flatten, norm, unflatten
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 Features = Literal["normalized", "raw"]
 

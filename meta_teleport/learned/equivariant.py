@@ -33,14 +33,14 @@ from meta_teleport.errors import UserError
 from meta_teleport.learned.bases import BASES, EQUIVARIANT, Basis, basis, invariants
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
-from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
+from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
 from meta_teleport.learned.turns import facing, take_turns
 from meta_teleport.learned.updates import update_named
 from meta_teleport.params import Params, axpy, lerp, norms, per_task
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 UNIT_HIDDEN = 16
 FIRST = 1.0

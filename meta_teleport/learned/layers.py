@@ -21,6 +21,7 @@ from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.symmetry import Symmetry
 
 LAYER_FEATURES = 6
+PRODUCED = 4  # the place of the first role
 
 
 def read_layers(observation: Observation, sizes: Tensor, mean: Params | None) -> Tensor:

@@ -24,12 +24,12 @@ from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
 from meta_teleport.learned.curvatures import curvatures
-from meta_teleport.learned.layers import LAYER_FEATURES, read_layers
+from meta_teleport.learned.layers import LAYER_FEATURES, PRODUCED, read_layers
 from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.orthogonal import orthogonalised
-from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
+from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params, lerp, norms, per_task, rows
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 Direction = Literal["polyak", "adam", "muon", "curvature"]
 DIRECTIONS = ("polyak", "adam", "muon", "curvature")
@@ -57,7 +57,8 @@ class Layerwise(Rule):
             per step) or curvature (squared losses of full batches).
         hidden_size: Units of the LSTM.
         horizon: Steps it is trained for; with directions adam and muon step lengths fall linearly up to there.
-        start: Before training, log of s_p over the rest (polyak), log of the step length (adam, muon) or b (curvature).
+        start: Before training, log of the step length (adam, muon), b (curvature), or log of s_p over the rest (polyak)
+            where a site produces with p: below zero, the last layer moves first, the others by little.
         beta2: Decay of the running mean of squared gradients.
         epsilon: Its square is added to that mean, in units of its average over the parameter.
     """
@@ -107,7 +108,7 @@ class Layerwise(Rule):
         hidden, cells = self.lstm(features.flatten(0, 1), cells)
         numbers = self.head(hidden).view(tasks, count, -1)
         if self.direction == "polyak":
-            update = self._polyak(observation, numbers[..., 0])
+            update = self._polyak(observation, self.start * layers[..., PRODUCED] + GAIN * numbers[..., 0])
         elif self.direction == "curvature":
             update = _against_curvature(observation, 2 * torch.sigmoid(self.start + numbers[..., 0]))
         else:
@@ -142,7 +143,7 @@ class Layerwise(Rule):
     def _polyak(self, observation: Observation, logits: Tensor) -> Params:
         gradients, loss = observation.gradients, observation.loss
         rest = torch.zeros_like(logits[:, :1])
-        length = 2 * torch.cat([self.start + GAIN * logits, rest], 1).softmax(1)
+        length = 2 * torch.cat([logits, rest], 1).softmax(1)
         update = {}
         for i, (name, g) in enumerate(gradients.items()):
             square = rows(g).square().sum(1) + torch.finfo(g.dtype).tiny

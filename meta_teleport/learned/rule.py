@@ -19,13 +19,11 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params, per_task
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 if TYPE_CHECKING:
     from meta_teleport.learned.optimizer import LearnedOptimizer
     from meta_teleport.learned.proposer import RuleProposer
-
-Element = tuple[Tensor, Tensor]
 
 
 class Observation(NamedTuple):

@@ -21,11 +21,12 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from meta_teleport.learned.backtracking import lengths
-from meta_teleport.learned.rule import Element, Observation, Proposal, Rule
+from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params, aliases, axpy, per_task, where
 from meta_teleport.symmetry.site import LayerInput
+from meta_teleport.symmetry.symmetry import Element
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.drift import LIMIT, acted, loss_drift, undo
+from meta_teleport.teleportation.drift import move_safely
 
 FAILURE_FACTOR = 1e6
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
@@ -35,7 +36,8 @@ class Carry(NamedTuple):
     """What one window hands to the next: everything has the task dimension in front.
 
     A task whose loss was not finite, or above ``FAILURE_FACTOR`` times its ``initial`` loss, is no longer ``alive`` and
-    stays where it was before that step. ``undone`` counts teleports that would have moved the loss: drift above LIMIT.
+    stays where it was before that step. ``undone`` counts teleports that not all sites took part in, as that would have
+    moved the loss, see :func:`move_safely`.
     """
 
     params: Params
@@ -98,9 +100,9 @@ def unroll(
         moved = updated = axpy(length, proposal.update, params)
         if proposal.algebra:
             elements = tasks.symmetry.exp_pairs(proposal.algebra)
-            moved, drifted = _teleport(tasks, updated, elements, inputs, step)
-            state = rule.transport(state, tasks.symmetry, acted(drifted, tasks.symmetry, elements))
-            undone = undone + drifted
+            moved, elements, stopped = _teleport(tasks, updated, elements, inputs, step)
+            state = rule.transport(state, tasks.symmetry, elements)
+            undone = undone + stopped
             if probe is not None:
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1
@@ -116,14 +118,12 @@ def unroll(
 
 def _teleport(
     tasks: Tasks, params: Params, elements: tuple[Element, ...], inputs: LayerInput, step: Tensor
-) -> tuple[Params, Tensor]:
-    """The parameters moved by the proposed elements, but for the tasks ``(tasks,)`` where that moves the loss."""
-    moved = tasks.symmetry.move(params, elements, inputs)
-    if not tasks.symmetry.keeps_loss:
-        return moved, torch.zeros_like(step)
-    with torch.no_grad():
-        drift = loss_drift(tasks.loss(params, step), tasks.loss(moved, step))
-    return undo(params, moved, drift, LIMIT)
+) -> tuple[Params, tuple[Element, ...], Tensor]:
+    """The parameters moved by the proposed elements, those that have acted, and the tasks ``(tasks,)`` where not all of
+    them did, because that would have moved the loss."""
+    if tasks.symmetry.keeps_loss:
+        return move_safely(tasks.symmetry, params, elements, inputs, partial(tasks.loss, step=step))
+    return tasks.symmetry.move(params, elements, inputs), elements, torch.zeros_like(step, dtype=torch.bool)
 
 
 def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) -> tuple[Tensor, Params]:

@@ -19,6 +19,7 @@ from meta_teleport.symmetry.views import View
 
 ACTIONS = ("general_linear", "pseudo_inverse", "linear", "scaling", "permutation")
 GROUPS: dict[str, type[Group]] = {"gl": GL, "orthogonal": Orthogonal, "first_order": FirstOrder}
+Element = tuple[Tensor, Tensor]  # g and its inverse
 
 
 class Refusal(NamedTuple):
@@ -139,25 +140,23 @@ class Symmetry:
         self._count(algebra)
         return self.move(params, self.exp_pairs(algebra), inputs)
 
-    def exp_pairs(self, algebra: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+    def exp_pairs(self, algebra: Sequence[Tensor]) -> tuple[Element, ...]:
         """``exp(T)`` and its inverse per site."""
         self._count(algebra)
         return tuple(site.group.exp_pair(t) for site, t in zip(self.sites, algebra, strict=True))
 
-    def move(
-        self, params: Params, elements: Sequence[tuple[Tensor, Tensor]], inputs: Tensor | LayerInput | None = None
-    ) -> Params:
+    def move(self, params: Params, elements: Sequence[Element], inputs: Tensor | LayerInput | None = None) -> Params:
         """``act`` with elements whose inverses are known: pairs ``(g, g^-1)``, one per site."""
         return self.act(params, [g for g, _ in elements], inputs, [inverse for _, inverse in elements])
 
-    def transport(self, gradients: Params, elements: Sequence[tuple[Tensor, Tensor]]) -> Params:
+    def transport(self, gradients: Params, elements: Sequence[Element]) -> Params:
         """Gradients, or running means of them, after the parameters have moved by pairs ``(g, g^-1)``; what sites move
         that are not exact stays."""
         for site, (g, inverse) in zip(self.sites, elements, strict=True):
             gradients = site.transport(gradients, g, inverse) if site.exact else gradients
         return gradients
 
-    def transport_squares(self, squares: Params, elements: Sequence[tuple[Tensor, Tensor]]) -> Params:
+    def transport_squares(self, squares: Params, elements: Sequence[Element]) -> Params:
         """The same for running means of squared gradients, see :meth:`Site.transport_squares`."""
         for site, (g, inverse) in zip(self.sites, elements, strict=True):
             squares = site.transport_squares(squares, g, inverse) if site.exact else squares

@@ -5,13 +5,21 @@ where the inputs are nearly dependent, and their rounding moves the loss: by abo
 always afford. Such a teleport is undone, task by task, and counted.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from meta_teleport.params import Params, per_task, where
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.site import LayerInput
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 LIMIT = 1e-4
+
+
+def limit(dtype: torch.dtype) -> float:
+    """The largest drift of a loss that a learned teleport may have: ``sqrt(eps)``, and ``LIMIT`` at most (float32)."""
+    return min(LIMIT, torch.finfo(dtype).eps ** 0.5)
 
 
 def loss_drift(before: Tensor, after: Tensor) -> Tensor:
@@ -32,15 +40,40 @@ def undo(before: Params, after: Params, drift: Tensor, limit: float) -> tuple[Pa
     return (where(undone, before, after) if bool(undone.any()) else after), undone
 
 
-def acted(
-    undone: Tensor, symmetry: Symmetry, elements: tuple[tuple[Tensor, Tensor], ...]
-) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The elements, pairs ``(g, g^-1)`` per site, that have acted: the identity where a teleport was ``undone``
-    ``(tasks,)``."""
-    if not bool(undone.any()):
-        return elements
+def move_safely(
+    symmetry: Symmetry,
+    params: Params,
+    elements: tuple[Element, ...],
+    inputs: LayerInput,
+    loss_at: Callable[[Params], Tensor],
+) -> tuple[Params, tuple[Element, ...], Tensor]:
+    """The parameters moved by ``elements``, pairs ``(g, g^-1)`` per site, as far as that leaves the loss alone.
+
+    Where the loss drifts by more than :func:`limit`, the highest site that acts is left out, again and again: rounding
+    at a site grows with the condition of the activations below it, which the lower sites can mend for the next step.
+    ``loss_at(params)`` gives the losses ``(tasks,)``; it is called twice if none drifts. Returns the parameters, the
+    elements that have acted (identities elsewhere), and which tasks had a site left out, ``(tasks,)``.
+    """
+    with torch.no_grad():
+        before = loss_at(params)
+    acting, most = elements, limit(before.dtype)
+    reached = torch.full_like(before, len(elements), dtype=torch.long)
+    while True:
+        moved = symmetry.move(params, acting, inputs)
+        with torch.no_grad():
+            drifts = ~(loss_drift(before, loss_at(moved)) <= most) & (reached > 0)
+        if not bool(drifts.any()):
+            break
+        reached = reached - drifts.long()
+        acting = _lowest(symmetry, elements, reached)
+    still = reached == 0
+    return where(still, params, moved) if bool(still.any()) else moved, acting, reached < len(elements)
+
+
+def _lowest(symmetry: Symmetry, elements: tuple[Element, ...], count: Tensor) -> tuple[Element, ...]:
+    """The elements of the lowest ``count`` ``(tasks,)`` sites, identities at the others."""
     kept = []
-    for site, (g, inverse) in zip(symmetry.sites, elements, strict=True):
-        e = site.group.identity(len(g), dtype=g.dtype, device=g.device)
-        kept.append((torch.where(per_task(undone, g), e, g), torch.where(per_task(undone, g), e, inverse)))
+    for i, (site, (g, inverse)) in enumerate(zip(symmetry.sites, elements, strict=True)):
+        e, acts = site.group.identity(len(g), dtype=g.dtype, device=g.device), per_task(count > i, g)
+        kept.append((torch.where(acts, g, e), torch.where(acts, inverse, e)))
     return tuple(kept)

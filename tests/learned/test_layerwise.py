@@ -8,22 +8,27 @@ import torch
 
 from meta_teleport.learned.layerwise import Layerwise
 from meta_teleport.learned.rule import Observation
-from meta_teleport.params import Params
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.tasks.regression import Regression
 
 
 @pytest.mark.parametrize("start", [0.0, -2.0, -30.0])
-def test_every_parameter_is_to_remove_the_same_part_of_the_loss(start: float, generator: torch.Generator) -> None:
-    def drawn() -> Params:
-        shapes = {"v": (4, 3), "b": (4,), "u": (2, 4)}
-        return {n: torch.randn(5, *s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
-
+def test_parts_of_the_loss_to_remove_are_equal_but_for_the_start_where_a_site_produces(
+    start: float, generator: torch.Generator
+) -> None:
+    tasks = Regression(width=4, depth=3, data="gaussian").sample(5, generator, dtype=torch.float64)
     rule = Layerwise("polyak", start=start).double()
     loss = torch.rand(5, generator=generator, dtype=torch.float64)
-    seen = Observation(drawn(), drawn(), loss, torch.zeros(5, dtype=torch.long), symmetry=Symmetry(()))
+    gradients = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in tasks.params.items()}
+    seen = Observation(tasks.params, gradients, loss, torch.zeros(5, dtype=torch.long), symmetry=tasks.symmetry)
     update = rule(seen, rule.init(seen.params, seen.symmetry))[0].update
-    part, other = (math.exp(a) / (1 + 3 * math.exp(a)) for a in (start, start + 0.1))
-    for name, g in seen.gradients.items():
+
+    def parts(start: float) -> dict[str, float]:
+        lower, rest = math.exp(start), 1.0
+        found = {"layers.0.weight": lower, "layers.1.weight": lower, "layers.2.weight": rest}
+        return {name: part / (rest + sum(found.values())) for name, part in found.items()}
+
+    for name, g in gradients.items():
         removed = -(g * update[name]).flatten(1).sum(1)
-        laws.assert_close(removed, 2 * part * loss, 1e-12)
-        laws.must_fail(laws.assert_close, removed, 2 * other * loss, 1e-3)
+        laws.assert_close(removed, 2 * parts(start)[name] * loss, 1e-12)
+        if start > -30:
+            laws.must_fail(laws.assert_close, removed, 2 * parts(start + 0.1)[name] * loss, 1e-3)
