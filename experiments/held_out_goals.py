@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from held_out_recipes import INTERPOLATING
 
-from meta_teleport.teleportation.drift import limit as drift_limit
+from meta_teleport.teleportation.drift import rounding
 
 Goal = dict[str, str]
 
 LEAD = INTERPOLATING.arguments["lead"]
-ROUNDING = {str(dtype)[6:]: LEAD * drift_limit(dtype) for dtype in (torch.float64, torch.float32)}
+ROUNDING = {str(dtype)[6:]: LEAD * rounding(dtype) for dtype in (torch.float64, torch.float32)}
 DEEP_LIMIT, DEEP_STEP = 1e-6, 30
 LIMITS = {"float64": {10: 1e-12, 20: 1e-20}, "float32": {10: 1e-6, 20: 1e-8}}
 CONDITION_RATIO = 2

@@ -22,14 +22,14 @@ INTERPOLATING = Recipe(  # begins near the hand-written teleporter, with short s
     {
         "update": "polyak",
         "bases": ["activations"],
-        "first": ["activations"],
+        "first": {"activations": -1.0},
         "size": 8.0,
         "start": -3.0,
         "horizon": 20,
         "lead": 3,
     },
     Training(
-        meta_steps=400,
+        meta_steps=320,
         tasks=24,
         window=10,
         horizon=20,
@@ -124,7 +124,7 @@ RECIPES = {
     "f5": Recipe(CLASSIFIERS, replace(WHOLE_RUNS, meta_steps=32, tasks=10)),
     "f5-mnist": Recipe(CLASSIFIERS, replace(WHOLE_RUNS, meta_steps=96, tasks=6, lr_update=1e-2)),
     "f6": Recipe(
-        {**FACTORS.arguments, "update": "muon", "start": -2.5, "bases": GAUGE, "first": GAUGE},
+        {**FACTORS.arguments, "update": "muon", "start": -2.5, "bases": GAUGE, "first": dict.fromkeys(GAUGE, 1.0)},
         replace(
             FACTORS.training,
             meta_steps=100,

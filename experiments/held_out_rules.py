@@ -57,7 +57,7 @@ def spec_of(family: str, kind: str, seed: int) -> dict[str, Any]:
             "class_path": f"{__name__}.{RandomTeleports.__name__}",
             "init_args": {"arguments": arguments, "seed": seed},
         }
-    bases: dict[str, Any] = {"bases": [], "first": []} if kind == "no teleport" else {}
+    bases: dict[str, Any] = {"bases": [], "first": {}} if kind == "no teleport" else {}
     path = f"{Equivariant.__module__}.{Equivariant.__qualname__}"
     return {"class_path": path, "init_args": {**arguments, **bases}}
 

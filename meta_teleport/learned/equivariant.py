@@ -20,7 +20,7 @@ each Gram matrix with mean eigenvalue 1. Permuting the units permutes T, and whe
 any orthogonal change of basis Q takes T to Q T Q^T, but for axes, which are for updates that work entry by entry, as
 Adam's do. Rotations take the skew part of T. For positive scalings the B_j are diagonals, and a small network shared by
 all units reads them and the site's hidden state in place of the sum. The head starts at zero, identity elements, unless
-a rule begins as a gauge (``first``).
+a rule begins as a teleport that is known (``first``).
 """
 
 from copy import deepcopy
@@ -43,7 +43,6 @@ from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 UNIT_HIDDEN = 16
-FIRST = 1.0
 
 
 class EquivariantState(NamedTuple):
@@ -81,8 +80,9 @@ class Equivariant(Rule):
             far, what they are made of is out of date.
         alternating: V and U take turns, each in a gauge of its own, see :mod:`turns`; T is made of the weights that the
             update leads to.
-        first: Those of the bases whose coefficients start at 0.38, of 0.5 at most, in place of 0: with balance and axes
-            the rule begins as a teleport to the gauge of principal axes. For groups of matrices.
+        first: By name of a basis, b of the coefficient 0.5 tanh(b) that it starts with; 0 if not named. For groups of
+            matrices. With 1 for balance and axes the rule begins as a teleport to the gauge of principal axes, with -1
+            for activations as one that whitens them.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class Equivariant(Rule):
         lead: int = 0,
         apart: bool = False,
         alternating: bool = False,
-        first: list[str] | None = None,
+        first: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         bases = list(EQUIVARIANT) if bases is None else bases
-        for known, names in ((BASES, bases), (bases, first or [])):
+        for known, names in ((BASES, bases), (bases, list(first or {}))):
             for name in names:
                 if name not in known:
                     raise UserError(f"unknown basis '{name}': choose from {', '.join(known) or 'none'}")
@@ -125,8 +125,8 @@ class Equivariant(Rule):
             for head in (self.element_head, self.element_unit_head):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
-            for name in first or []:
-                nn.init.constant_(self.element_head.bias[bases.index(name)], FIRST)
+            for name, value in (first or {}).items():
+                nn.init.constant_(self.element_head.bias[bases.index(name)], value)
 
     def init(self, params: Params, symmetry: Symmetry) -> EquivariantState:
         first = next(iter(params.values()))

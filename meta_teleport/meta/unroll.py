@@ -100,7 +100,9 @@ def unroll(
         moved = updated = axpy(length, proposal.update, params)
         if proposal.algebra:
             elements = tasks.symmetry.exp_pairs(proposal.algebra)
-            moved, elements, stopped = _teleport(tasks, updated, elements, inputs, step)
+            moved, elements, stopped = _teleport(
+                tasks, updated, elements, inputs, step, loss.detach() if rule.backtracking else None
+            )
             state = rule.transport(state, tasks.symmetry, elements)
             undone = undone + stopped
             if probe is not None:
@@ -117,12 +119,17 @@ def unroll(
 
 
 def _teleport(
-    tasks: Tasks, params: Params, elements: tuple[Element, ...], inputs: LayerInput, step: Tensor
+    tasks: Tasks,
+    params: Params,
+    elements: tuple[Element, ...],
+    inputs: LayerInput,
+    step: Tensor,
+    ceiling: Tensor | None,
 ) -> tuple[Params, tuple[Element, ...], Tensor]:
     """The parameters moved by the proposed elements, those that have acted, and the tasks ``(tasks,)`` where not all of
     them did, because that would have moved the loss."""
     if tasks.symmetry.keeps_loss:
-        return move_safely(tasks.symmetry, params, elements, inputs, partial(tasks.loss, step=step))
+        return move_safely(tasks.symmetry, params, elements, inputs, partial(tasks.loss, step=step), ceiling)
     return tasks.symmetry.move(params, elements, inputs), elements, torch.zeros_like(step, dtype=torch.bool)
 
 

@@ -17,9 +17,16 @@ from meta_teleport.symmetry.symmetry import Element, Symmetry
 LIMIT = 1e-4
 
 
-def limit(dtype: torch.dtype) -> float:
-    """The largest drift of a loss that a learned teleport may have: ``sqrt(eps)``, and ``LIMIT`` at most (float32)."""
+def rounding(dtype: torch.dtype) -> float:
+    """The relative rise of a loss that counts as rounding: ``sqrt(eps)``, but ``LIMIT`` at most (float32)."""
     return min(LIMIT, torch.finfo(dtype).eps ** 0.5)
+
+
+def is_safe(before: Tensor, after: Tensor, tolerance: float, ceiling: Tensor | None = None) -> Tensor:
+    """Whether losses ``(tasks,)`` before and after a teleport drift by ``tolerance`` at most, and have not come to lie
+    above ``ceiling`` ``(tasks,)`` by more than :func:`rounding`; no, where they are not numbers."""
+    safe = loss_drift(before, after) <= tolerance
+    return safe if ceiling is None else safe & (after <= ceiling + rounding(after.dtype) * ceiling.abs())
 
 
 def loss_drift(before: Tensor, after: Tensor) -> Tensor:
@@ -46,22 +53,22 @@ def move_safely(
     elements: tuple[Element, ...],
     inputs: LayerInput,
     loss_at: Callable[[Params], Tensor],
+    ceiling: Tensor | None = None,
 ) -> tuple[Params, tuple[Element, ...], Tensor]:
     """The parameters moved by ``elements``, pairs ``(g, g^-1)`` per site, as far as that leaves the loss alone.
 
-    Where the loss drifts by more than :func:`limit`, the highest site that acts is left out, again and again: rounding
-    at a site grows with the condition of the activations below it, which the lower sites can mend for the next step.
-    ``loss_at(params)`` gives the losses ``(tasks,)``; it is called twice if none drifts. Returns the parameters, the
+    Where it is not :func:`is_safe` at ``LIMIT``, the highest site that acts is left out, again and again: rounding at a
+    site grows with the condition of the activations below it, which the lower sites can mend for the next step.
+    ``loss_at(params)`` gives the losses ``(tasks,)``; it is called twice if all is safe. Returns the parameters, the
     elements that have acted (identities elsewhere), and which tasks had a site left out, ``(tasks,)``.
     """
     with torch.no_grad():
         before = loss_at(params)
-    acting, most = elements, limit(before.dtype)
-    reached = torch.full_like(before, len(elements), dtype=torch.long)
+    acting, reached = elements, torch.full_like(before, len(elements), dtype=torch.long)
     while True:
         moved = symmetry.move(params, acting, inputs)
         with torch.no_grad():
-            drifts = ~(loss_drift(before, loss_at(moved)) <= most) & (reached > 0)
+            drifts = ~is_safe(before, loss_at(moved), LIMIT, ceiling) & (reached > 0)
         if not bool(drifts.any()):
             break
         reached = reached - drifts.long()

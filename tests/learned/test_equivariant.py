@@ -1,5 +1,6 @@
 """The equivariant rule: the identity to begin with, equivariant, one set of meta-parameters for every network."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -220,12 +221,30 @@ def test_there_is_no_balance_without_a_gauge() -> None:
 def test_a_rule_can_begin_as_a_gauge() -> None:
     tasks = tasks_of("factors")
     with initialized(0):
-        rule = Equivariant(bases=["incoming", "balance", "axes"], first=["balance", "axes"], size=1e4).double()
+        rule = Equivariant(
+            bases=["incoming", "balance", "axes"], first={"balance": 1.0, "axes": 1.0}, size=1e4
+        ).double()
     seen = observe(tasks, tasks.params)
     half = basis(tasks.symmetry.sites[0], 0, seen, ("balance", "axes"), 1e-6).matrices[:, 0].sum(1) / 2
     algebra = proposed(rule, tasks, tasks.params).algebra[0]
     laws.assert_close(algebra, torch.tanh(torch.tensor(1.0)) * half, 1e-6)
     laws.must_fail(laws.assert_close, algebra, half, 1e-2)
+
+
+def test_a_rule_can_begin_by_whitening_activations() -> None:
+    tasks = GAUSSIAN(width=6).sample(3, torch.Generator().manual_seed(2), dtype=torch.float64)
+    inputs = tasks.inputs(torch.zeros(3, dtype=torch.long))
+
+    def condition(b: float) -> torch.Tensor:
+        with initialized(0):
+            rule = Equivariant(bases=["activations"], first={"activations": b}, size=1e4).double()
+        moved = tasks.symmetry.flow(tasks.params, proposed(rule, tasks, tasks.params).algebra, inputs)
+        return torch.linalg.cond(tasks.symmetry.grams(moved, inputs)[0])
+
+    at_first = condition(0.0)
+    laws.assert_close(condition(-20.0), torch.ones(3, dtype=torch.float64), 1e-6)
+    laws.assert_close(condition(-1.0).log(), at_first.log() * (1 - math.tanh(1.0)), 1e-6)
+    assert bool((condition(1.0) > 2 * at_first).all())
 
 
 def test_one_rule_for_every_network() -> None:
@@ -293,7 +312,7 @@ def test_a_mean_that_the_update_keeps_is_kept_once() -> None:
 
 def test_what_cannot_be_built() -> None:
     with pytest.raises(UserError, match="unknown basis 'axes': choose from incoming"):
-        Equivariant(bases=["incoming"], first=["axes"])
+        Equivariant(bases=["incoming"], first={"axes": 1.0})
     with pytest.raises(UserError, match="unknown basis 'gram': choose from activations, incoming"):
         Equivariant(bases=["gram"])
     with pytest.raises(UserError, match="unknown update 'sgd': choose one of polyak, adam"):

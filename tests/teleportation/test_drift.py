@@ -11,15 +11,15 @@ from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Element
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
-from meta_teleport.teleportation.drift import LIMIT, limit, loss_drift, move_safely
+from meta_teleport.teleportation.drift import LIMIT, is_safe, loss_drift, move_safely, rounding
 
 STEP = torch.zeros(4, dtype=torch.long)
 
 
 def nearly_dependent(tasks: Tasks, task: int) -> Tasks:
-    """The same tasks, but the activations that the second site's producer reads are dependent up to 1e-12."""
+    """The same tasks, but the activations that the second site's producer reads are dependent up to 1e-14."""
     weight = tasks.params["layers.0.weight"].clone()
-    weight[task, 1:] = weight[task, :1] * torch.tensor([[1.0], [-2.0], [0.5]]) + 1e-12 * weight[task, 1:]
+    weight[task, 1:] = weight[task, :1] * torch.tensor([[1.0], [-2.0], [0.5]]) + 1e-14 * weight[task, 1:]
     return replace(tasks, params={**tasks.params, "layers.0.weight": weight})
 
 
@@ -44,10 +44,10 @@ def test_sites_above_which_the_loss_drifts_are_left_out_for_that_task_alone(gene
     before = tasks.loss(tasks.params, STEP)
     everything = tasks.symmetry.move(tasks.params, elements, tasks.inputs(STEP))
     drift = loss_drift(before, tasks.loss(everything, STEP))
-    assert drift[1] > limit(torch.float64) and drift[[0, 2, 3]].max() < 1e-12
+    assert drift[1] > LIMIT and drift[[0, 2, 3]].max() < 1e-12
     params, acting, stopped = moved(tasks, elements)
     assert stopped.tolist() == [False, True, False, False]
-    assert loss_drift(before, tasks.loss(params, STEP)).max() <= limit(torch.float64)
+    assert loss_drift(before, tasks.loss(params, STEP)).max() <= LIMIT
     lowest = tuple(
         (pair if i == 0 else (torch.eye(4, dtype=torch.float64).expand(4, 4, 4),) * 2)
         for i, pair in enumerate(elements)
@@ -90,6 +90,14 @@ def test_where_no_site_can_move_the_task_stays_bitwise(bad: float, generator: to
     assert all(torch.equal(g[2], torch.eye(4, dtype=torch.float64)) for g, _ in acting)
 
 
-def test_half_of_the_digits_may_drift_but_no_more_than_one_in_ten_thousand() -> None:
-    assert limit(torch.float32) == LIMIT
-    assert limit(torch.float64) == torch.finfo(torch.float64).eps ** 0.5
+def test_losses_that_rise_by_more_than_rounding_are_not_safe() -> None:
+    before = torch.tensor([2.0, 1e-12, -3.0], dtype=torch.float64)
+    half = torch.finfo(torch.float64).eps ** 0.5
+    for rise, drifts, rises in ((0.5 * half, True, True), (2 * half, True, False), (2 * LIMIT, False, False)):
+        after = before + rise * before.abs()
+        assert is_safe(before, after, LIMIT).tolist() == [drifts, True, drifts]
+        assert is_safe(before, after, LIMIT, before).tolist() == [rises] * 3
+        assert is_safe(before, after, LIMIT, 2 * before.abs()).tolist() == [drifts, True, drifts]
+        assert is_safe(before, 2 * before - after, LIMIT, before).tolist() == [drifts, True, drifts]
+    assert not is_safe(before, before * torch.nan, LIMIT, before).any()
+    assert rounding(torch.float64) == half and rounding(torch.float32) == LIMIT
