@@ -19,6 +19,8 @@ from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
+from meta_teleport.teleportation import drift
+from meta_teleport.teleportation.drift import is_safe, rounding
 
 FAMILY = Regression(width=4, data="gaussian", activation="asinh")
 FACTORS = (1.0, -1e3, -3.0, -1e-3)
@@ -55,6 +57,27 @@ def test_no_step_raises_the_loss(generator: torch.Generator) -> None:
     assert bool((followed[-1, 1:] < 0.9 * followed[0, 1:]).all())
     free = losses_of(tasks, factors, False)
     assert float(free[:, 0].max()) > 1.1 * float(free[0, 0])  # uphill; the second fails at once, and stays
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_of_a_teleport_does_not_raise_the_loss(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = Regression(width=8, data="gaussian").sample(4, torch.Generator().manual_seed(0), dtype=dtype)
+    with initialized(0):
+        whitening = {"bases": ["activations"], "first": {"activations": -1.0}, "size": 8.0, "lead": 2}
+        rule = Equivariant(start=-3.0, backtracking=True, **whitening).to(dtype)
+
+    def followed() -> tuple[Tensor, Tensor]:
+        """The largest ratio of a loss to the one before, and the last losses ``(tasks,)``."""
+        with torch.no_grad():
+            losses, carry = unroll(rule, dict(rule.named_parameters()), tasks, start(rule, tasks), 60)
+        losses = torch.cat([carry.initial.unsqueeze(0), losses])
+        return (losses[1:] / losses[:-1]).amax(0), losses[-1]
+
+    rises, last = followed()
+    assert float(rises.max()) <= 1 + rounding(dtype)
+    monkeypatch.setattr(drift, "is_safe", lambda before, after, tolerance, ceiling: is_safe(before, after, tolerance))
+    rises_free, last_free = followed()
+    assert float(rises_free.min()) > 1.5 and float(last_free.max()) > 100 * float(last.max())
 
 
 def test_what_does_not_rise_passes_bit_for_bit(generator: torch.Generator) -> None:
