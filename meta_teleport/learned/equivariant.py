@@ -34,7 +34,6 @@ from meta_teleport.learned.bases import BASES, EQUIVARIANT, Basis, basis, invari
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
 from meta_teleport.learned.rule import Observation, Proposal, Rule
-from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
 from meta_teleport.learned.turns import facing, take_turns
 from meta_teleport.learned.updates import update_named
 from meta_teleport.params import Params, axpy, lerp, norms, per_task
@@ -47,14 +46,12 @@ UNIT_HIDDEN = 16
 
 class EquivariantState(NamedTuple):
     """Recurrent state ``(tasks, rows, hidden)`` with a row per site and block, memory of the context, running mean of
-    the gradients (empty without averaging, and where the update keeps it), state of the update, anchor of the safeguard
-    (or an empty tuple)."""
+    the gradients (empty without averaging, and where the update keeps it), state of the update."""
 
     cells: tuple[CellState, ...]
     memory: Memory
     average: Params
     update: Any
-    anchor: Anchor | tuple[()]
 
 
 class Equivariant(Rule):
@@ -71,7 +68,6 @@ class Equivariant(Rule):
             to last longer takes as many, further apart: with more of them gauges drift.
         averaging: Decay of a running mean of the gradients that T is made of, moved along by teleports; 0 for none.
         floor: Least eigenvalue of Gram matrices of weights and gradients, in units of their mean.
-        safeguard: Roll back to the best point when a step has raised the loss (for full batches).
         backtracking: Shorten updates that would raise the loss, see :mod:`backtracking` (for full batches).
         start: How long learned steps are before training, see :class:`Layerwise`.
         lr: Step size of the plain updates.
@@ -95,7 +91,6 @@ class Equivariant(Rule):
         every: int = 1,
         averaging: float = 0.0,
         floor: float = 1e-6,
-        safeguard: bool = False,
         backtracking: bool = False,
         start: float = 0.0,
         lr: float = 1e-3,
@@ -112,7 +107,7 @@ class Equivariant(Rule):
                     raise UserError(f"unknown basis '{name}': choose from {', '.join(known) or 'none'}")
         self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
         self.lead, self.apart, self.alternating = lead, apart, alternating
-        self.averaging, self.floor, self.safeguard, self.backtracking = averaging, floor, safeguard, backtracking
+        self.averaging, self.floor, self.backtracking = averaging, floor, backtracking
         self.hidden_size = hidden_size
         self.update = update_named(update, hidden_size, horizon, start, lr)
         self.scheduled = True
@@ -139,18 +134,9 @@ class Equivariant(Rule):
             no_memory(first),
             {name: torch.zeros_like(p) for name, p in params.items()} if kept else {},
             update,
-            no_anchor(params) if self.safeguard else (),
         )
 
     def forward(self, observation: Observation, state: EquivariantState) -> tuple[Proposal, EquivariantState]:
-        if not isinstance(state.anchor, Anchor):
-            return self.propose(observation, state)
-        anchor = move_anchor(observation, state.anchor)
-        proposal, state = self.propose(at_anchor(observation, anchor), state)
-        return from_anchor(proposal, observation, anchor), state._replace(anchor=anchor)
-
-    def propose(self, observation: Observation, state: EquivariantState) -> tuple[Proposal, EquivariantState]:
-        """The step from the observed point, before any safeguard."""
         proposal, update = self._move(observation, state.update)
         average = self._average(observation.gradients, state.average, update)
         state = state._replace(update=update, average=average if state.average else {})

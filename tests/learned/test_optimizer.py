@@ -317,10 +317,9 @@ def test_a_rule_may_remember_what_it_saw() -> None:
     laws.same_bits(optimizer._bound.rule.last[0], before)
 
 
-@pytest.mark.parametrize("safeguard", [True, False])
 @pytest.mark.parametrize("network", [RELU, LINEAR, HEADS], ids=str)
-def test_it_resumes_bitwise(network: Network, safeguard: bool) -> None:
-    make = of(trained(scale=0.5, averaging=0.5, safeguard=safeguard), network)
+def test_it_resumes_bitwise(network: Network) -> None:
+    make = of(trained(scale=0.5, averaging=0.5), network)
     whole = network.build()
     train(network, whole, make(whole), range(6))
     model = network.build()
