@@ -19,7 +19,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from held_out_members import Amount, Member, Setting, count_for
+from held_out_members import Amount, Member, Setting, count_for, single, with_lstm
+from learning_to_teleport import FAMILIES as PUBLISHED
 
 from meta_teleport.tasks.adaptation import Adapters, AttentionPairs
 from meta_teleport.tasks.classification import Classification
@@ -37,13 +38,14 @@ def regression(label: str, seen: bool = False, methods: Amount = "rules", **argu
     return Member(label, lambda: Regression(**arguments), count_for(width), seen, methods, multiples)
 
 
-def single(member: Member) -> Member:
-    """The same in float32."""
-    return replace(member, name=f"{member.name}, float32", dtype=torch.float32, methods="rules", multiples=(1,))
-
-
-PAPER = regression("width 20", True, "all", width=20)
-GAUSSIAN = regression("width 16", True, "all", width=16, data="gaussian")
+PAPER = with_lstm(regression("width 20", True, "all", width=20), Regression, **PUBLISHED["published"])
+GAUSSIAN = with_lstm(
+    regression("width 16", True, "all", width=16, data="gaussian"),
+    Regression,
+    width=16,
+    data="gaussian",
+    **PUBLISHED["published"],
+)
 DEEP = regression("width 20, depth 4", width=20, depth=4, data="gaussian")
 UNSEEN = regression("width 40, depth 2", methods="all", width=40, data="gaussian")
 
@@ -136,7 +138,12 @@ F3 = Setting(
         lambda: DeepLinear(width=12, inputs=16, outputs=16, batch=16, noise=0.05),
     ),
     (
-        stochastic("noisy, rank 4, 24 x 24", lambda: Factorization(noise=0.1, **SMALL_FACTORS), True, 32, 10),
+        with_lstm(
+            stochastic("noisy, rank 4, 24 x 24", lambda: Factorization(noise=0.1, **SMALL_FACTORS), True, 32, 10),
+            Factorization,
+            noise=0.1,
+            **SMALL_FACTORS,
+        ),
         stochastic("noisy", lambda: Factorization(noise=0.1), False, 32),
         stochastic("noiseless, mini-batches", lambda: Factorization(), False, 32),
         stochastic("noisy, a third of the entries missing", lambda: Factorization(noise=0.1, missing=1 / 3), False, 32),
@@ -171,12 +178,19 @@ F3_NOISELESS = Setting(
     ),
     horizon=12,
 )
+
+
+def function(name: str, seen: bool = True) -> Member:
+    """A two-dimensional function."""
+    return Member(name, partial(Functions, name), 256, seen, "all", (1, 3, 10))
+
+
 F4 = Setting(
     "F4: two-dimensional functions",
     tuple(partial(Functions, name) for name in ("ellipse", "rosenbrock", "booth")),
-    tuple(
-        Member(name, partial(Functions, name), 256, name != "random", "all", (1, 3, 10))
-        for name in ("rosenbrock", "booth", "ellipse", "random")
+    (
+        with_lstm(function("rosenbrock"), Functions, function="rosenbrock"),
+        *(function(name, seen) for name, seen in (("booth", True), ("ellipse", True), ("random", False))),
     ),
     horizon=30,
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from held_out_families import FAMILIES
@@ -15,18 +16,16 @@ from held_out_statistics import GOALS
 from held_out_tuning import SEED as TUNING_SEED
 from held_out_tuning import TASKS as TUNING_TASKS
 from held_out_tuning import settled, tuned
-from learning_to_teleport import FAMILIES as PUBLISHED
 from learning_to_teleport import trained as trained_lstm
 
-from meta_teleport.learned.rule import Rule
+from meta_teleport.classes import construct
 from meta_teleport.methods import Method
 from meta_teleport.record import revision
 from meta_teleport.tasks.family import Split, TaskFamily, Tasks
-from meta_teleport.tasks.regression import Regression
 
 HELD_OUT_SEED, SMOKE_TASKS, PAST = 0, 3, 10
 BEYOND = "rule past its horizon"
-LSTM = "LSTM(update, tele) as published"
+LSTM, LSTM_SETTINGS = "LSTM(update, tele) as published", ("published", "LSTMUpdateTele")
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,9 @@ def measuring_jobs(out: Path, bench: Bench, seeds: int) -> Iterator[Job]:
             path = bench.path(contestant.name, f"-x{multiple}")
             work = partial(run_contestant, bench, contestant, multiple, path)
             yield Job(f"{name}: {contestant.name}, {multiple} horizons", path, work)
-    if bench.family == "f1" and bench.member.name == "width 20":
+    if bench.member.published:
         path = bench.path(LSTM, "-0")
-        yield Job(f"{name}: {LSTM}", path, partial(run_lstm, out, bench, path))
+        yield Job(f"{name}: {LSTM}", path, partial(run_lstm, out, bench, bench.member.published, path))
 
 
 def run_rule(out: Path, bench: Bench, kind: str, seed: int, multiple: int, stretched: bool, path: Path) -> None:
@@ -160,18 +159,13 @@ def run_control(bench: Bench, method: Method, steps: int, path: Path) -> None:
     run_method(bench, method, bench.tasks(), steps, path)
 
 
-def run_lstm(out: Path, bench: Bench, path: Path) -> None:
-    """The published rule on the same problems, in its own first-order action and in float32."""
-    rule = published(out, bench.smoke)
-    family = Regression(**PUBLISHED["published"])
-    tasks = family.sample(bench.tasks().count, torch.Generator().manual_seed(HELD_OUT_SEED), "held_out")
-    steps = max(bench.multiples) * bench.setting.horizon
+def run_lstm(out: Path, bench: Bench, task: dict[str, Any], path: Path) -> None:
+    """LSTM(update, tele), meta-trained on ``task`` as its authors do, and run on the same problems in float32."""
+    rule = trained_lstm(out / "lstm" / bench.family, *LSTM_SETTINGS, 0, bench.smoke, task, lambda progress: None)
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    tasks = construct(task, TaskFamily).sample(bench.tasks().count, generator, "held_out")
+    steps = max(bench.member.multiples) * bench.setting.horizon
     run_method(bench, Method(LSTM, "learned", rule), tasks, steps, path)
-
-
-def published(out: Path, smoke: bool) -> Rule:
-    """LSTM(update, tele), meta-trained as the authors do."""
-    return trained_lstm(out / "lstm", "published", "LSTMUpdateTele", 0, smoke, lambda progress: None)
 
 
 def run_method(

@@ -27,6 +27,7 @@ from result_tables import markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from meta_teleport.checkpoint import load_tensors, save_tensors
+from meta_teleport.classes import construct
 from meta_teleport.controls import closed_form_controls, element_controls
 from meta_teleport.learned.load import build, load
 from meta_teleport.learned.rule import Rule, shapes_of
@@ -35,7 +36,7 @@ from meta_teleport.meta.settings import Training
 from meta_teleport.meta.training import train
 from meta_teleport.methods import BASELINES, TELEPORT_BASELINES, Method, baseline
 from meta_teleport.record import Run, provenance, write_json
-from meta_teleport.tasks.family import Tasks
+from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.tasks.regression import Regression
 from meta_teleport.tuning import tune
 
@@ -80,10 +81,15 @@ COMPARED = (30, 100, 300, 1000)
 SMOKE = {"meta_steps": 3, "save_every": 1, "log_every": 1}
 
 
-def config_of(settings: str, rule: str, seed: int, training: Training) -> dict[str, Any]:
+def task_of(settings: str) -> dict[str, Any]:
+    """The paper's problems in the action of these settings."""
+    return {"class_path": "meta_teleport.tasks.regression.Regression", "init_args": FAMILIES[settings]}
+
+
+def config_of(task: dict[str, Any], settings: str, rule: str, seed: int, training: Training) -> dict[str, Any]:
     """What a run folder stores about one meta-training."""
     return {
-        "task": {"class_path": "meta_teleport.tasks.regression.Regression", "init_args": FAMILIES[settings]},
+        "task": task,
         "rule": {"class_path": f"meta_teleport.learned.lstm.{rule}", "init_args": RULE_ARGS[settings, rule]},
         "training": asdict(training),
         "seed": seed,
@@ -107,13 +113,15 @@ def is_finished(folder: Path, training: Training) -> bool:
     return (folder / "training.safetensors").exists() and load(folder).meta_step == training.meta_steps
 
 
-def trained(out: Path, settings: str, name: str, seed: int, smoke: bool, report: Callable[[Any], None]) -> Rule:
-    """The rule of one run folder, meta-trained now as far as it has not been before."""
+def trained(
+    out: Path, settings: str, name: str, seed: int, smoke: bool, task: dict[str, Any], report: Callable[[Any], None]
+) -> Rule:
+    """The rule of one run folder, meta-trained on ``task`` now as far as it has not been before."""
     training, folder = training_of(settings, name, smoke), folder_of(out, settings, name, seed)
     if is_finished(folder, training):
         return load(folder)
-    config, resume = config_of(settings, name, seed, training), (folder / "training.safetensors").exists()
-    family = Regression(**FAMILIES[settings])
+    config, resume = config_of(task, settings, name, seed, training), (folder / "training.safetensors").exists()
+    family = construct(task, TaskFamily)
     tasks = family.sample(1, torch.Generator().manual_seed(0))
     rule = build(config["rule"], shapes_of(tasks.params, tasks.symmetry), seed)
     run = Run.open(folder) if (folder / "config.json").exists() else Run.create(folder, config)
@@ -134,7 +142,7 @@ def train_all(out: Path, settings: list[str], rules: list[str], seeds: list[int]
                     def report(p: Any, line: Any = line) -> None:
                         bar.update(line, completed=p.meta_step, total=p.meta_steps)
 
-                    trained(out, setting, name, seed, smoke, report)
+                    trained(out, setting, name, seed, smoke, task_of(setting), report)
 
 
 def held_out(settings: str, smoke: bool) -> Tasks:
