@@ -11,7 +11,7 @@ from meta_teleport.learned.classical import Adam, GradientDescent, Momentum
 from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params, per_task
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
 
@@ -97,6 +97,10 @@ class Turning(GradientDescent):
         ones = [size.new_ones(len(size), *shape) for shape in self.shapes]
         return Proposal(proposal.update, tuple(per_task(size, one) * one for one in ones)), state
 
+    def transport(self, state: Any, symmetry: Symmetry, elements: tuple[Element, ...]) -> Any:
+        self.acted = elements
+        return super().transport(state, symmetry, elements)
+
 
 @pytest.mark.parametrize("bad", [1e3, 1e30, float("inf"), float("nan")])
 @pytest.mark.parametrize("name", FAMILIES)
@@ -106,6 +110,10 @@ def test_an_element_without_numbers_spoils_its_own_task_only(name: str, bad: flo
     with torch.no_grad():
         rule = Turning(bad)
         losses, carry = unroll(rule, {}, tasks, start(rule, tasks), 4)
+        acted = rule.acted
         expected, _ = unroll(rule, {}, tasks.select(good), start(rule, tasks.select(good)), 4)
+    for g, inverse in acted:
+        identity = torch.eye(g.shape[-1], dtype=g.dtype)
+        assert torch.equal(g[1], identity) and torch.equal(inverse[1], identity) and not torch.equal(g[0], identity)
     assert carry.alive.all() and carry.undone.tolist() == [0, 4, 0, 0]
     laws.assert_close(losses[:, good], expected, 1e-9)
