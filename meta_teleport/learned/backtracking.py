@@ -4,7 +4,7 @@ A rule that backtracks (:attr:`Rule.backtracking`) has its update f shortened to
 which leaves the loss alone. Where L(w + c f) > L(w), or is not a number, the next c is the minimum of the parabola
 through L(w), the slope <dL/dw, f> and L(w + c f), kept between ``LEAST`` and ``MOST`` of the last (Nocedal and Wright
 2006, section 3.5); if ``TRIALS`` of them are in vain a task makes no update. Meta-gradients take c as constant. A
-teleport after which rounding would have left the loss above L(w) is cut short or undone, see :mod:`drift`.
+teleport whose rounding would leave the loss above L(w) is cut short or undone, see :mod:`drift`.
 """
 
 from collections.abc import Callable

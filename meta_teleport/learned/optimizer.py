@@ -200,7 +200,7 @@ class LearnedOptimizer(Optimizer):
         """The parameters moved by the proposed elements, with the state of the rule; or as they were. ``before`` is the
         loss before the step."""
         bound = self._bound
-        ceiling = before if bound.rule.backtracking else None
+        ceiling = before + self._tolerance * before.abs() if bound.rule.backtracking else None
         still = {name for name, p in bound.parameters.items() if p.grad is None}
         algebra = tuple(
             t if still.isdisjoint(site.parameters) else torch.zeros_like(t)

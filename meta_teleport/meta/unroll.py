@@ -26,7 +26,7 @@ from meta_teleport.params import Params, aliases, axpy, per_task, where
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Element
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.drift import move_safely
+from meta_teleport.teleportation.drift import ceiling_of, move_safely
 
 FAILURE_FACTOR = 1e6
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
@@ -100,9 +100,8 @@ def unroll(
         moved = updated = axpy(length, proposal.update, params)
         if proposal.algebra:
             elements = tasks.symmetry.exp_pairs(proposal.algebra)
-            moved, elements, stopped = _teleport(
-                tasks, updated, elements, inputs, step, loss.detach() if rule.backtracking else None
-            )
+            ceiling = ceiling_of(loss.detach(), initial) if rule.backtracking else None
+            moved, elements, stopped = _teleport(tasks, updated, elements, inputs, step, ceiling)
             state = rule.transport(state, tasks.symmetry, elements)
             undone = undone + stopped
             if probe is not None:

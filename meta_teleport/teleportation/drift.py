@@ -18,15 +18,21 @@ LIMIT = 1e-4
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """The relative rise of a loss that counts as rounding: ``sqrt(eps)``, but ``LIMIT`` at most (float32)."""
+    """The rise of an initial loss that counts as rounding, in units of it: ``sqrt(eps)``, ``LIMIT`` at most (float32)."""
     return min(LIMIT, torch.finfo(dtype).eps ** 0.5)
 
 
 def is_safe(before: Tensor, after: Tensor, tolerance: float, ceiling: Tensor | None = None) -> Tensor:
-    """Whether losses ``(tasks,)`` before and after a teleport drift by ``tolerance`` at most, and have not come to lie
-    above ``ceiling`` ``(tasks,)`` by more than :func:`rounding`; no, where they are not numbers."""
+    """Whether losses ``(tasks,)`` before and after a teleport drift by ``tolerance`` at most, to no more than ``ceiling``
+    ``(tasks,)``; no, where they are not numbers."""
     safe = loss_drift(before, after) <= tolerance
-    return safe if ceiling is None else safe & (after <= ceiling + rounding(after.dtype) * ceiling.abs())
+    return safe if ceiling is None else safe & (after <= ceiling)
+
+
+def ceiling_of(loss: Tensor, initial: Tensor) -> Tensor:
+    """How high a loss ``(tasks,)`` may be after a step that is not to raise it: above that before the step by ``LIMIT``
+    of it, above the ``initial`` one by :func:`rounding` of that."""
+    return torch.minimum(loss + LIMIT * loss.abs(), initial + rounding(initial.dtype) * initial.abs())
 
 
 def loss_drift(before: Tensor, after: Tensor) -> Tensor:

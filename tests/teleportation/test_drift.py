@@ -11,7 +11,7 @@ from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Element
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
-from meta_teleport.teleportation.drift import LIMIT, is_safe, loss_drift, move_safely, rounding
+from meta_teleport.teleportation.drift import LIMIT, ceiling_of, is_safe, loss_drift, move_safely, rounding
 
 STEP = torch.zeros(4, dtype=torch.long)
 
@@ -90,14 +90,15 @@ def test_where_no_site_can_move_the_task_stays_bitwise(bad: float, generator: to
     assert all(torch.equal(g[2], torch.eye(4, dtype=torch.float64)) for g, _ in acting)
 
 
-def test_losses_that_rise_by_more_than_rounding_are_not_safe() -> None:
+def test_losses_may_drift_up_to_their_ceiling() -> None:
     before = torch.tensor([2.0, 1e-12, -3.0], dtype=torch.float64)
-    half = torch.finfo(torch.float64).eps ** 0.5
-    for rise, drifts, rises in ((0.5 * half, True, True), (2 * half, True, False), (2 * LIMIT, False, False)):
+    half, initial = torch.finfo(torch.float64).eps ** 0.5, before + before.abs()
+    for rise, drifts in ((0.5 * LIMIT, True), (2 * LIMIT, False)):
         after = before + rise * before.abs()
         assert is_safe(before, after, LIMIT).tolist() == [drifts, True, drifts]
-        assert is_safe(before, after, LIMIT, before).tolist() == [rises] * 3
-        assert is_safe(before, after, LIMIT, 2 * before.abs()).tolist() == [drifts, True, drifts]
-        assert is_safe(before, 2 * before - after, LIMIT, before).tolist() == [drifts, True, drifts]
-    assert not is_safe(before, before * torch.nan, LIMIT, before).any()
+        assert is_safe(before, after, LIMIT, ceiling_of(before, initial)).tolist() == [drifts] * 3
+        assert is_safe(before, after, LIMIT, ceiling_of(before, before)).tolist() == [False] * 3
+        assert is_safe(before, 2 * before - after, LIMIT, ceiling_of(before, before)).tolist() == [drifts, True, drifts]
+    assert is_safe(before, before + 0.5 * half * before.abs(), LIMIT, ceiling_of(before, before)).all()
+    assert not is_safe(before, before * torch.nan, LIMIT, ceiling_of(before, initial)).any()
     assert rounding(torch.float64) == half and rounding(torch.float32) == LIMIT
