@@ -18,13 +18,13 @@ LIMIT = 1e-4
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """The rise of an initial loss that counts as rounding, in units of it: ``sqrt(eps)``, ``LIMIT`` at most (float32)."""
+    """The rise of an initial loss that counts as rounding, in units of it: ``sqrt(eps)``, but ``LIMIT`` at most."""
     return min(LIMIT, torch.finfo(dtype).eps ** 0.5)
 
 
 def is_safe(before: Tensor, after: Tensor, tolerance: float, ceiling: Tensor | None = None) -> Tensor:
-    """Whether losses ``(tasks,)`` before and after a teleport drift by ``tolerance`` at most, to no more than ``ceiling``
-    ``(tasks,)``; no, where they are not numbers."""
+    """Whether losses ``(tasks,)`` before and after a teleport drift by ``tolerance`` at most, and end no higher than
+    ``ceiling`` ``(tasks,)``; no, where they are not numbers."""
     safe = loss_drift(before, after) <= tolerance
     return safe if ceiling is None else safe & (after <= ceiling)
 
