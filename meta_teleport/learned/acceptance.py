@@ -8,30 +8,25 @@ from torch import Tensor
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import GL
 from meta_teleport.symmetry.symmetry import Element, Symmetry
-from meta_teleport.teleportation.drift import is_safe
+from meta_teleport.teleportation.drift import loss_drift
 
 Loss = Callable[[Params], Tensor]
 
 
 def teleported(
-    symmetry: Symmetry,
-    params: Params,
-    algebra: tuple[Tensor, ...],
-    tolerance: float,
-    loss: Loss | None = None,
-    ceiling: Tensor | None = None,
+    symmetry: Symmetry, params: Params, algebra: tuple[Tensor, ...], tolerance: float, loss: Loss | None = None
 ) -> tuple[Params, tuple[Element, ...]] | None:
     """``exp(T) . w`` for parameters ``(1, *shape)``, and the pairs ``(g, g^-1)`` that have acted; or None.
 
     None if what has moved is not finite, if ``eps |g|_1 |g^-1|_1`` of a GL element is above ``tolerance`` (by about so
-    much rounding moves the loss), or if ``loss`` is given and what it says is not :func:`is_safe`. One number is read
-    on the host without a loss, two with it.
+    much rounding moves the loss), or if ``loss`` is given and drifts by more. One number is read on the host without a
+    loss, two with it.
     """
     elements = symmetry.exp_pairs(algebra)
     moved = symmetry.move(params, elements)
     if not _is_sound(symmetry, moved, elements, tolerance):
         return None
-    if loss is not None and not bool(is_safe(loss(params), loss(moved), tolerance, ceiling)):
+    if loss is not None and not bool(loss_drift(loss(params), loss(moved)) <= tolerance):
         return None
     return moved, elements
 

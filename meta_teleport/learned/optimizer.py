@@ -42,8 +42,8 @@ class LearnedOptimizer(Optimizer):
 
     A teleport is undone (``undone`` counts them) if a parameter does not stay finite, if rounding could move the loss
     by more than ``tolerance`` (eps times the condition number of an element), and, where step is given a closure, if
-    the loss on its batch does move by more, or, for a rule that backtracks, is higher than before the step. That takes
-    two more evaluations of the closure; ``checked=False`` leaves them out.
+    the loss on its batch does move by more. That takes two more evaluations of the closure; ``checked=False`` leaves
+    them out.
 
     Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
     nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
@@ -113,7 +113,7 @@ class LearnedOptimizer(Optimizer):
             if proposal.algebra:
                 moved = {name: p.clone() for name, p in params.items()}
                 self._update(moved, proposal.update, length)
-                moved = self._teleported(moved, proposal.algebra, value, closure if callable(closure) else None)
+                moved = self._teleported(moved, proposal.algebra, closure if callable(closure) else None)
                 bound.release()
                 torch._foreach_copy_(list(params.values()), list(moved.values()))
             else:
@@ -194,13 +194,9 @@ class LearnedOptimizer(Optimizer):
     def _trial(self, closure: Closure) -> Trial:
         return Trial(self.model, closure, self._bound.parameters)
 
-    def _teleported(
-        self, updated: Params, algebra: tuple[Tensor, ...], before: Tensor, closure: Closure | None
-    ) -> Params:
-        """The parameters moved by the proposed elements, with the state of the rule; or as they were. ``before`` is the
-        loss before the step."""
+    def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
+        """The parameters moved by the proposed elements, with the state of the rule; or as they were."""
         bound = self._bound
-        ceiling = before + self._tolerance * before.abs() if bound.rule.backtracking else None
         still = {name for name, p in bound.parameters.items() if p.grad is None}
         algebra = tuple(
             t if still.isdisjoint(site.parameters) else torch.zeros_like(t)
@@ -208,7 +204,7 @@ class LearnedOptimizer(Optimizer):
         )
         loss = self._trial(closure).loss if closure and self._checked else None
         with bound.hooks.reading(False):
-            found = teleported(bound.symmetry, updated, algebra, self._tolerance, loss, ceiling)
+            found = teleported(bound.symmetry, updated, algebra, self._tolerance, loss)
         if found is None:
             self.undone += 1
             return updated

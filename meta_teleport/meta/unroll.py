@@ -82,6 +82,7 @@ def unroll(
     loss, gradients = _evaluate(tasks, params, step, second_order)
     shown = [tasks.error(params, step) if errors else loss]
     failed = not bool(alive.all())
+    bounded = rule.backtracking and not all(site.exact for site in tasks.symmetry.sites)
     for _ in range(steps):
         inputs = tasks.inputs(step)
         hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()
@@ -100,7 +101,7 @@ def unroll(
         moved = updated = axpy(length, proposal.update, params)
         if proposal.algebra:
             elements = tasks.symmetry.exp_pairs(proposal.algebra)
-            ceiling = ceiling_of(loss.detach(), initial) if rule.backtracking else None
+            ceiling = ceiling_of(loss.detach(), initial) if bounded else None
             moved, elements, stopped = _teleport(tasks, updated, elements, inputs, step, ceiling)
             state = rule.transport(state, tasks.symmetry, elements)
             undone = undone + stopped

@@ -22,10 +22,10 @@ def rounding(dtype: torch.dtype) -> float:
     return min(LIMIT, torch.finfo(dtype).eps ** 0.5)
 
 
-def is_safe(before: Tensor, after: Tensor, tolerance: float, ceiling: Tensor | None = None) -> Tensor:
-    """Whether losses ``(tasks,)`` before and after a teleport drift by ``tolerance`` at most, and end no higher than
+def is_safe(before: Tensor, after: Tensor, ceiling: Tensor | None = None) -> Tensor:
+    """Whether losses ``(tasks,)`` before and after a teleport drift by ``LIMIT`` at most, and end no higher than
     ``ceiling`` ``(tasks,)``; no, where they are not numbers."""
-    safe = loss_drift(before, after) <= tolerance
+    safe = loss_drift(before, after) <= LIMIT
     return safe if ceiling is None else safe & (after <= ceiling)
 
 
@@ -63,7 +63,7 @@ def move_safely(
 ) -> tuple[Params, tuple[Element, ...], Tensor]:
     """The parameters moved by ``elements``, pairs ``(g, g^-1)`` per site, as far as that leaves the loss alone.
 
-    Where it is not :func:`is_safe` at ``LIMIT``, the highest site that acts is left out, again and again: rounding at a
+    Where it is not :func:`is_safe`, the highest site that acts is left out, again and again: rounding at a
     site grows with the condition of the activations below it, which the lower sites can mend for the next step.
     ``loss_at(params)`` gives the losses ``(tasks,)``; it is called twice if all is safe. Returns the parameters, the
     elements that have acted (identities elsewhere), and which tasks had a site left out, ``(tasks,)``.
@@ -74,11 +74,12 @@ def move_safely(
     while True:
         moved = symmetry.move(params, acting, inputs)
         with torch.no_grad():
-            drifts = ~is_safe(before, loss_at(moved), LIMIT, ceiling) & (reached > 0)
-        if not bool(drifts.any()):
+            drifts = ~is_safe(before, loss_at(moved), ceiling) & (reached > 0)
+        if bool(drifts.any()):
+            reached = reached - drifts.long()
+            acting = _lowest(symmetry, elements, reached)
+        if not bool((drifts & (reached > 0)).any()):
             break
-        reached = reached - drifts.long()
-        acting = _lowest(symmetry, elements, reached)
     still = reached == 0
     return where(still, params, moved) if bool(still.any()) else moved, acting, reached < len(elements)
 

@@ -166,27 +166,6 @@ def test_a_teleport_that_moves_the_loss_is_undone_where_a_closure_shows_it() -> 
     laws.must_fail(laws.params_close, undone(false_site(), True)[1], undone(RELU.symmetry, True)[1], 1e-6)
 
 
-def test_a_teleport_never_raises_a_small_loss_where_the_rule_backtracks() -> None:
-    def run(backtracking: bool) -> tuple[Tensor, int]:
-        model, rule = RELU.build(), trained("gd", lr=1e-9, scale=0.6)
-        rule.backtracking = backtracking
-        optimizer = rule.optimizer(model, symmetry=false_site())
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            value = 1e-6 * network_cases.loss(model, RELU.batch(0))
-            value.backward()
-            return value
-
-        losses = [optimizer.step(closure).detach() for _ in range(4)]
-        return torch.stack(losses) / losses[0], optimizer.undone
-
-    losses, undone = run(False)
-    assert bool((losses.diff() > 1e-3).all()) and undone == 0
-    losses, undone = run(True)
-    assert bool((losses.diff() <= 0).all()) and undone == 4
-
-
 def test_an_ill_conditioned_element_is_not_taken() -> None:
     model = LINEAR.build()
     optimizer = trained(scale=0.6).optimizer(model, symmetry=LINEAR.symmetry, tolerance=1e-16)

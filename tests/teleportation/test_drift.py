@@ -95,10 +95,10 @@ def test_losses_may_drift_up_to_their_ceiling() -> None:
     half, initial = torch.finfo(torch.float64).eps ** 0.5, before + before.abs()
     for rise, drifts in ((0.5 * LIMIT, True), (2 * LIMIT, False)):
         after = before + rise * before.abs()
-        assert is_safe(before, after, LIMIT).tolist() == [drifts, True, drifts]
-        assert is_safe(before, after, LIMIT, ceiling_of(before, initial)).tolist() == [drifts] * 3
-        assert is_safe(before, after, LIMIT, ceiling_of(before, before)).tolist() == [False] * 3
-        assert is_safe(before, 2 * before - after, LIMIT, ceiling_of(before, before)).tolist() == [drifts, True, drifts]
-    assert is_safe(before, before + 0.5 * half * before.abs(), LIMIT, ceiling_of(before, before)).all()
-    assert not is_safe(before, before * torch.nan, LIMIT, ceiling_of(before, initial)).any()
+        assert is_safe(before, after).tolist() == [drifts, True, drifts]
+        assert is_safe(before, after, ceiling_of(before, initial)).tolist() == [drifts] * 3
+        assert is_safe(before, after, ceiling_of(before, before)).tolist() == [False] * 3
+        assert is_safe(before, 2 * before - after, ceiling_of(before, before)).tolist() == [drifts, True, drifts]
+    assert is_safe(before, before + 0.5 * half * before.abs(), ceiling_of(before, before)).all()
+    assert not is_safe(before, before * torch.nan, ceiling_of(before, initial)).any()
     assert rounding(torch.float64) == half and rounding(torch.float32) == LIMIT
