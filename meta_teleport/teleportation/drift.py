@@ -2,7 +2,7 @@
 
 In exact arithmetic an exact teleport has none. In floating point the data-dependent action (a) writes large weights
 where the inputs are nearly dependent, and their rounding moves the loss: by about eps cond(X), which float32 cannot
-always afford. Such a teleport is undone, task by task, and counted.
+always afford. Such a teleport is cut short or undone, task by task, and counted.
 """
 
 from collections.abc import Callable
@@ -63,8 +63,8 @@ def move_safely(
 ) -> tuple[Params, tuple[Element, ...], Tensor]:
     """The parameters moved by ``elements``, pairs ``(g, g^-1)`` per site, as far as that leaves the loss alone.
 
-    Where it is not :func:`is_safe`, the highest site that acts is left out, again and again: rounding at a
-    site grows with the condition of the activations below it, which the lower sites can mend for the next step.
+    Where it is not :func:`is_safe`, the highest site that acts is left out, again and again: rounding at a site grows
+    with the condition of the activations below it, which the lower sites can mend for the next step.
     ``loss_at(params)`` gives the losses ``(tasks,)``; it is called twice if all is safe. Returns the parameters, the
     elements that have acted (identities elsewhere), and which tasks had a site left out, ``(tasks,)``.
     """
