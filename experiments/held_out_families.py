@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from held_out_members import Amount, Member, Setting, count_for, single, with_lstm
-from learning_to_teleport import FAMILIES as PUBLISHED
+from held_out_members import Amount, Member, Setting, count_for, single
 
 from meta_teleport.tasks.adaptation import Adapters, AttentionPairs
 from meta_teleport.tasks.classification import Classification
@@ -38,14 +37,8 @@ def regression(label: str, seen: bool = False, methods: Amount = "rules", **argu
     return Member(label, lambda: Regression(**arguments), count_for(width), seen, methods, multiples)
 
 
-PAPER = with_lstm(regression("width 20", True, "all", width=20), Regression, **PUBLISHED["published"])
-GAUSSIAN = with_lstm(
-    regression("width 16", True, "all", width=16, data="gaussian"),
-    Regression,
-    width=16,
-    data="gaussian",
-    **PUBLISHED["published"],
-)
+PAPER = regression("width 20", True, "all", width=20)
+GAUSSIAN = regression("width 16", True, "all", width=16, data="gaussian")
 DEEP = regression("width 20, depth 4", width=20, depth=4, data="gaussian")
 UNSEEN = regression("width 40, depth 2", methods="all", width=40, data="gaussian")
 
@@ -138,12 +131,7 @@ F3 = Setting(
         lambda: DeepLinear(width=12, inputs=16, outputs=16, batch=16, noise=0.05),
     ),
     (
-        with_lstm(
-            stochastic("noisy, rank 4, 24 x 24", lambda: Factorization(noise=0.1, **SMALL_FACTORS), True, 32, 10),
-            Factorization,
-            noise=0.1,
-            **SMALL_FACTORS,
-        ),
+        stochastic("noisy, rank 4, 24 x 24", lambda: Factorization(noise=0.1, **SMALL_FACTORS), True, 32, 10),
         stochastic("noisy", lambda: Factorization(noise=0.1), False, 32),
         stochastic("noiseless, mini-batches", lambda: Factorization(), False, 32),
         stochastic("noisy, a third of the entries missing", lambda: Factorization(noise=0.1, missing=1 / 3), False, 32),
@@ -189,8 +177,8 @@ F4 = Setting(
     "F4: two-dimensional functions",
     tuple(partial(Functions, name) for name in ("ellipse", "rosenbrock", "booth")),
     (
-        with_lstm(function("rosenbrock"), Functions, function="rosenbrock"),
-        *(function(name, seen) for name, seen in (("booth", True), ("ellipse", True), ("random", False))),
+        *(function(name, seen) for name, seen in (("rosenbrock", True), ("booth", True), ("ellipse", True))),
+        function("random", False),
     ),
     horizon=30,
 )

@@ -4,28 +4,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from held_out_families import FAMILIES
 from held_out_members import Member, Setting
 from held_out_methods import Contestant, closed_form, contestants
+from held_out_published import NAME as PUBLISHED
+from held_out_published import TASKS as PUBLISHED_TASKS
+from held_out_published import published_rule
 from held_out_rules import FINISHED, KINDS, folder_of, trained
 from held_out_runs import run
 from held_out_statistics import GOALS
 from held_out_tuning import SEED as TUNING_SEED
 from held_out_tuning import TASKS as TUNING_TASKS
 from held_out_tuning import settled, tuned
-from learning_to_teleport import trained as trained_lstm
 
-from meta_teleport.classes import construct
 from meta_teleport.methods import Method
 from meta_teleport.record import revision
 from meta_teleport.tasks.family import Split, TaskFamily, Tasks
 
 HELD_OUT_SEED, SMOKE_TASKS, PAST = 0, 3, 10
 BEYOND = "rule past its horizon"
-LSTM, LSTM_SETTINGS = "LSTM(update, tele) as published", ("published", "LSTMUpdateTele")
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,9 @@ def measuring_jobs(out: Path, bench: Bench, seeds: int) -> Iterator[Job]:
             path = bench.path(contestant.name, f"-x{multiple}")
             work = partial(run_contestant, bench, contestant, multiple, path)
             yield Job(f"{name}: {contestant.name}, {multiple} horizons", path, work)
-    if bench.member.published:
-        path = bench.path(LSTM, "-0")
-        yield Job(f"{name}: {LSTM}", path, partial(run_lstm, out, bench, bench.member.published, path))
+    for seed in range(seeds) if (bench.family, bench.member.name) in PUBLISHED_TASKS else ():
+        path = bench.path(PUBLISHED, f"-{seed}")
+        yield Job(f"{name}: {PUBLISHED}, seed {seed}", path, partial(run_published, out, bench, seed, path))
 
 
 def run_rule(out: Path, bench: Bench, kind: str, seed: int, multiple: int, stretched: bool, path: Path) -> None:
@@ -159,13 +158,13 @@ def run_control(bench: Bench, method: Method, steps: int, path: Path) -> None:
     run_method(bench, method, bench.tasks(), steps, path)
 
 
-def run_lstm(out: Path, bench: Bench, task: dict[str, Any], path: Path) -> None:
-    """LSTM(update, tele), meta-trained on ``task`` as its authors do, and run on the same problems in float32."""
-    rule = trained_lstm(out / "lstm" / bench.family, *LSTM_SETTINGS, 0, bench.smoke, task, lambda progress: None)
+def run_published(out: Path, bench: Bench, seed: int, path: Path) -> None:
+    """LSTM(update, tele) on the same problems in float32."""
+    rule, family = published_rule(out, bench.family, bench.member.name, seed, bench.smoke)
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-    tasks = construct(task, TaskFamily).sample(bench.tasks().count, generator, "held_out")
+    tasks = family.sample(bench.tasks().count, generator, "held_out")
     steps = max(bench.member.multiples) * bench.setting.horizon
-    run_method(bench, Method(LSTM, "learned", rule), tasks, steps, path)
+    run_method(bench, Method(PUBLISHED, "learned", rule), tasks, steps, path, seed)
 
 
 def run_method(

@@ -1,8 +1,8 @@
 """Families of held_out.py and their members: what is measured, on how many tasks, for how long."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -16,8 +16,7 @@ class Member:
     """Held-out tasks of one size. ``make`` gives their family; ``seen`` says that the rule was trained on this size.
 
     With ``methods`` "all" every method runs, for ``multiples`` of the horizon; with "rules" the rule and the controls
-    in closed form. ``published`` names the same tasks for LSTM(update, tele), which fits one shape only: it is trained
-    on one small member of a family, in the action that it was published with where there is a choice.
+    in closed form.
     """
 
     name: str
@@ -27,7 +26,6 @@ class Member:
     methods: Amount = "rules"
     multiples: tuple[int, ...] = (1, 3)
     dtype: torch.dtype = torch.float64
-    published: dict[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,7 @@ class Setting:
 def single(member: Member) -> Member:
     """The same in float32."""
     name = f"{member.name}, float32"
-    return replace(member, name=name, dtype=torch.float32, methods="rules", multiples=(1,), published=None)
-
-
-def with_lstm(member: Member, family: type[TaskFamily], **arguments: Any) -> Member:
-    """The same with the published rule, on tasks of this family and these ``arguments``."""
-    path = f"{family.__module__}.{family.__qualname__}"
-    return replace(member, published={"class_path": path, "init_args": arguments})
+    return replace(member, name=name, dtype=torch.float32, methods="rules", multiples=(1,))
 
 
 def count_for(width: int) -> int:

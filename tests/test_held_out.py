@@ -22,12 +22,15 @@ from held_out_jobs import bench_of  # noqa: E402
 from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
 from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, muon_direction, usable  # noqa: E402
+from held_out_published import TASKS as PUBLISHED  # noqa: E402
+from held_out_published import published_task  # noqa: E402
 from held_out_recipes import RECIPES  # noqa: E402
 from held_out_rules import KINDS, SHARED, RandomTeleports, folder_of, mixture, spec_of, trained  # noqa: E402
 from held_out_runs import Outcome, follow, run  # noqa: E402
 from held_out_statistics import against, at_time, lengths, steps_to  # noqa: E402
 from held_out_tuning import tuned  # noqa: E402
 
+from meta_teleport.classes import construct  # noqa: E402
 from meta_teleport.learned.classical import Adam, GradientDescent  # noqa: E402
 from meta_teleport.learned.load import build  # noqa: E402
 from meta_teleport.learned.rule import Observation, Rule  # noqa: E402
@@ -35,7 +38,7 @@ from meta_teleport.meta.unroll import start, unroll  # noqa: E402
 from meta_teleport.methods import Method  # noqa: E402
 from meta_teleport.params import Params, axpy  # noqa: E402
 from meta_teleport.tasks.factorization import Factorization  # noqa: E402
-from meta_teleport.tasks.family import Tasks  # noqa: E402
+from meta_teleport.tasks.family import TaskFamily, Tasks  # noqa: E402
 from meta_teleport.tasks.linear import DeepLinear  # noqa: E402
 from meta_teleport.tasks.regression import Regression  # noqa: E402
 from meta_teleport.teleportation.gauges import balanced  # noqa: E402
@@ -343,6 +346,23 @@ def test_rules_run_with_backtracking_where_the_setting_says_so(
     bench = bench_of(tmp_path, family, FAMILIES[family].members[0], True)
     held_out_jobs.run_rule(tmp_path, bench, "rule", 0, 1, True, tmp_path / "file")
     assert [method.rule.backtracking for method in measured] == [family == "f1"]
+
+
+@pytest.mark.parametrize(("family", "member"), PUBLISHED)
+def test_the_published_rule_has_the_tasks_of_the_others(
+    family: str, member: str, generator: torch.Generator, tmp_path: Path
+) -> None:
+    found = next(m for m in FAMILIES[family].members if m.name == member)
+    assert found.methods == "all"
+    own = construct(published_task(family, member), TaskFamily)
+    seed = generator.initial_seed()
+    ours, theirs = (
+        f.sample(2, torch.Generator().manual_seed(seed), "held_out", torch.float64) for f in (own, found.make())
+    )
+    step = torch.tensor([0, 3])
+    torch.testing.assert_close(ours.loss(ours.params, step), theirs.loss(theirs.params, step), rtol=0, atol=0)
+    labels = [job.label for job in held_out_jobs.measuring_jobs(tmp_path, bench_of(tmp_path, family, found, False), 2)]
+    assert sum("as published, seed" in label for label in labels) == 2
 
 
 def test_smoke_runs_need_no_download() -> None:
