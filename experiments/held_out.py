@@ -1,6 +1,6 @@
 """The equivariant rule on held-out tasks, at sizes seen and not seen in meta-training, against what is tuned by hand.
 
-    python experiments/held_out.py f1 f2               these families: meta-train, measure, report
+    python experiments/held_out.py f1 f2               these families: meta-train, measure, clock, report
     python experiments/held_out.py --parts report      tables and figures of what is finished
     python experiments/held_out.py --smoke             all families in minutes, on a few tasks of their first members
 
@@ -12,15 +12,16 @@ import argparse
 import time
 from pathlib import Path
 
+from held_out_bench import bench_of
 from held_out_families import FAMILIES
-from held_out_jobs import Job, bench_of, measuring_jobs, training_jobs
+from held_out_jobs import Job, clock_jobs, measuring_jobs, training_jobs
 from held_out_report import report
 from image_cli import run as run_script
 from image_cli import say
 
 from meta_teleport.terminal import counting_bar
 
-PARTS = ("train", "measure", "report")
+PARTS = ("train", "measure", "clock", "report")
 SMOKE_MEMBERS = 2
 
 
@@ -55,10 +56,12 @@ def main() -> None:
     for family in families:
         if "train" in parts:
             work_through(list(training_jobs(args.out, family, args.meta_seeds, args.smoke)))
+        members = FAMILIES[family].members[: SMOKE_MEMBERS if args.smoke else None]
+        benches = [bench_of(args.out, family, member, args.smoke) for member in members]
         if "measure" in parts:
-            members = FAMILIES[family].members[: SMOKE_MEMBERS if args.smoke else None]
-            benches = [bench_of(args.out, family, member, args.smoke) for member in members]
             work_through([job for bench in benches for job in measuring_jobs(args.out, bench, args.meta_seeds)])
+        if "clock" in parts:
+            work_through([job for bench in benches for job in clock_jobs(args.out, bench)])
         if "report" in parts:
             print(report(args.out, family, args.meta_seeds, args.smoke))
 

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from held_out_bench import SEED, Bench, bench_of
+from held_out_clock import paced, seconds_of
+from held_out_entries import BEYOND
 from held_out_families import FAMILIES
 from held_out_figure import plot
 from held_out_goals import goals
-from held_out_jobs import BEYOND, HELD_OUT_SEED, Bench, bench_of
 from held_out_recipes import RECIPES
 from held_out_rules import FINISHED, KINDS, folder_of
 from held_out_runs import Outcome
@@ -53,11 +55,12 @@ def report(out: Path, family: str, seeds: int, smoke: bool) -> str:
 
 
 def outcomes(bench: Bench, seeds: int) -> Curves:
-    """What is finished on one member: per method its runs, one per meta-seed; those of other lengths than one horizon
-    as ``name, x3``."""
+    """What is finished on one member, at the pace of the clock: per method its runs, one per meta-seed; those of other
+    lengths than one horizon as ``name, x3``."""
     found: Curves = {}
+    seconds = seconds_of(bench)
     for path in sorted(bench.folder.glob("*.safetensors")):
-        run = Outcome.load(path)
+        run = paced(Outcome.load(path), seconds, bench.setting.horizon)
         label, multiple = run.numbers["method"], run.numbers["multiple"]
         if run.numbers["seed"] < seeds:
             found.setdefault(label if multiple == 1 or label == BEYOND else f"{label}, x{multiple}", []).append(run)
@@ -71,11 +74,12 @@ def member_row(bench: Bench, curves: Curves) -> dict[str, Any]:
     row: dict[str, Any] = {"seen": bench.member.seen, "tasks": curves["rule"][0].values.shape[1]}
     row |= {"dtype": str(bench.member.dtype).removeprefix("torch."), "meta_seeds": len(curves["rule"])}
     row["measured_at"] = ", ".join(sorted({str(run.numbers["revision"]) for runs in curves.values() for run in runs}))
+    row["clocked"] = bench.clock.exists()
     row["methods"] = {name: numbers(name, curves, horizon, bench.setting.stochastic) for name in names}
     if BEYOND in curves:
         past = curves[BEYOND]
         row["past_the_horizon"] = {m: median([o.at(m * horizon) for o in past]) for m in (1, 3, 10)}
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    generator = torch.Generator().manual_seed(SEED)
     row["comparisons"] = {name: against(name, curves, horizon, generator) for name in names if name != "rule"}
     return row
 

@@ -81,7 +81,8 @@ def _methods(row: dict[str, Any]) -> list[str]:
     note = (
         "log10 of the ratio, mean over tasks and meta-seeds, 95 % interval over both; * the method's runs end earlier"
     )
-    return [*lines, "", f"{row['tasks']} tasks, {row['meta_seeds']} meta-seeds. {note}."]
+    clock = "; seconds clocked in turns" if row["clocked"] else "; seconds as measured, at different times"
+    return [*lines, "", f"{row['tasks']} tasks, {row['meta_seeds']} meta-seeds. {note}{clock}."]
 
 
 def _ratio(versus: dict[str, Any]) -> str:

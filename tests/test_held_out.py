@@ -15,14 +15,16 @@ from torch import Tensor, nn
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
-import held_out_jobs  # noqa: E402
+import held_out_entries  # noqa: E402
+from held_out_bench import bench_of  # noqa: E402
+from held_out_clock import clocked, paced, seconds_of  # noqa: E402
 from held_out_families import F3, FAMILIES  # noqa: E402
 from held_out_goals import goals  # noqa: E402
-from held_out_jobs import bench_of  # noqa: E402
 from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
 from held_out_methods import Contestant, contestants  # noqa: E402
 from held_out_optimizers import Falling, InGauge, Muon, Shampoo, fourth_root, muon_direction, usable  # noqa: E402
-from held_out_published import TASKS as PUBLISHED  # noqa: E402
+from held_out_published import NAME as PUBLISHED  # noqa: E402
+from held_out_published import TASKS as PUBLISHED_TASKS  # noqa: E402
 from held_out_published import published_task  # noqa: E402
 from held_out_recipes import RECIPES  # noqa: E402
 from held_out_rules import KINDS, SHARED, RandomTeleports, folder_of, mixture, spec_of, trained  # noqa: E402
@@ -37,6 +39,7 @@ from meta_teleport.learned.rule import Observation, Rule  # noqa: E402
 from meta_teleport.meta.unroll import start, unroll  # noqa: E402
 from meta_teleport.methods import Method  # noqa: E402
 from meta_teleport.params import Params, axpy  # noqa: E402
+from meta_teleport.record import write_json  # noqa: E402
 from meta_teleport.tasks.factorization import Factorization  # noqa: E402
 from meta_teleport.tasks.family import TaskFamily, Tasks  # noqa: E402
 from meta_teleport.tasks.linear import DeepLinear  # noqa: E402
@@ -340,15 +343,13 @@ def test_recipes_fit_the_families_and_twins_the_rule() -> None:
 def test_rules_run_with_backtracking_where_the_setting_says_so(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured: list[Method] = []
-    monkeypatch.setattr(held_out_jobs, "trained", lambda *_: (build(spec_of(family, "rule", 0), None), 0.0))
-    monkeypatch.setattr(held_out_jobs, "run_method", lambda bench, method, *_: measured.append(method))
+    monkeypatch.setattr(held_out_entries, "trained", lambda *_: (build(spec_of(family, "rule", 0), None), 0.0))
     bench = bench_of(tmp_path, family, FAMILIES[family].members[0], True)
-    held_out_jobs.run_rule(tmp_path, bench, "rule", 0, 1, True, tmp_path / "file")
-    assert [method.rule.backtracking for method in measured] == [family == "f1"]
+    rules = [entry for entry in held_out_entries.entries(tmp_path, bench, 1) if entry.name == "rule"]
+    assert rules and all(entry.make()[0].rule.backtracking == (family == "f1") for entry in rules)
 
 
-@pytest.mark.parametrize(("family", "member"), PUBLISHED)
+@pytest.mark.parametrize(("family", "member"), PUBLISHED_TASKS)
 def test_the_published_rule_has_the_tasks_of_the_others(
     family: str, member: str, generator: torch.Generator, tmp_path: Path
 ) -> None:
@@ -361,8 +362,31 @@ def test_the_published_rule_has_the_tasks_of_the_others(
     )
     step = torch.tensor([0, 3])
     torch.testing.assert_close(ours.loss(ours.params, step), theirs.loss(theirs.params, step), rtol=0, atol=0)
-    labels = [job.label for job in held_out_jobs.measuring_jobs(tmp_path, bench_of(tmp_path, family, found, False), 2)]
-    assert sum("as published, seed" in label for label in labels) == 2
+    runs = held_out_entries.entries(tmp_path, bench_of(tmp_path, family, found, False), 2)
+    assert [entry.seed for entry in runs if entry.name == PUBLISHED] == [0, 1]
+
+
+@pytest.mark.parametrize("family", ["f1", "f3"])
+def test_the_clock_sees_every_method_once(family: str, tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, family, FAMILIES[family].members[0], False)
+    runs = [entry.name for entry in clocked(tmp_path, bench)]
+    assert len(runs) == len(set(runs))
+    assert set(runs) == {entry.name for entry in held_out_entries.entries(tmp_path, bench, 2)} - {
+        "rule past its horizon"
+    }
+
+
+def test_times_are_those_of_the_clock(tmp_path: Path) -> None:
+    found = outcome([[4.0, 4.0], [2.0, 2.0], [1.0, 1.0]], [0.0, 3.0, 12.0], [0, 10, 30])
+    found.numbers["method"] = "Adam"
+    assert paced(found, {"GD": 1.0}, 10) == found
+    at_pace = paced(found, {"GD": 1.0, "Adam": 1.5}, 10)
+    assert at_pace.seconds.tolist() == [0.0, 1.5, 6.0] and at_pace.values is found.values
+    bench = bench_of(tmp_path, "f1", FAMILIES["f1"].members[0], False)
+    assert seconds_of(bench) == {}
+    bench.folder.mkdir(parents=True)
+    write_json(bench.clock, {"seconds": {"Adam": [3.0, 2.0]}})
+    assert seconds_of(bench) == {"Adam": 2.0}
 
 
 def test_smoke_runs_need_no_download() -> None:
@@ -395,7 +419,7 @@ def test_a_family_from_end_to_end(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "held_out-f3.json").read_text())
     row = content["members"]["noisy"]
     assert row["methods"]["rule"]["failed"] == 0 and "Adam, tuned gauge" in row["comparisons"]
-    assert (tmp_path / "held_out-f3.png").exists()
+    assert row["clocked"] and (tmp_path / "held_out-f3.png").exists()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "min left" not in again.stderr
     wrong = subprocess.run([*command[:2], "f9"], capture_output=True, text=True)
