@@ -13,9 +13,9 @@ from held_out_published import TASKS as PUBLISHED_TASKS
 from held_out_published import published_rule
 from held_out_rules import KINDS, trained
 from held_out_runs import run
+from held_out_tuning import PROOF_SEED, PROOF_TASKS, settled, tuned
 from held_out_tuning import SEED as TUNING_SEED
 from held_out_tuning import TASKS as TUNING_TASKS
-from held_out_tuning import settled, tuned
 
 from meta_teleport.methods import Method
 from meta_teleport.record import revision
@@ -105,10 +105,11 @@ def rule_on(out: Path, bench: Bench, kind: str, seed: int, multiple: int | None)
 
 def contestant_on(bench: Bench, contestant: Contestant, multiple: int) -> Made:
     """A method with settings tuned at this length, or, where step sizes fall to zero along it, at one horizon."""
-    training = bench.sample(2 if bench.smoke else TUNING_TASKS, TUNING_SEED, "train")
+    numbers = ((TUNING_SEED, TUNING_TASKS), (PROOF_SEED, PROOF_TASKS))
+    training, proof = (bench.sample(2 if bench.smoke else count, seed, "train") for seed, count in numbers)
     setting, length = bench.setting, 1 if bench.setting.stochastic else multiple
     found = bench.path(contestant.name, f"-x{length}").with_suffix(".json")
-    best = settled(contestant, tuned(contestant, training, setting, length * setting.horizon, found))
+    best = settled(contestant, tuned(contestant, training, proof, setting, length * setting.horizon, found))
     tasks = bench.tasks()
     if contestant.limit is not None:
         tasks = tasks.select(torch.arange(min(contestant.limit, tasks.count)))

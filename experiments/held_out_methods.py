@@ -61,10 +61,9 @@ def contestants(tasks: Tasks, setting: Setting) -> list[Contestant]:
     }
     matrices = all(p.ndim == 3 for p in tasks.params.values()) or setting.stochastic
     if matrices:
-        roots = {"every": 10 if setting.stochastic else 1}
         plain["Muon"] = (Muon, decades(-3, 0.5, 3))
         if all(max(p.shape[1:]) <= WIDEST_ROOT for p in tasks.params.values()):
-            plain["Shampoo"] = (partial(Shampoo, **roots), decades(-3.5, 0, 3))
+            plain["Shampoo"] = (Shampoo, decades(-3.5, 0, 3))
     if isinstance(tasks, FactorizationTasks):
         plain["scaled GD"] = (ScaledGradientDescent, decades(-1.5, 0, 6))
     found = [

@@ -118,13 +118,10 @@ def muon_direction(matrix: Tensor) -> Tensor:
 
 
 class ShampooState(NamedTuple):
-    """Running means of ``g g^T`` and ``g^T g`` of the matrices with their inverse fourth roots, Adam's moments of all
-    else."""
+    """Running means of ``g g^T`` and ``g^T g`` of the matrices, Adam's moments of all else."""
 
     left: Params
     right: Params
-    left_root: Params
-    right_root: Params
     moments: Moments
 
 
@@ -133,30 +130,28 @@ class Shampoo(Rule):
 
         L <- beta L + (1 - beta) g g^T,  R <- beta R + (1 - beta) g^T g,  f = -lr L^(-1/4) g R^(-1/4),
 
-    both without bias, eigenvalues not below 1e-6 of their mean, roots taken again every ``every`` steps.
+    both without bias, eigenvalues not below 1e-6 of their mean. Roots are taken anew at every step: old ones of few
+    gradients are far too large in the directions not seen by then.
     """
 
-    def __init__(self, lr: Setting, beta: float = 0.95, every: int = 1) -> None:
+    def __init__(self, lr: Setting, beta: float = 0.95) -> None:
         super().__init__()
-        self.lr, self.beta, self.every, self.adam = lr, beta, every, Adam(lr)
+        self.lr, self.beta, self.adam = lr, beta, Adam(lr)
 
     def init(self, params: Params, symmetry: Symmetry) -> ShampooState:
         left = {name: p.new_zeros(*p.shape[:2], p.shape[1]) for name, p in params.items() if p.ndim == 3}
         right = {name: p.new_zeros(len(p), *p.shape[2:] * 2) for name, p in params.items() if p.ndim == 3}
-        return ShampooState(left, right, left, right, self.adam.init(_others(params, left), symmetry))
+        return ShampooState(left, right, self.adam.init(_others(params, left), symmetry))
 
     def forward(self, observation: Observation, state: ShampooState) -> tuple[Proposal, ShampooState]:
         g, beta = observation.gradients, self.beta
         left = {name: beta * m + (1 - beta) * g[name] @ g[name].mT for name, m in state.left.items()}
         right = {name: beta * m + (1 - beta) * g[name].mT @ g[name] for name, m in state.right.items()}
-        roots = state.left_root, state.right_root
-        if int(observation.step[0]) % self.every == 0:
-            correction = 1 - beta ** (observation.step + 1)
-            of_left, of_right = ({n: fourth_root(m, correction) for n, m in side.items()} for side in (left, right))
-            roots = of_left, of_right
+        correction = 1 - beta ** (observation.step + 1)
+        roots = [{name: fourth_root(m, correction) for name, m in side.items()} for side in (left, right)]
         update = {name: -per_task(self.lr, g[name]) * (roots[0][name] @ g[name] @ roots[1][name]) for name in left}
         rest, moments = _adam(self.adam, observation, state.moments, left)
-        return Proposal(_in_order(observation, update | rest)), ShampooState(left, right, *roots, moments)
+        return Proposal(_in_order(observation, update | rest)), ShampooState(left, right, moments)
 
 
 def fourth_root(gram: Tensor, correction: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from held_out_bench import SEED, Bench, bench_of
+from held_out_bench import Bench, bench_of
 from held_out_clock import paced, seconds_of
 from held_out_entries import BEYOND
 from held_out_families import FAMILIES
@@ -79,8 +79,7 @@ def member_row(bench: Bench, curves: Curves) -> dict[str, Any]:
     if BEYOND in curves:
         past = curves[BEYOND]
         row["past_the_horizon"] = {m: median([o.at(m * horizon) for o in past]) for m in (1, 3, 10)}
-    generator = torch.Generator().manual_seed(SEED)
-    row["comparisons"] = {name: against(name, curves, horizon, generator) for name in names if name != "rule"}
+    row["comparisons"] = {name: against(name, curves, horizon) for name in names if name != "rule"}
     return row
 
 

@@ -1,5 +1,6 @@
 """Numbers of held_out.py: what a method reaches, and the rule against it at equal steps and at equal time."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -43,19 +44,20 @@ def lengths(name: str, curves: Curves, horizon: int) -> dict[int, list[Tensor]]:
     return found
 
 
-def against(name: str, curves: Curves, horizon: int, generator: torch.Generator) -> dict[str, Any]:
+def against(name: str, curves: Curves, horizon: int) -> dict[str, Any]:
     """The rule at its horizon against a method after as many steps, and after as much time."""
     rule, other = curves["rule"], curves[name]
     count = min(rule[0].values.shape[1], other[0].values.shape[1])
     own = torch.stack([run.at(horizon)[:count] for run in rule])
     same_steps = torch.stack([run.at(min(horizon, int(run.steps[-1])))[:count] for run in other])
     seconds = [per_task(run, horizon) for run in rule]
-    pairs = [(curve_of(name, curves, i % len(other)), seconds[i]) for i in range(len(rule))]
-    same_time = torch.stack([at_time(*curve, when)[:count] for curve, when in pairs])
-    reached = all(float(curve[0][-1]) >= when for curve, when in pairs)
+    numbers = [i % len(other) for i in range(len(rule))]
+    same_time = torch.stack([within(name, curves, i, s)[:count] for i, s in zip(numbers, seconds, strict=True)])
+    ends = [float(curve_of(name, curves, i)[0][-1]) for i in numbers]
+    reached = all(end >= when for end, when in zip(ends, seconds, strict=True))
     return {
-        "equal_steps": compare_over_seeds(own, same_steps, generator),
-        "equal_time": {**compare_over_seeds(own, same_time, generator, True), "method_ran_as_long": reached},
+        "equal_steps": compare_over_seeds(own, same_steps),
+        "equal_time": {**compare_over_seeds(own, same_time, True), "method_ran_as_long": reached},
     }
 
 
@@ -76,16 +78,28 @@ def per_task(run: Outcome, step: int) -> float:
     return float(run.seconds[int((run.steps == step).nonzero()[0])]) / run.values.shape[1]
 
 
+def within(name: str, curves: Curves, number: int, when: float) -> Tensor:
+    """What a method reaches in a time per task, ``(tasks,)``: on its curve, or at the end of a run that is over by then
+    where the mean log10 of that is lower, as a longer run may well be worse than a short one."""
+    runs = _lengths_of(name, curves, number)
+    seconds = [run.seconds / run.values.shape[1] for run in runs]
+    found = [at_time(*curve_of(name, curves, number), when)]
+    found += [run.values[-1] for run, spent in zip(runs, seconds, strict=True) if float(spent[-1]) <= when]
+    return min(found, key=lambda values: float(log10(values).mean()))
+
+
 def curve_of(name: str, curves: Curves, number: int) -> tuple[Tensor, Tensor]:
     """Seconds per task and values ``(points, tasks)`` of one run: its curve, then the ends of the longer runs."""
-    run = curves[name][number]
-    count = run.values.shape[1]
-    seconds, values = [run.seconds / count], [run.values]
-    for multiple in (3, 10):
-        for longer in curves.get(f"{name}, x{multiple}", [])[number : number + 1]:
-            seconds.append(longer.seconds[-1:] / count)
-            values.append(longer.values[-1:])
-    return torch.cat(seconds), torch.cat(values)
+    first, *longer = _lengths_of(name, curves, number)
+    count = first.values.shape[1]
+    seconds = [first.seconds, *(run.seconds[-1:] for run in longer)]
+    return torch.cat(seconds) / count, torch.cat([first.values, *(run.values[-1:] for run in longer)])
+
+
+def _lengths_of(name: str, curves: Curves, number: int) -> list[Outcome]:
+    """The runs of one method, of one horizon and of more."""
+    longer = (curves.get(f"{name}, x{multiple}", [])[number : number + 1] for multiple in (3, 10))
+    return [curves[name][number], *chain.from_iterable(longer)]
 
 
 def at_time(seconds: Tensor, values: Tensor, when: float) -> Tensor:

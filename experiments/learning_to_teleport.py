@@ -240,7 +240,6 @@ def summary(losses: torch.Tensor) -> dict[str, Any]:
 
 def comparisons(losses: dict[str, torch.Tensor], settings: list[str]) -> Iterator[dict[str, Any]]:
     """LSTM(update, tele) and LSTM(lr, tele) of each setting against everything else, at the compared steps."""
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
     for setting in settings:
         for rule in ("LSTMUpdateTele", "LSTMLrTele"):
             own = f"{setting}/{rule}"
@@ -253,7 +252,7 @@ def comparisons(losses: dict[str, torch.Tensor], settings: list[str]) -> Iterato
                 for step in (s for s in COMPARED if s < last):
                     same = other.startswith(f"{own}/")
                     pair = losses[own][:, step], losses[other][:, step]
-                    yield {"a": own, "b": other, "step": step, **compare_over_seeds(*pair, generator, same)}
+                    yield {"a": own, "b": other, "step": step, **compare_over_seeds(*pair, same)}
 
 
 def main() -> None:

@@ -16,8 +16,10 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
 import held_out_entries  # noqa: E402
+import held_out_tuning  # noqa: E402
 from held_out_bench import bench_of  # noqa: E402
 from held_out_clock import clocked, paced, seconds_of  # noqa: E402
+from held_out_comparison import compare_over_seeds  # noqa: E402
 from held_out_families import F3, FAMILIES  # noqa: E402
 from held_out_goals import goals  # noqa: E402
 from held_out_least_squares import LevenbergMarquardt, linearised  # noqa: E402
@@ -42,9 +44,11 @@ from meta_teleport.params import Params, axpy  # noqa: E402
 from meta_teleport.record import write_json  # noqa: E402
 from meta_teleport.tasks.factorization import Factorization  # noqa: E402
 from meta_teleport.tasks.family import TaskFamily, Tasks  # noqa: E402
+from meta_teleport.tasks.functions import Functions  # noqa: E402
 from meta_teleport.tasks.linear import DeepLinear  # noqa: E402
 from meta_teleport.tasks.regression import Regression  # noqa: E402
 from meta_teleport.teleportation.gauges import balanced  # noqa: E402
+from meta_teleport.tuning import decades  # noqa: E402
 
 
 def factors(generator: torch.Generator) -> Tasks:
@@ -219,18 +223,38 @@ def test_values_at_a_time() -> None:
     assert found == pytest.approx([1e4, 1e3, 1e2, 1e1, 1.0])
 
 
-def test_the_rule_against_a_method_at_equal_steps_and_time(generator: torch.Generator) -> None:
+def test_the_rule_against_a_method_at_equal_steps_and_time() -> None:
     rule = outcome([[100.0, 100.0], [1.0, 1.0]], [0.0, 6.0], [0, 2])
     other = outcome([[100.0, 100.0], [10.0, 10.0]], [0.0, 2.0], [0, 2])
     longer = outcome([[100.0, 100.0], [0.1, 0.1]], [0.0, 6.0], [0, 6])
     curves = {"rule": [rule], "other": [other], "other, x3": [longer]}
-    found = against("other", curves, 2, generator)
+    found = against("other", curves, 2)
     assert found["equal_steps"]["log10_ratio"] == pytest.approx(-1)
     assert found["equal_steps"]["win_rate"] == 1
     assert found["equal_time"]["log10_ratio"] == pytest.approx(1)
     assert found["equal_time"]["method_ran_as_long"]
-    assert not against("other", {"rule": [rule], "other": [other]}, 2, generator)["equal_time"]["method_ran_as_long"]
+    assert not against("other", {"rule": [rule], "other": [other]}, 2)["equal_time"]["method_ran_as_long"]
     assert {m: float(v[0][0]) for m, v in lengths("other", curves, 2).items()} == {1: 10.0, 3: 0.1}
+    diverged = outcome([[100.0, 100.0], [1e8, 1e8]], [0.0, 6.0], [0, 6])
+    kept = against("other", curves | {"other, x3": [diverged]}, 2)["equal_time"]
+    assert kept["log10_ratio"] == pytest.approx(-1) and kept["method_ran_as_long"]
+
+
+@pytest.mark.parametrize("same_seeds", [True, False])
+@pytest.mark.parametrize(("of_seed", "of_task"), [(1.0, 0.1), (0.1, 1.0), (0.5, 0.5)])
+def test_intervals_contain_the_mean_nineteen_times_in_twenty(
+    of_seed: float, of_task: float, same_seeds: bool, generator: torch.Generator
+) -> None:
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inside, runs, others = 0, 1000, 5 if same_seeds else 1
+    for _ in range(runs):
+        tasks = of_task * drawn(1, 12)
+        a = of_seed * drawn(5, 1) + tasks + 0.1 * drawn(5, 12)
+        low, high = compare_over_seeds(10**a, 10 ** (0.1 * drawn(others, 12)), same_seeds)["ci95"]  # type: ignore[misc]
+        inside += low < 0 < high
+    assert 0.93 * runs < inside < 0.99 * runs
 
 
 def member(step_20: float, highest: float, bounds: list[float], long: bool) -> dict[str, Any]:
@@ -281,12 +305,32 @@ def test_tuning_finds_the_step_size_beyond_its_grid(tmp_path: Path) -> None:
         return Method("gd", "baseline", GradientDescent(settings["lr"]))
 
     edge = Contestant("GD", build, {"lr": [1e-7, 1e-6, 1e-5]})
-    best = tuned(edge, tasks, bench.setting, 4, tmp_path / "gd.json")
+    best = tuned(edge, tasks, tasks, bench.setting, 4, tmp_path / "gd.json")
     scores = [
         run(build({"lr": lr}, tasks, 4), tasks, 4, bench.setting).values[-1].log10().mean() for lr in (1e-5, best["lr"])
     ]
     assert best["lr"] > 1e-5 and float(scores[1]) < float(scores[0])
-    assert tuned(edge, tasks, bench.setting, 4, tmp_path / "gd.json") == best
+    assert tuned(edge, tasks, tasks, bench.setting, 4, tmp_path / "gd.json") == best
+
+
+def test_settings_that_fail_on_fresh_tasks_are_not_taken(
+    generator: torch.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, family = FAMILIES["f4"], Functions("ellipse")
+    tasks = family.sample(4, torch.Generator().manual_seed(0), dtype=torch.float64)  # four that allow long steps
+    proof = family.sample(32, generator, dtype=torch.float64)
+
+    def build(settings: Any, tasks: Tasks, steps: int) -> Method:
+        return Method("gd", "baseline", GradientDescent(settings["lr"]))
+
+    def failed(lr: Any) -> int:
+        return int(run(build({"lr": lr}, proof, 90), proof, 90, setting).numbers["failed"])
+
+    steep = Contestant("GD", build, {"lr": decades(-3, 0, 3)})
+    careful = tuned(steep, tasks, proof, setting, 90, tmp_path / "careful.json")
+    monkeypatch.setattr(held_out_tuning, "_fails", lambda *_: False)
+    bold = tuned(steep, tasks, proof, setting, 90, tmp_path / "bold.json")
+    assert failed(bold["lr"]) > 0 == failed(careful["lr"]) and careful["lr"] < bold["lr"]
 
 
 @pytest.mark.parametrize("family", ["f1", "f3", "f4", "f5"])

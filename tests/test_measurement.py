@@ -59,6 +59,12 @@ def test_a_monotone_method_is_reported_by_its_lowest_loss_so_far():
     assert (best.losses.diff(dim=0) <= 0).all()
 
 
+def test_lbfgs_stays_where_it_has_converged():
+    tasks = Functions("ellipse").sample(32, generator(), dtype=torch.float64)
+    found = measure(Method("lbfgs", "baseline", LBFGS()), tasks, 120)
+    assert found.failed == 0 and found.losses[-1].max() < 1e-300
+
+
 def test_the_clock_stands_still_while_drift_is_measured(monkeypatch):
     tasks = Functions("ellipse").sample(4, generator())
     method = Method("turning", "learned", Turning())

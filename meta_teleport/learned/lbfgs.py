@@ -82,7 +82,9 @@ class LBFGS(Rule):
     def _remember(self, state: LBFGSState, x: Tensor, gradient: Tensor, accept: Tensor) -> LBFGSState:
         step, difference = x - state.base, gradient - state.gradient
         product = (step * difference).sum(1)
-        keep = accept & (product > torch.finfo(product.dtype).eps * difference.square().sum(1))
+        numbers = torch.finfo(product.dtype)
+        least = (numbers.eps * difference.square().sum(1)).clamp(min=numbers.tiny)  # below tiny 1 / product overflows
+        keep = accept & (product > least)
         keep2, keep3 = keep[:, None], keep[:, None, None]
         return state._replace(
             steps=torch.where(keep3, _push(state.steps, step), state.steps),
