@@ -14,7 +14,7 @@ from torch import Tensor
 
 from meta_teleport.checkpoint import load_tensors, save_tensors
 from meta_teleport.measurement import WARM_UP_STEPS, Stopwatch, measure
-from meta_teleport.meta.unroll import FAILURE_FACTOR, Carry, start, unroll
+from meta_teleport.meta.unroll import Carry, failure_limit, start, unroll
 from meta_teleport.methods import Method
 from meta_teleport.params import Params, where
 from meta_teleport.tasks.classification import ClassificationTasks
@@ -82,7 +82,7 @@ def follow(method: Method, tasks: Tasks, steps: int, setting: Setting) -> Outcom
             carry = _steps(method, tasks, carry, last - first)
         spent += clock.lap()
         if last in shown:
-            rows.append(torch.where(carry.alive, reported(tasks, carry), FAILURE_FACTOR * rows[0]))
+            rows.append(torch.where(carry.alive, reported(tasks, carry), failure_limit(rows[0])))
             seconds.append(spent)
     values = torch.stack(rows).double().nan_to_num(LARGEST, LARGEST).clamp(max=LARGEST)
     numbers = {"failed": int((~carry.alive).sum()), "undone": int(carry.undone.sum()), "highest": highest(values)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.rule import Proposal
-from meta_teleport.meta.unroll import FAILURE_FACTOR, Carry, start, unroll
+from meta_teleport.meta.unroll import Carry, failure_limit, start, unroll
 from meta_teleport.methods import Method
 from meta_teleport.params import Params, where
 from meta_teleport.tasks.family import Tasks
@@ -89,7 +89,7 @@ class Drift:
 
     def __init__(self, tasks: Tasks, clock: Stopwatch) -> None:
         step = torch.zeros(tasks.count, dtype=torch.long, device=clock.device)
-        self.limit = FAILURE_FACTOR * tasks.loss(tasks.params, step)
+        self.limit = failure_limit(tasks.loss(tasks.params, step))
         self.alive = torch.isfinite(self.limit)
         self.clock, self.count, self.loss, self.output = clock, 0, 0.0, 0.0
 
@@ -184,7 +184,7 @@ class _Run:
         steps = torch.arange(len(losses), device=losses.device).unsqueeze(1)
         if self.method.monotone:
             losses = losses.cummin(0).values
-        losses = torch.where(steps < self.failed_at, losses, FAILURE_FACTOR * losses[0])
+        losses = torch.where(steps < self.failed_at, losses, failure_limit(losses[0]))
         seconds = torch.tensor(self.laps, dtype=torch.float64).cumsum(0)
         return Measurement(
             losses.cpu(),

@@ -15,9 +15,10 @@ from meta_teleport.tasks.family import Split, TaskFamily, Tasks, split_generator
 
 @dataclass(frozen=True)
 class QuadraticTasks(Tasks):
-    """``L = 0.5 a |x|^2``: under gradient descent x_t = (1 - lr a)^t x_0."""
+    """``L = 0.5 a |x|^2 + c``: under gradient descent x_t = (1 - lr a)^t x_0."""
 
     keeps_loss: bool = True
+    constant: float = 0.0
 
     @property
     def symmetry(self) -> Symmetry:
@@ -30,7 +31,7 @@ class QuadraticTasks(Tasks):
         return params["x"]
 
     def loss(self, params: Params, step: Tensor) -> Tensor:
-        return 0.5 * self.data["a"] * params["x"].square().sum(1)
+        return 0.5 * self.data["a"] * params["x"].square().sum(1) + self.constant
 
 
 class Quadratic(TaskFamily):

@@ -66,7 +66,8 @@ class Check:
     def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.args, self.kwargs = Outputs(model), args, kwargs
         own: Params = {name: p.detach() for name, p in model.named_parameters()}
-        for params in ({name: _near(p) for name, p in own.items()}, own):
+        generator = torch.Generator().manual_seed(0)
+        for params in ({name: _near(p, generator) for name, p in own.items()}, own):
             self.params = params
             self.before = {self.modes[0]: self._outputs(params, self.modes[0])}
             for other in self.modes[1:]:
@@ -130,9 +131,9 @@ def _change(before: Tensor, after: Tensor) -> Tensor:
     return (torch.where(same, 0.0, after - before).norm() / size).double()
 
 
-def _near(parameter: Tensor) -> Tensor:
+def _near(parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Random weights near those of the model: at zeros and ones, where layers begin, much looks like a symmetry."""
-    noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    noise = torch.randn(parameter.shape, generator=generator)
     size = 0.1 * (parameter.square().mean().sqrt() + 0.1) if parameter.is_floating_point() else 0
     return parameter + size * noise.to(parameter)
 

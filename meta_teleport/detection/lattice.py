@@ -154,13 +154,18 @@ def _along(placed: Tensor, axis: int) -> list[int]:
 
 
 def _digits(line: list[int], k: int) -> list[Digit]:
-    """The mixed-radix digits of a line of ranks, outermost first; a digit that runs over blocks is cut in two."""
+    """The mixed-radix digits of a line of ranks, outermost first; a digit that runs over blocks is cut in two.
+
+    Those of a line that has none do not give it back, see :func:`_reproduces`.
+    """
     digits: list[Digit] = []
     while len(line) > 1:
         weight = line[1] - line[0]
         size = next((i for i, (a, b) in enumerate(pairwise(line), 1) if b - a != weight), len(line))
         while len(line) % size:
             size -= 1
+        if size == 1:
+            return [Digit(len(line), weight), *digits[::-1]]
         inner = k // weight if 0 < weight < k and k % weight == 0 else 0
         if inner and size > inner and size % inner == 0:
             digits += [Digit(inner, weight), Digit(size // inner, weight * inner)]

@@ -16,7 +16,7 @@ FEATURES = 5
 
 
 class Memory(NamedTuple):
-    """Loss and gradient norm at the first step that was seen, and the loss of the step before, each ``(tasks,)``; nan
+    """Loss and gradient norm at the first step that was seen, and the loss of the last one, each ``(tasks,)``; nan
     before them."""
 
     first: Tensor

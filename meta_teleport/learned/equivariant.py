@@ -24,10 +24,12 @@ a rule begins as a teleport that is known (``first``).
 """
 
 from copy import deepcopy
+from math import prod
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.bases import BASES, EQUIVARIANT, Basis, basis, invariants
@@ -125,7 +127,7 @@ class Equivariant(Rule):
 
     def init(self, params: Params, symmetry: Symmetry) -> EquivariantState:
         first = next(iter(params.values()))
-        rows = sum(_blocks(site.group.blocks) for site in symmetry.sites)
+        rows = sum(prod(site.group.blocks) for site in symmetry.sites)
         zero = first.new_zeros(len(first), rows, self.hidden_size)
         update = self.update.init(params, symmetry)
         kept = self.averaging and self.update.running_mean(update, self.averaging) is None
@@ -148,7 +150,9 @@ class Equivariant(Rule):
         found = self._found(observation._replace(gradients=average), proposal)
         hidden, cells = self._recur(context, found, state.cells)
         algebra = self._elements(sites, hidden, found)
-        algebra = tuple(torch.where(_like(due, t), t, 0.0) for t in algebra)
+        if not bool(due.all()):
+            algebra = tuple(torch.where(per_task(due, t), t, 0.0) for t in algebra)
+            cells, memory = _where(due, (cells, memory), (state.cells, state.memory))
         return Proposal(proposal.update, algebra), state._replace(cells=cells, memory=memory)
 
     def transport(self, state: EquivariantState, symmetry: Symmetry, elements: tuple[Element, ...]) -> EquivariantState:
@@ -162,13 +166,6 @@ class Equivariant(Rule):
         copy.update, copy.config, copy.backtracking = update, None, update.backtracking
         copy.observes_grams = update.observes_grams or "activations" in self.bases
         return copy
-
-    def meta_groups(self) -> dict[str, list[str]]:
-        names = [name for name, _ in self.named_parameters()]
-        return {
-            "update": [name for name in names if not name.startswith("element")],
-            "element": [name for name in names if name.startswith("element")],
-        }
 
     def _due(self, observation: Observation) -> Tensor:
         """Is it time for a teleport? ``(tasks,)``; always where ``scheduled`` is not set."""
@@ -230,14 +227,11 @@ class Equivariant(Rule):
                 t = torch.einsum("tbj,tbjkl->tbkl", weights, b.matrices)
             bound = self.size * site.group.k**0.5
             square = t.square().flatten(2).sum(-1)
-            t = t * _like(bound / (square + bound**2).sqrt(), t)
+            t = t * per_task(bound / (square + bound**2).sqrt(), t)
             algebra.append(t.reshape(len(t), *site.group.algebra_shape))
         return tuple(algebra)
 
 
-def _blocks(blocks: tuple[int, ...]) -> int:
-    return int(torch.tensor(blocks).prod()) if blocks else 1
-
-
-def _like(a: Tensor, like: Tensor) -> Tensor:
-    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
+def _where(mask: Tensor, yes: Any, no: Any) -> Any:
+    """Per task the one or the other of two nests of tensors ``(tasks, ...)``."""
+    return tree_map(lambda y, n: torch.where(per_task(mask, y), y, n), yes, no)

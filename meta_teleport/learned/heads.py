@@ -57,6 +57,12 @@ class UpdateHead(nn.Module):
         return axpy(-self.polyak(hidden, observation), observation.gradients, update)
 
 
+def polyak_length(loss: Tensor, square: Tensor) -> Tensor:
+    """``L / |grad|^2``, and 0 where the gradient is."""
+    nonzero = square > 0
+    return torch.where(nonzero, loss / torch.where(nonzero, square + torch.finfo(square.dtype).tiny, 1.0), 0.0)
+
+
 class PolyakHead(nn.Module):
     """A step length ``exp(a) L / |grad|^2`` per task, a linear in the hidden state and 0 at the start.
 
@@ -71,7 +77,7 @@ class PolyakHead(nn.Module):
 
     def forward(self, hidden: Tensor, observation: Observation) -> Tensor:
         square = dot(observation.gradients, observation.gradients)
-        return self.linear(hidden).squeeze(1).exp() * observation.loss / (square + torch.finfo(square.dtype).tiny)
+        return self.linear(hidden).squeeze(1).exp() * polyak_length(observation.loss, square)
 
 
 class ClampedHead(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from meta_teleport.symmetry.gathered import Gathered
 from meta_teleport.symmetry.groups import GL, Orthogonal
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -139,7 +140,7 @@ def _attach(hooks: GramHooks, index: int, site: Site, modules: dict[str, nn.Modu
         return handles
     for view in site.producers:
         module = _owner(view, modules)
-        reading = _linear_reading(view, 0, module) if isinstance(module, nn.Linear) and view.ndim == 2 else None
+        reading = _linear_reading(view, 0, module) if isinstance(module, nn.Linear) else None
         if reading is not None:
             hook = _Hook(hooks._read, index, reading, output=True)
             handles.append(module.register_forward_hook(hook))
@@ -152,12 +153,13 @@ def _owner(view: View, modules: dict[str, nn.Module]) -> nn.Module:
 
 def _input_reading(view: View, module: nn.Module) -> Reading | None:
     """How a consumer reads the units from its input; None where it does not."""
-    if isinstance(module, nn.Linear) and view.ndim == 2:
+    if isinstance(module, nn.Linear):
         return _linear_reading(view, 1, module)
     if (
         isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         and view.front == (module.in_channels,)
         and view.part is None
+        and not isinstance(view, Gathered)
     ):
         k = view.front[0]
         return Reading(1 - view.ndim, None, (k,), (0,), (k,))
@@ -165,7 +167,10 @@ def _input_reading(view: View, module: nn.Module) -> Reading | None:
 
 
 def _linear_reading(view: View, axis: int, module: nn.Linear) -> Reading | None:
-    """The units along one axis of a linear weight ``(m, d)``: its outputs (0) or inputs (1); None if they are not."""
+    """The units along one axis of a linear weight ``(m, d)``: its outputs (0) or inputs (1); None if they are not, or
+    in an order that has to be spelled out."""
+    if view.ndim != 2 or isinstance(view, Gathered):
+        return None
     rows = view.part[2] if view.part is not None and view.part[0] == 0 else module.out_features
     borders = [i for i, size in enumerate(accumulate(view.shape, mul), 1) if size == rows]
     chosen = range(borders[-1]) if axis == 0 else range(borders[0], len(view.shape))

@@ -24,6 +24,7 @@ from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
 from meta_teleport.learned.curvatures import curvatures
+from meta_teleport.learned.heads import polyak_length
 from meta_teleport.learned.layers import LAYER_FEATURES, PRODUCED, read_layers
 from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.orthogonal import orthogonalised
@@ -146,8 +147,7 @@ class Layerwise(Rule):
         length = 2 * torch.cat([logits, rest], 1).softmax(1)
         update = {}
         for i, (name, g) in enumerate(gradients.items()):
-            square = rows(g).square().sum(1) + torch.finfo(g.dtype).tiny
-            update[name] = -per_task(length[:, i] * loss / square, g) * g
+            update[name] = -per_task(length[:, i] * polyak_length(loss, rows(g).square().sum(1)), g) * g
         return update
 
     def _in_units(self, length: Tensor, step: Tensor, params: Params) -> Tensor:

@@ -5,7 +5,7 @@ A recurrent rule uses the same weights at every step of a window. Back-propagati
 arithmetic. Here the backward of each use passes on ``delta_t W`` and adds its product to one accumulator within the
 matrix product itself. Same numbers to rounding (a test).
 
-The accumulator of a weight tensor lives from its first use to the end of the backward pass that follows, so every
+The accumulator of a weight tensor lives as long as the graph of its uses, up to the end of the backward pass, so every
 backward pass wants weights of its own: fresh leaves, as the estimators make them. First derivatives only.
 """
 
@@ -43,7 +43,7 @@ class _Sum:
             self.total.addmm_(delta.t(), x)
 
     def take(self) -> Tensor | None:
-        """The finished sum. The owner lets go of it: they would keep each other alive."""
+        """The finished sum, which its owner knows no longer."""
         self.flush()
         total, self.total = self.total, None
         owner = self.owner()
@@ -71,7 +71,7 @@ class _Use(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, start: Tensor, token: Tensor, total: _Sum) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.total, ctx.summed = total, start.ndim == 1
+        ctx.total, ctx.token, ctx.summed = total, token, start.ndim == 1
         if ctx.summed:
             return torch.addmm(start, x, weight.t())
         ctx.mark_dirty(start)
@@ -93,9 +93,16 @@ def linear(x: Tensor, weight: Tensor, start: Tensor) -> Tensor:
     """
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return torch.addmm(start, x, weight.t()) if start.ndim == 1 else start.addmm_(x, weight.t())
-    gathered = getattr(weight, "gathered", None)
-    if gathered is None:
-        total = _Sum(weight)
-        gathered = weight.gathered = (_Gather.apply(weight, total), total)  # type: ignore[attr-defined]
-    token, total = gathered
+    token, total = _gathered(weight)
     return _Use.apply(x, weight.detach(), start, token, total)
+
+
+def _gathered(weight: Tensor) -> tuple[Tensor, _Sum]:
+    """The token and the sum of a weight. Only the graph of its uses keeps them: the token's leads back to the weight,
+    so that one held by the weight itself would keep it alive for good."""
+    token, total = (known() for known in getattr(weight, "gathered", (lambda: None,) * 2))
+    if token is None or total is None:
+        total = _Sum(weight)
+        token = _Gather.apply(weight, total)
+        weight.gathered = (ref(token), ref(total))  # type: ignore[attr-defined]
+    return token, total

@@ -118,13 +118,6 @@ class LSTMRule(Rule):
         """A head for the algebra coordinates of one site."""
         return ElementHead(self.hidden_size, site.algebra, self.element_size, self.size)
 
-    def meta_groups(self) -> dict[str, list[str]]:
-        names = [name for name, _ in self.named_parameters()]
-        return {
-            "update": [name for name in names if not name.startswith("element")],
-            "element": [name for name in names if name.startswith("element")],
-        }
-
 
 class LSTMUpdate(LSTMRule):
     """LSTM(update): the update from one LSTM, no teleport. Arguments as for :class:`LSTMRule`."""

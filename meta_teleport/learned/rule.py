@@ -44,7 +44,8 @@ class Observation(NamedTuple):
     symmetry: Symmetry = Symmetry(())
 
     def detached(self) -> "Observation":
-        """Gradient, loss and activations as constants: meta-gradients do not flow through what the rule reads."""
+        """Gradient, loss and activations as constants, so that no second derivatives are needed: meta-gradients flow
+        through the parameters alone."""
         return self._map(torch.Tensor.detach)
 
     def harmless(self, alive: Tensor) -> "Observation":
@@ -178,9 +179,13 @@ class Rule(nn.Module, ABC):
         return RuleProposer(self, model, symmetry)
 
     def meta_groups(self) -> dict[str, list[str]]:
-        """Names of the meta-parameters by what they produce, ``update`` or ``element``: the published schedule
-        trains the two with different learning rates."""
-        return {"update": [name for name, _ in self.named_parameters()], "element": []}
+        """Names of the meta-parameters by what they produce, ``element`` where they begin with that word, else
+        ``update``: the published schedule trains the two with different learning rates."""
+        names = [name for name, _ in self.named_parameters()]
+        return {
+            "update": [name for name in names if not name.startswith("element")],
+            "element": [name for name in names if name.startswith("element")],
+        }
 
 
 @contextmanager

@@ -84,6 +84,10 @@ class Training:
                 f"training.sigma {self.sigma} and training.pairs {self.pairs} do not perturb {self.tasks} tasks: give "
                 "sigma > 0, and pairs from 1 to the number of tasks"
             )
+        if self.growing_horizon and self.window < 2:
+            raise UserError(
+                "training.growing_horizon compares the two ends of a window: give training.window 2 or more"
+            )
         if not 0 <= self.floor < 1:
             raise UserError(f"training.floor is {self.floor}: give a fraction of the initial loss, 0 or more, below 1")
         if not self.increase_penalty >= 0:

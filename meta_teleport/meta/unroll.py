@@ -32,10 +32,15 @@ FAILURE_FACTOR = 1e6
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
 
 
+def failure_limit(initial: Tensor) -> Tensor:
+    """The loss above which a task has failed: a million times its initial one, in size."""
+    return FAILURE_FACTOR * initial.abs()
+
+
 class Carry(NamedTuple):
     """What one window hands to the next: everything has the task dimension in front.
 
-    A task whose loss was not finite, or above ``FAILURE_FACTOR`` times its ``initial`` loss, is no longer ``alive`` and
+    A task whose loss was not finite, or above :func:`failure_limit` of its ``initial`` loss, is no longer ``alive`` and
     stays where it was before that step. ``undone`` counts teleports that not all sites took part in, as that would have
     moved the loss, see :func:`move_safely`.
     """
@@ -109,7 +114,7 @@ def unroll(
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1
         new, gradients = _evaluate(tasks, moved, step, second_order)
-        alive = alive & torch.isfinite(new) & (new <= FAILURE_FACTOR * initial)
+        alive = alive & torch.isfinite(new) & (new <= failure_limit(initial))
         failed = not bool(alive.all())
         params = where(alive, moved, params) if failed else moved
         loss = torch.where(alive, new, loss) if failed else new

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 TAYLOR_DEGREES = (3, 5, 7, 9, 13, 17)
-NORM_LIMIT = 1024.0
+NORM_LIMIT, WIDE = 1024.0, 32.0
 
 
 def matrix_exp_pair(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -14,14 +14,23 @@ def matrix_exp_pair(a: Tensor) -> tuple[Tensor, Tensor]:
 
     By scaling, Taylor polynomials of cosh and sinh, which share the powers of a^2, and squaring. Equal to
     ``torch.linalg.matrix_exp`` to rounding and several times faster, forward and backward, on batches of small
-    matrices near zero: degree and scaling are chosen once for the whole batch, from its largest norm. A matrix of
-    Frobenius norm above ``NORM_LIMIT`` gives nan and leaves the others alone.
+    matrices near zero: degree and scaling are chosen once for all matrices of Frobenius norm up to ``WIDE``, and once
+    for those above it, and rounding grows with the largest. A norm above ``NORM_LIMIT`` gives nan.
     """
     norms = torch.linalg.vector_norm(a.detach(), dim=(-2, -1))
     size = float(norms.max()) if a.numel() else 0.0
-    if not size <= NORM_LIMIT:
-        near = norms <= NORM_LIMIT
-        a, size = torch.where(near[..., None, None], a, torch.nan), float(torch.where(near, norms, 0).max())
+    if size <= WIDE:
+        return _exp_pair(a, size)
+    near = (norms <= WIDE)[..., None, None]
+    far = torch.where((norms <= NORM_LIMIT)[..., None, None], a, torch.nan)
+    inner, outer = (float(torch.where(norms <= limit, norms, 0).max()) for limit in (WIDE, NORM_LIMIT))
+    small = _exp_pair(torch.where(near, a, 0.0), inner)
+    large = _exp_pair(torch.where(near, 0.0, far), outer)
+    return torch.where(near, small[0], large[0]), torch.where(near, small[1], large[1])
+
+
+def _exp_pair(a: Tensor, size: float) -> tuple[Tensor, Tensor]:
+    """The same for matrices of norms up to ``size``."""
     squarings = max(0, ceil(log2(size))) if size > 1 else 0
     a, size = a / 2**squarings, size / 2**squarings
     tolerance = torch.finfo(a.dtype).eps / 4 / 2**squarings

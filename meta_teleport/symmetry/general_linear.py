@@ -44,12 +44,14 @@ def invert_columns(x: Tensor) -> Tensor:
 
 def _by_elimination(x: Tensor) -> tuple[Tensor, Tensor]:
     """``X^+`` for n <= d, and which matrices of the batch have no full rank (their result means nothing)."""
+    eps = torch.finfo(x.dtype).eps
     if x.shape[-1] == x.shape[-2]:
         inverse, info = torch.linalg.inv_ex(x)
-        return inverse, info != 0
+        condition = torch.linalg.matrix_norm(x.detach(), 1) * torch.linalg.matrix_norm(inverse.detach(), 1)
+        return inverse, (info != 0) | ~(eps * condition < 1)
     q, r = torch.linalg.qr(x)
     diagonal = r.diagonal(dim1=-2, dim2=-1).detach().abs()
-    singular = diagonal.amin(-1) <= torch.finfo(x.dtype).eps * diagonal.amax(-1)
+    singular = diagonal.amin(-1) <= x.shape[-2] * eps * diagonal.amax(-1)
     return torch.linalg.solve_triangular(r, q.mT, upper=True), singular
 
 

@@ -33,9 +33,9 @@ class Refusal(NamedTuple):
 class Symmetry:
     """All sites of one model and, where it is a chain of layers, the layers that lie between them.
 
-    ``refusals`` say which parameters no site moves, and why. ``layers[i]`` produces the units of ``sites[i]``; the last
-    layer is not listed. ``keeps_loss`` says that a teleport is meant to leave the loss alone, so that one that does not
-    is undone; it is False where drift has been accepted: wide batches, first-order elements.
+    ``refusals`` say which parameters no site moves, and why. One of the ``layers``, bottom to top, produces the units
+    of each site; the last layer is not listed. ``keeps_loss`` says that a teleport is meant to leave the loss alone, so
+    that one that does not is undone; it is False where drift has been accepted: wide batches, first-order elements.
     """
 
     sites: tuple[Site, ...]
@@ -93,7 +93,7 @@ class Symmetry:
         for many steps.
         """
         columns = inputs.mT
-        if self.sites and isinstance(self.sites[0], GeneralLinearSite):
+        if self.sites and isinstance(self.sites[0], GeneralLinearSite) and self._below(self.sites[0]) == 0:
             return LayerInput(columns, invert_columns(self.layers[0].augment(columns)))
         return LayerInput(columns)
 
@@ -120,18 +120,20 @@ class Symmetry:
         every step wait for the device, so refusing them is left to ``meta_teleport.teleport``.
         """
         self._count(elements)
-        last = max((i for i, site in enumerate(self.sites) if site.needs_inputs), default=-1)
         at = self.prepare(inputs) if isinstance(inputs, Tensor) else inputs
         known = (None,) * len(elements) if inverses is None else inverses
-        for i, (site, g, inverse) in enumerate(zip(self.sites, elements, known, strict=True)):
+        reached = 0
+        for site, g, inverse in zip(self.sites, elements, known, strict=True):
+            if at is not None and site.needs_inputs:
+                for layer in self.layers[reached : self._below(site)]:
+                    at = LayerInput(layer.forward(params, at.columns))
+                reached = self._below(site)
             try:
                 params = site.act(params, g, at, inverse)
             except torch.linalg.LinAlgError as error:
                 raise UserError(
                     f"the element at site '{site.name}' is singular: give one that has an inverse, such as exp(T)"
                 ) from error
-            if at is not None and i < last:
-                at = LayerInput(self.layers[i].forward(params, at.columns))
         return params
 
     def flow(self, params: Params, algebra: Sequence[Tensor], inputs: Tensor | LayerInput | None = None) -> Params:
@@ -164,12 +166,14 @@ class Symmetry:
 
     def hidden(self, params: Params, inputs: Tensor | LayerInput) -> tuple[Tensor, ...]:
         """The activations that each site's group acts on, as columns ``(*tasks, k, n)``, one tensor per site."""
+        if not self.layers:
+            return ()
         h = inputs.mT if isinstance(inputs, Tensor) else inputs.columns
         activations = []
         for layer in self.layers:
             h = layer.forward(params, h)
             activations.append(h)
-        return tuple(activations)
+        return tuple(activations[self._below(site)] for site in self.sites)
 
     def grams(self, params: Params, inputs: Tensor | LayerInput) -> tuple[Tensor, ...]:
         """Second moments of the activations that each site's group acts on, ``h h^T / n`` of shape ``(*tasks, k, k)``,
@@ -178,18 +182,24 @@ class Symmetry:
             site.group.gram(h) / h.shape[-1] for site, h in zip(self.sites, self.hidden(params, inputs), strict=False)
         )
 
+    def _below(self, site: Site) -> int:
+        """The number of layers below the one that produces the units of a site."""
+        return next((i for i, layer in enumerate(self.layers) if layer.weight in site.parameters), 0)
+
     def exact_on(self, params: Params, inputs: Tensor) -> tuple[bool, ...]:
         """Per site: is the loss on this batch ``(*tasks, n, d)`` unchanged by every element?
 
-        Counts points against what the site can fit, and at the lowest data-dependent site checks the rank too.
+        Counts points against what the site can fit, and above the inputs checks the rank too of what it acts through:
+        of its layer's input for the paper's action (a), of its activations for (b).
         """
         n = inputs.shape[-2]
         exact = []
-        for i, site in enumerate(self.sites):
+        for site in self.sites:
             limit = site.limit(params)
             fits = not isinstance(site.group, FirstOrder) and (limit is None or n <= limit)
-            if fits and i == 0 and isinstance(site, GeneralLinearSite):
-                columns = site.producer.augment(inputs.mT)
+            if fits and limit is not None and self._below(site) == 0:
+                through = site.producer.augment(inputs.mT) if isinstance(site, GeneralLinearSite) else None
+                columns = self.layers[0].forward(params, inputs.mT) if through is None else through
                 fits = bool((torch.linalg.matrix_rank(columns) == n).all())
             exact.append(fits)
         return tuple(exact)

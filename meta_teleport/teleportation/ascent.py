@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from meta_teleport.params import Params, aliases, detach, dot, per_task, where
-from meta_teleport.symmetry.groups import Group, PositiveScaling
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.moments import has_moment_map, is_exact, moment_map
+from meta_teleport.teleportation.moments import has_moment_map, moment_map, transports_gradients
 from meta_teleport.teleportation.objectives import Loss, Objective, gradient_norm
 
 Direction = Literal["raise", "lower"]
@@ -63,7 +62,7 @@ def ascend(
     ``inputs`` are needed by data-dependent sites only.
     """
     start, sign = detach(params), 1.0 if direction == "raise" else -1.0
-    if objective is gradient_norm and all(is_exact(site) for site in symmetry.sites):
+    if objective is gradient_norm and all(transports_gradients(site) for site in symmetry.sites):
         return _ascend_by_transport(symmetry, start, loss, sign, steps, size)
 
     def move(point: Params, elements: Sequence[Tensor], inverses: Sequence[Tensor]) -> Params:
@@ -113,15 +112,11 @@ def _ascend_by_transport(
     What is reached is measured, not predicted: where rounding (or a loss that the sites do not leave alone) spoils the
     improvement, the task stays where it was.
     """
-    groups = [site.group for site in symmetry.sites]
     gradients = _gradient(loss, params)
     before = dot(gradients, gradients)
 
     def move(point: Params, elements: Sequence[Tensor], inverses: Sequence[Tensor]) -> Params:
-        duals = [_transposed(group, inverse) for group, inverse in zip(groups, inverses, strict=True)]
-        return symmetry.act(
-            point, duals, None, [_transposed(group, g) for group, g in zip(groups, elements, strict=True)]
-        )
+        return symmetry.transport(point, list(zip(elements, inverses, strict=True)))
 
     def evaluate(point: Params) -> tuple[Tensor, Slope]:
         return dot(point, point), lambda: [-2 * moment for moment in moment_map(symmetry, point, point)]
@@ -173,10 +168,6 @@ def _climb(
 def _moving(symmetry: Symmetry) -> list[str]:
     """The names of the parameters that the sites move, each once."""
     return list(dict.fromkeys(name for site in symmetry.sites for name in site.parameters))
-
-
-def _transposed(group: Group, g: Tensor) -> Tensor:
-    return g if isinstance(group, PositiveScaling) else g.mT
 
 
 def _gradient(loss: Loss, params: Params) -> Params:

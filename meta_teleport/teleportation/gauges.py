@@ -106,20 +106,24 @@ def whitened_activations(group: Group, hidden: Tensor) -> Tensor:
 
     For GL, ``T = -1/2 log(h h^T)``, so that g = exp(T) gives ``(g h)(g h)^T = I`` on the span of h; for positive
     scaling the same with the diagonal of ``h h^T`` (every unit gets norm 1). ``hidden`` is h as columns
-    ``(*tasks, k, n)``. Eigenvalues below 1e-14 of the largest are raised to that floor; computed in float64. Not
-    differentiable.
+    ``(*tasks, k, n)``. Eigenvalues below 1e-14 of the largest are raised to that floor; computed in float64. Where h is
+    zero, or not finite, T is 0. Not differentiable.
 
     Raises ``TypeError`` for groups in which no element whitens.
     """
     h = hidden.detach().double()
     if isinstance(group, PositiveScaling):
         squares = h.square().sum(-1)
-        floor = FLOOR * squares.amax(-1, keepdim=True)
-        return (-0.5 * torch.maximum(squares, floor).log()).to(hidden.dtype)
+        largest = squares.amax(-1, keepdim=True)
+        raised = torch.maximum(squares, FLOOR * largest)
+        return (-0.5 * torch.where(largest > 0, raised, 1.0).log()).to(hidden.dtype)
     if not isinstance(group, GL):
         raise TypeError(f"no element of {type(group).__name__} whitens activations")
-    values, vectors = torch.linalg.eigh(h @ h.mT)
+    gram = h @ h.mT
+    finite = gram.isfinite().all(-1).all(-1)[..., None, None]
+    values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0))
     values = torch.maximum(values, FLOOR * values[..., -1:])
+    values = torch.where(values > 0, values, 1.0)
     return ((vectors * (-0.5 * values.log()).unsqueeze(-2)) @ vectors.mT).to(hidden.dtype)
 
 

@@ -22,8 +22,8 @@ def has_moment_map(site: Site) -> bool:
     return type(site).act is Site.act
 
 
-def is_exact(site: Site) -> bool:
-    """Does every element of the site leave the loss unchanged for every input?"""
+def transports_gradients(site: Site) -> bool:
+    """Do the gradients at ``g.w`` follow from those at w alone, by :meth:`Site.transport`?"""
     return has_moment_map(site) and not isinstance(site.group, FirstOrder)
 
 

@@ -56,10 +56,13 @@ def test_a_view_shows_the_units_that_it_was_made_of() -> None:
     assert torch.equal(rows, torch.arange(4)[:, None].expand(4, 18))
 
 
-@pytest.mark.parametrize("ranks", [[3, 2, 1, 0], [0, 1, 3, 2]])
+@pytest.mark.parametrize(
+    "ranks", [[3, 2, 1, 0], [0, 1, 3, 2], [2, 3, 4, 5, 0, 1], [4, 5, 0, 1, 2, 3], [5, 0, 1, 2, 3, 4]]
+)
 def test_shuffled_units_are_gathered(ranks: list[int]) -> None:
-    found = seen(use_of(4, 3), torch.tensor(ranks)[:, None], (4, 3), 4)
-    weight = torch.arange(12.0).reshape(4, 3)
+    k = len(ranks)
+    found = seen(use_of(k, 3), torch.tensor(ranks)[:, None], (k, 3), k)
+    weight = torch.arange(3.0 * k).reshape(k, 3)
     assert isinstance(found, Gathered)
     assert torch.equal(found.matrix(weight), weight[torch.tensor(ranks).argsort()])
 

@@ -371,6 +371,23 @@ def test_teleports_end_where_step_lengths_have_fallen(update: str) -> None:
     assert moves(rule.over(GradientDescent(0.1)), 10 * rule.horizon)
 
 
+def test_tasks_that_wait_for_their_teleport_do_not_see_that_others_have_one() -> None:
+    tasks, rule = tasks_of("linear"), rule_with(every=2)
+    _, together = after(rule, tasks, torch.tensor([0, 1, 2]))
+    for i in range(3):
+        _, alone = after(rule, tasks.select(torch.tensor([i])), torch.tensor([i]))
+        for mine, its in zip((*together.cells[0], *together.memory), (*alone.cells[0], *alone.memory), strict=True):
+            assert torch.equal(mine[i].isnan(), its[0].isnan()) and bool(its.isnan().all()) == (
+                i == 1 and its.ndim == 1
+            )
+            laws.assert_close(mine[i : i + 1].nan_to_num(), its.nan_to_num(), 1e-12)
+
+
+def after(rule: Equivariant, tasks: Tasks, step: Tensor) -> tuple[Proposal, EquivariantState]:
+    """What a fresh rule proposes at steps of one's own per task, and its next state."""
+    return rule(observe(tasks, tasks.params)._replace(step=step), rule.init(tasks.params, tasks.symmetry))
+
+
 @pytest.mark.parametrize("update", ["polyak", "adam", "muon"])
 @pytest.mark.parametrize("name", ["scaling", "linear"])
 def test_units_that_are_all_dead_break_nothing(name: str, update: str) -> None:

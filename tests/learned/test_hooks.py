@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.learned.hooks import GramHooks
+from meta_teleport.symmetry.gathered import Gathered
 from meta_teleport.symmetry.groups import GL, PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -131,3 +132,23 @@ def test_hooks_do_not_keep_their_reader() -> None:
     gc.collect()
     assert alive() is None
     model(x)
+
+
+class Turned(nn.Module):
+    """Two linear maps with the units between them in reverse order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu().flip(-1))
+
+
+def test_units_in_an_order_that_is_spelled_out_are_not_read() -> None:
+    model, x = Turned().double(), torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (site,) = find_symmetries(model, x).continuous.sites
+    hooks = GramHooks(model, Symmetry((site,)))
+    model(x)
+    assert any(isinstance(view, Gathered) for view in site.producers + site.consumers)
+    assert hooks.grams() == (None,)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from meta_teleport.learned.layerwise import Layerwise
-from meta_teleport.learned.rule import Observation
+from meta_teleport.learned.lstm import LSTMUpdateTele
+from meta_teleport.learned.rule import Observation, shapes_of
 from meta_teleport.tasks.regression import Regression
 
 
@@ -32,3 +33,13 @@ def test_parts_of_the_loss_to_remove_are_equal_but_for_the_start_where_a_site_pr
         laws.assert_close(removed, 2 * parts(start)[name] * loss, 1e-12)
         if start > -30:
             laws.must_fail(laws.assert_close, removed, 2 * parts(start + 0.1)[name] * loss, 1e-3)
+
+
+def test_a_gradient_that_is_zero_gives_no_update(generator: torch.Generator) -> None:
+    tasks = Regression(width=4, data="gaussian").sample(2, generator)
+    gradients = {name: torch.zeros_like(p) for name, p in tasks.params.items()}
+    for rule in (Layerwise("polyak"), LSTMUpdateTele(shapes_of(tasks.params, tasks.symmetry))):
+        seen = Observation(tasks.params, gradients, torch.full((2,), 75.0), torch.zeros(2, dtype=torch.long))
+        seen = seen._replace(symmetry=tasks.symmetry)
+        update = rule(seen, rule.init(seen.params, seen.symmetry))[0].update
+        assert all(bool(torch.isfinite(f).all()) for f in update.values())

@@ -23,6 +23,11 @@ def test_reaches_the_minimum_of_convex_quadratics(generator: torch.Generator) ->
         assert float(losses.cummin(0).values[-1].max()) < 1e-16, name
 
 
+def test_stays_where_it_has_converged(generator: torch.Generator) -> None:
+    losses = losses_of(Functions("ellipse").sample(32, generator, dtype=torch.float64), 120)
+    assert float(losses[-1].max()) < 1e-300
+
+
 def test_reaches_the_minimum_of_rosenbrock(generator: torch.Generator) -> None:
     tasks = Functions("rosenbrock").sample(64, generator, dtype=torch.float64)
     assert float(losses_of(tasks, 150).cummin(0).values[-1].max()) < 1e-12

@@ -72,9 +72,13 @@ def test_without_gradients_it_is_the_plain_map(generator: torch.Generator) -> No
     assert not hasattr(weight, "gathered")
 
 
-def test_the_leaves_of_a_window_are_let_go(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("backward", [True, False])
+def test_the_leaves_of_a_window_are_let_go(backward: bool, generator: torch.Generator) -> None:
     weights = leaves(generator)
-    run(linear, weights, torch.randn(4, 6, generator=generator, dtype=torch.float64), 3).backward()
+    total = run(linear, weights, torch.randn(4, 6, generator=generator, dtype=torch.float64), 3)
+    if backward:
+        total.backward()
+    del total
     kept = [ref(weight) for weight in weights]
     del weights
     assert not any(weight() is not None for weight in kept)

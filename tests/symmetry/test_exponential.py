@@ -58,5 +58,14 @@ def test_one_bad_matrix_leaves_the_others_alone(bad: float, generator: torch.Gen
     laws.assert_close(result[[0, 2]], expected[[0, 2]], 1e-12)
 
 
+def test_a_large_matrix_does_not_cost_the_others_accuracy(generator: torch.Generator) -> None:
+    t = algebra((0.3, 1.0, 2.0), 6, generator).float()
+    wide = torch.cat([t, 700 * algebra((1.0,), 6, generator).float().triu(1)])
+    expected = torch.linalg.matrix_exp(wide.double())
+    result = matrix_exp(wide).double()
+    laws.assert_close(result[:3], expected[:3], 1e-6)
+    assert bool(torch.isfinite(result[3]).all())
+
+
 def test_empty_batch() -> None:
     assert matrix_exp(torch.zeros(0, 3, 3)).shape == (0, 3, 3)

@@ -1,5 +1,7 @@
 """What a symmetry offers beside its action: activations, exactness, refusals and their texts."""
 
+from dataclasses import replace
+
 import laws
 import pytest
 import torch
@@ -65,6 +67,31 @@ def test_exact_on_counts_points_and_checks_the_rank() -> None:
     assert symmetry.exact_on(params, torch.cat([x, x + 1, x - 1], 1)) == (False, False)
     repeated = torch.cat([x[:, :3], x[:, :1]], 1)
     assert symmetry.exact_on(params, repeated) == (False, True)
+
+
+def test_action_b_is_exact_where_the_activations_are_independent() -> None:
+    instance = build(replace(DEEP, action="pseudo_inverse"))
+    symmetry, params, x = instance.symmetry, instance.params, instance.inputs
+    assert symmetry.exact_on(params, x)[0]
+    assert not symmetry.exact_on(params, torch.cat([x[:, :3], x[:, :1]], 1))[0]
+
+
+@pytest.mark.parametrize("action", ["general_linear", "pseudo_inverse"])
+@pytest.mark.parametrize("name", ["layers.0", "layers.1"])
+def test_a_part_of_the_sites_acts_as_the_whole_with_identities(
+    action: str, name: str, generator: torch.Generator
+) -> None:
+    instance = build(replace(DEEP, action=action))
+    symmetry, params, x = instance.symmetry, instance.params, instance.inputs
+    part = symmetry.only(name)
+    (g,) = (site.group.sample(len(x), generator=generator, dtype=torch.float64) for site in part.sites)
+    elements = [g if site.name == name else site.group.identity(len(x), dtype=torch.float64) for site in symmetry.sites]
+    whole = symmetry.act(params, elements, x)
+    laws.params_close(part.act(params, [g], x), whole, 1e-9)
+    laws.must_fail(laws.params_close, params, whole, 1e-3)
+    (own,) = part.hidden(params, x)
+    laws.assert_close(own, symmetry.hidden(params, x)[[site.name for site in symmetry.sites].index(name)], 1e-12)
+    assert len(part.grams(params, x)) == 1
 
 
 def test_limits_per_site() -> None:
@@ -218,6 +245,13 @@ def test_one_task_without_an_inverse_leaves_the_others_alone(
     result = invert_columns(x)
     laws.assert_close(result[[0, 2]], expected, 1e-11)
     assert bool(torch.isnan(result[1]).all())
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (25, 20)], ids=str)
+def test_equal_columns_are_inverted_by_singular_values(shape: tuple[int, int], generator: torch.Generator) -> None:
+    x = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    x[1, :, 3] = x[1, :, 7]
+    laws.assert_close(invert_columns(x), torch.linalg.pinv(x), 1e-9)
 
 
 VIEWS = (

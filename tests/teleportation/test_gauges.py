@@ -254,6 +254,19 @@ def test_whitened_scalings_give_every_unit_norm_one(generator: torch.Generator) 
     assert torch.allclose(gh.norm(dim=2), torch.ones(4, 6).double(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("group", [GL(6), PositiveScaling(6)], ids=str)
+def test_activations_that_are_zero_or_not_finite_are_left_alone(
+    group: GL | PositiveScaling, generator: torch.Generator
+) -> None:
+    h = torch.randn(3, 6, 9, generator=generator, dtype=torch.float64)
+    expected = whitened_activations(group, h)
+    h[1] = 0
+    found = whitened_activations(group, h)
+    assert not found[1].any() and torch.equal(found[[0, 2]], expected[[0, 2]])
+    h[1, 0, 0] = torch.nan
+    laws.assert_close(whitened_activations(group, h)[[0, 2]], expected[[0, 2]], 1e-12)
+
+
 def test_whitening_is_refused_where_no_element_whitens(generator: torch.Generator) -> None:
     site = Functions("booth").sample(1, generator).symmetry.sites[0]
     with pytest.raises(TypeError, match="no element of Orthogonal whitens activations"):

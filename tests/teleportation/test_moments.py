@@ -11,7 +11,7 @@ from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 from meta_teleport.tasks.functions import Functions
-from meta_teleport.teleportation.moments import has_moment_map, is_exact, moment_map
+from meta_teleport.teleportation.moments import has_moment_map, moment_map, transports_gradients
 
 SHAPES = {"V": (4, 6), "b": (4,), "U": (4, 4), "c": (4,), "W": (8, 4), "X": (2, 8)}
 GROUPS = [GL(4), PositiveScaling(4), Orthogonal(4), FirstOrder(4)]
@@ -55,6 +55,6 @@ def test_the_moment_map_is_the_derivative_along_the_orbit(group: Group, generato
 def test_which_sites_have_one(generator: torch.Generator) -> None:
     sites = [chain(group).sites[0] for group in GROUPS]
     assert all(has_moment_map(site) for site in sites)
-    assert [is_exact(site) for site in sites] == [True, True, True, False]
+    assert [transports_gradients(site) for site in sites] == [True, True, True, False]
     plane = Functions("booth").sample(1, generator).symmetry.sites[0]
-    assert not has_moment_map(plane) and not is_exact(plane)
+    assert not has_moment_map(plane) and not transports_gradients(plane)
