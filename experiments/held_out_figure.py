@@ -28,12 +28,12 @@ OTHERS = {
     "scaled GD": "#000080",
     "LSTM(update, tele) as published": "#ff9896",
 }
-LEAST, PANELS = 1e-30, 4
+LEAST, TOP, PANELS = 1e-30, 10, 4
 
 
 def plot(setting: Setting, members: dict[str, Curves]) -> Figure:
     """Medians against the step, over tasks and meta-seeds; bands from 10 % to 90 % for what is learned. Dots are the
-    ends of longer runs."""
+    ends of longer runs; what lies above ten times the largest start is not shown."""
     columns, rows = min(len(members), PANELS), -(-len(members) // PANELS)
     figure = Figure(figsize=(4.6 * columns, 4.2 * rows + 1), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -44,6 +44,7 @@ def plot(setting: Setting, members: dict[str, Curves]) -> Figure:
         for method, colour in (OTHERS | LEARNED).items():
             if method in curves:
                 _line(axes, curves, method, colour)
+        axes.set_ylim(top=min(axes.get_ylim()[1], TOP * float(curves["rule"][0].values[0].max())))
         axes.axvline(setting.horizon, color="black", linewidth=0.6, linestyle=":")
         axes.set(yscale="log", xlabel="step", title=name, xscale="log")
         axes.grid(alpha=0.3)
