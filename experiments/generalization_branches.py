@@ -20,8 +20,6 @@ from meta_teleport.tasks.images import Images
 LAST = max(PUBLISHED_BATCHES.values()) - 1
 """The step of the last teleport."""
 
-MOMENTS = ("before", "after", "end")
-
 
 def branches(
     images: Images,

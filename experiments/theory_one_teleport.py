@@ -37,7 +37,6 @@ DECAY = 1e-4
 STEPS, CHECKS, STARTS = 2000, 100, 32
 SMOKE: dict[str, Any] = {"steps": 100, "checks": 4, "starts": 2}
 WITHIN = 0.99
-ONE = 1e-6
 GAMMA = 1 + 0.5**0.5
 LOWEST = 1e-17
 
