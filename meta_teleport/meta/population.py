@@ -67,7 +67,7 @@ class Population:
         leaves, structure = tree_flatten(self.carry)
         self.carry = tree_unflatten([tensors[f"carry.{i}"] for i in range(len(leaves))], structure)
         self.due, self.horizon = tensors["due"], numbers["horizon"]
-        self.meta_loss = numbers.get("meta_loss", self.meta_loss)
+        self.meta_loss = numbers["meta_loss"]
 
     def _first_due(self) -> Tensor:
         """The step at which each task is replaced: staggered first lives are cut to all multiples of the window."""

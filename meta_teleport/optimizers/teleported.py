@@ -197,8 +197,7 @@ class TeleportedOptimizer(Delegate):
         self._taken, self._loss, self._started = ours["taken"], ours["loss"], perf_counter() - ours["elapsed"]
         self.schedule.load_state_dict(ours["schedule"])
         self._history.load_state_dict(ours["history"])
-        if "sight" in ours:
-            self._sight.load_state_dict(ours["sight"])
+        self._sight.load_state_dict(ours["sight"])
         if self._generator is not None and ours["generator"] is not None:
             self._generator.set_state(ours["generator"])
 
