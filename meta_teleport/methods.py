@@ -113,7 +113,7 @@ def random_move(at: Sequence[int], sizes: Sequence[float], generator: torch.Gene
         ones = tuple(like.new_ones(tasks.count, *group.algebra_shape) for group in groups)
         drawn = [tangent(g, t) for g, t in zip(groups, random_algebra(ones, generator), strict=True)]
         norm = torch.stack([t.square().flatten(1).sum(1) for t in drawn]).sum(0).sqrt()
-        return symmetry.act(params, symmetry.exp([size * t / per_task(norm, t) for t in drawn]), inputs)
+        return symmetry.flow(params, [size * t / per_task(norm, t) for t in drawn], inputs)
 
     return move
 

@@ -88,8 +88,12 @@ def test_ascent_raises_the_gradient_norm_and_keeps_the_loss(family):
 def test_random_moves_have_the_norm_that_is_asked_for_over_all_sites(monkeypatch):
     tasks = Regression(4, depth=3).sample(5, generator(), dtype=torch.float64)
     seen = []
-    exp = type(tasks.symmetry).exp
-    monkeypatch.setattr(type(tasks.symmetry), "exp", lambda self, algebra: seen.extend(algebra) or exp(self, algebra))
+    flow = type(tasks.symmetry).flow
+    monkeypatch.setattr(
+        type(tasks.symmetry),
+        "flow",
+        lambda self, params, algebra, inputs: seen.extend(algebra) or flow(self, params, algebra, inputs),
+    )
     random_move((0, 7), (0.1, 0.3), generator())(tasks, tasks.params, step_of(tasks) + 7)
     assert len(seen) == 2
     norm = torch.stack([t.square().flatten(1).sum(1) for t in seen]).sum(0).sqrt()

@@ -159,7 +159,8 @@ def fix(symmetry: Symmetry, params: Params, loss: Loss, *, gauge: Gauge, sweeps:
 def draw(symmetry: Symmetry, params: Params, loss: Loss, *, size: float, generator: torch.Generator) -> Found:
     """A random element."""
     algebra = [size * t for t in unit_algebra(symmetry, None, next(iter(params.values())), generator)]
-    return Found(symmetry.flow(params, algebra), symmetry.exp(algebra))
+    pairs = symmetry.exp_pairs(algebra)
+    return Found(symmetry.move(params, pairs), tuple(g for g, _ in pairs))
 
 
 def _checked(objective: Objective) -> Objective:
