@@ -131,6 +131,8 @@ def parse_symmetries(argv: Sequence[str]) -> tuple[Namespace, nn.Module, Any]:
     if not isinstance(model, nn.Module):
         raise UserError(f"{args.factory} returned a {type(model).__name__}: return a torch module, or (module, inputs)")
     if args.shape is not None:
+        if any(size < 0 for size in args.shape):
+            raise UserError(f"--shape {args.shape} has a negative size: give that of one batch, as in [2,3,224,224]")
         example_inputs = torch.randn(args.shape, generator=torch.Generator().manual_seed(0))
     if example_inputs is None:
         raise UserError(

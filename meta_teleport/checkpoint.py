@@ -52,6 +52,14 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[s
     return {name: tensor.to(device) for name, tensor in tensors.items()}, meta
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder where there is none. Raises ``UserError`` if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be made ({error.strerror}): choose another") from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a crash, finds the old one or the new one, never a part.
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import restricted_number_type
 
 from meta_teleport.classes import resolve
 from meta_teleport.errors import UserError
@@ -16,6 +17,7 @@ from meta_teleport.tasks.family import TaskFamily
 
 PROGRAM = "meta-teleport"
 BASES: dict[str, type] = {"task": TaskFamily, "rule": Rule}
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)], docstring="A seed, from 0 to 2^63 - 1")
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "float64"]
 LONGEST = 400
@@ -56,7 +58,7 @@ def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Pa
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own config")
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags win over it")
     _add_common(parser)
-    parser.add_argument("--seed", type=int, default=stored.get("seed", 0), help="seed of the rule and of the tasks")
+    parser.add_argument("--seed", type=Seed, default=stored.get("seed", 0), help="seed of the rule and of the tasks")
     parser.add_argument("--dtype", type=Dtype, default=stored.get("dtype", "float32"), help="floating point type")
     parser.add_subclass_arguments(TaskFamily, "task", default=specs["task"], required=False)
     parser.add_subclass_arguments(Rule, "rule", skip={"shapes"}, default=specs["rule"], required=False)
@@ -80,7 +82,7 @@ def evaluate_parser() -> Parser:
     )
     parser.add_argument("--tasks", type=int, default=256, help="number of held-out tasks")
     parser.add_argument("--steps", type=int | None, help="steps per task (default: 10 times the trained horizon)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the held-out tasks")
+    parser.add_argument("--seed", type=Seed, default=0, help="seed of the held-out tasks")
     parser.add_argument("--dtype", type=Dtype | None, help="floating point type (default: that of the training)")
     parser.add_argument("--json", action="store_true", help="print the JSON of evaluation.json and nothing else")
     _add_common(parser)

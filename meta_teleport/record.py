@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from meta_teleport.checkpoint import write_atomically
+from meta_teleport.checkpoint import make_folder, write_atomically
 from meta_teleport.errors import UserError
 
 FORMAT = 1
@@ -39,10 +39,7 @@ class Run:
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"folder {folder} is not empty: choose another --out, or go on with it by --resume")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"folder {folder} cannot be made ({error.strerror}): choose another --out") from None
+        make_folder(folder)
         run = cls(folder, {})
         write_json(folder / "provenance.json", provenance(device))
         run.update({"format": FORMAT, **config})

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meta_teleport.checkpoint import make_folder
 from meta_teleport.measurement import measure
 from meta_teleport.methods import ASCENT_STEPS, OPTIMIZERS, Jumps, Method, Settings, ascent, baseline
+from meta_teleport.record import write_json
 from meta_teleport.statistics import log10
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.teleportation.ascent import Ascent
@@ -67,7 +69,8 @@ def tune(
     tasks = family.sample(TASKS, torch.Generator().manual_seed(SEED), "train", dtype, device)
     settings = _tune_all(tasks, horizon, report)
     if folder is not None:
-        _write(folder, [*kept, {"key": key, "settings": settings}])
+        make_folder(folder)
+        write_json(folder / FILE, {"schema": SCHEMA, "entries": [*kept, {"key": key, "settings": settings}]})
     return settings
 
 
@@ -192,10 +195,3 @@ def _read(folder: Path | None) -> list[dict[str, Any]]:
         return list(content["entries"]) if content["schema"] == SCHEMA else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{FILE}.new"
-    temporary.write_text(json.dumps({"schema": SCHEMA, "entries": entries}, indent=1) + "\n")
-    temporary.replace(folder / FILE)

@@ -70,6 +70,12 @@ def test_train_writes_a_run_that_loads(workplace, capsys):
     assert rule.config == config and rule.meta_step == 3
 
 
+def test_seeds_are_those_that_torch_takes(workplace, capsys):
+    for seed in ("-1", str(2**63)):
+        assert "Not of type Seed" in error(capsys, "train", "--out", "a", "--seed", seed)
+    assert not os.path.exists("a")
+
+
 def test_the_seed_decides(workplace):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert train(name, f"--seed={seed}") == 0
@@ -341,7 +347,7 @@ def test_a_config_file_never_decides_what_is_imported(workplace, capsys, text):
         (["--training.meta_steps=0"], "training.meta_steps is 0: give 1 or more"),
         (["--training.meta_step=5"], "unrecognized arguments: --training.meta_step=5"),
         (["--nope", "3"], "unrecognized arguments: --nope 3"),
-        (["--seed=x"], "'seed': expected int. Got value: x"),
+        (["--seed=x"], "'seed': Not of type Seed: "),
         (["--dtype=float16"], "'dtype': expected one of 'float32', 'float64'. Got value: float16"),
         (["--device=tpu"], "'device': expected one of 'auto', 'cpu', 'cuda'. Got value: tpu"),
         (["--config=none.yaml"], "config file none.yaml cannot be read (No such file or directory)"),
@@ -556,4 +562,5 @@ def test_symmetries_refuses_what_it_cannot_use(workplace, capsys):
     assert "returned a int" in error(capsys, "symmetries", "own_models:number")
     assert "pass --shape" in error(capsys, "symmetries", "own_models:bare")
     assert "does not run on the example inputs" in error(capsys, "symmetries", "own_models:bare", "--shape", "[2,5]")
+    assert "has a negative size" in error(capsys, "symmetries", "own_models:bare", "--shape", "[-1,4]")
     assert "keep the parameters in float32" in error(capsys, "symmetries", "own_models:half")

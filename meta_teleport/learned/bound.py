@@ -34,6 +34,15 @@ class BoundRule:
         self.rule = deepcopy(rule).to(self.like).requires_grad_(False)
         self.hooks = GramHooks(model, symmetry if rule.observes_grams else Symmetry(()))
 
+    def require_unchanged(self) -> None:
+        """Raises ``UserError`` if the model is now in another precision or on another device."""
+        like, now = self.like, next(iter(self.parameters.values()))
+        if (now.dtype, now.device) != (like.dtype, like.device):
+            raise UserError(
+                f"the model is {now.dtype} on {now.device} now, and was {like.dtype} on {like.device} when the "
+                "optimizer was made: convert it first, and make the optimizer then"
+            )
+
     def params(self) -> Params:
         """The parameters as ``(1, *shape)``, not copied."""
         return {name: p.detach().unsqueeze(0) for name, p in self.parameters.items()}

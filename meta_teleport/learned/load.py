@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from meta_teleport.checkpoint import load_tensors, save_tensors
+from meta_teleport.checkpoint import load_tensors, make_folder, save_tensors
 from meta_teleport.classes import construct, resolve
 from meta_teleport.errors import UserError
 from meta_teleport.learned.rule import Rule, Shapes, SiteShape, initialized
@@ -56,7 +56,7 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
     shapes = getattr(rule, "shapes", None)
     path = Path(path)
     if path.suffix != ".safetensors":
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         path = path / FILE
     meta = {
         "format": FORMAT,
@@ -86,7 +86,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Rule:
         spec = {"class_path": config["rule"]["class_path"], "init_args": config["rule"].get("init_args", {})}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its header does not describe a rule): copy it again") from None
-    rule = build(spec, shapes)
+    try:
+        rule = build(spec, shapes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged (no rule can be built as its header says): copy it again") from None
     _require_same(rule.state_dict(), tensors, path)
     rule.load_state_dict(tensors, assign=True)
     rule.config, rule.meta_step = config, meta.get("meta_step")

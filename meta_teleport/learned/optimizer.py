@@ -1,5 +1,6 @@
 """A rule as a ``torch.optim.Optimizer`` for a model of one's own."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from meta_teleport.teleportation.conditions import require_linear, require_toler
 from meta_teleport.teleportation.drift import LIMIT
 
 Closure = Callable[[], Any]
+PATIENCE = 5
 
 
 class LearnedOptimizer(Optimizer):
@@ -36,14 +38,17 @@ class LearnedOptimizer(Optimizer):
     the closure left it. Both return the loss. Rules read it, so one of the two is needed; rules that backtrack take a
     closure only, and evaluate it once more, or several times where lr f would raise the loss.
 
-    ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out. ``params``:
-    parameter groups as for any torch optimizer, by default all trainable parameters. A parameter in no group stays
-    where it is, and so does one without a gradient at this step, with the sites that it belongs to.
+    ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out, and without any site
+    the update is all there is. ``params``: parameter groups as for any torch optimizer, by default all trainable
+    parameters. A parameter in no group stays where it is, and so does one without a gradient at this step, with the
+    sites that it belongs to. What was frozen when the optimizer was made cannot join later.
 
     A teleport is undone (``undone`` counts them) if a parameter does not stay finite, if rounding could move the loss
     by more than ``tolerance`` (eps times the condition number of an element), and, where step is given a closure, if
-    the loss on its batch does move by more. That takes two more evaluations of the closure; ``checked=False`` leaves
-    them out.
+    the loss on its batch does move by more. That takes two more evaluations of the closure, which must therefore see
+    the same batch at every call, in full precision; ``checked=False`` leaves them out. Sites leave the outputs alone: a
+    loss that reads weights or activations as well does move, which ``step(loss)`` cannot see. Rules read the logarithm
+    of the loss: it should not be negative.
 
     Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
     nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
@@ -71,10 +76,14 @@ class LearnedOptimizer(Optimizer):
         symmetry.continuous.require_fit(model)
         self.model, self.taken, self.undone = model, 0, 0
         self._rule, self._given, self._begun = rule, symmetry.continuous, False
-        self._tolerance, self._checked = tolerance, checked
+        self._tolerance, self._checked, self._in_a_row = tolerance, checked, 0
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
         self._bound, self._begun = self._bind(), True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # schedulers put a step into an optimizer that is bound to this very one
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     @property
     def symmetry(self) -> Symmetry:
@@ -101,8 +110,10 @@ class LearnedOptimizer(Optimizer):
         Raises ``UserError``, before anything has moved, without either, for a loss that is not one finite number, and
         if there are no gradients.
         """
-        loss = self._evaluate(closure)
         bound = self._bound
+        bound.require_unchanged()
+        self._require_frozen()
+        loss = self._evaluate(closure)
         with torch.autocast(bound.like.device.type, enabled=False):
             params = bound.params()
             gradients, value = bound.gradients(), bound.loss(loss)
@@ -151,10 +162,18 @@ class LearnedOptimizer(Optimizer):
                 "the same model object"
             )
         parameters = {name: p for name, p in known.items() if p in held and p.requires_grad}
+        self._frozen = {name: p for name, p in known.items() if p in held and not p.requires_grad}
         if not parameters:
             raise UserError("no group holds a trainable parameter: set requires_grad on those that may move")
         free = tuple(site for site in self._given.sites if set(site.parameters) <= parameters.keys())
         return BoundRule(self._rule, self.model, parameters, Symmetry(free))
+
+    def _require_frozen(self) -> None:
+        for name, p in self._frozen.items():
+            if p.requires_grad:
+                raise UserError(
+                    f"'{name}' was frozen when this optimizer was made and is trainable now: make a new optimizer"
+                )
 
     def _evaluate(self, closure: Tensor | Closure | None) -> Any:
         """The loss, its gradients in ``.grad``."""
@@ -162,10 +181,10 @@ class LearnedOptimizer(Optimizer):
             raise UserError("this rule shortens updates that raise the loss: call step(closure), so that it can look")
         if closure is None:
             raise UserError("a learned rule reads the loss: call step(loss), which calls backward, or step(closure)")
-        if not isinstance(closure, Tensor):
+        if callable(closure):
             with torch.enable_grad():
                 return closure()
-        if closure.numel() != 1 or not closure.requires_grad:
+        if not isinstance(closure, Tensor) or closure.numel() != 1 or not closure.requires_grad:
             raise UserError("step(loss) needs one number with a graph: compute the loss from the model, and reduce it")
         self.zero_grad()
         closure.backward()
@@ -206,8 +225,19 @@ class LearnedOptimizer(Optimizer):
         with bound.hooks.reading(False):
             found = teleported(bound.symmetry, updated, algebra, self._tolerance, loss)
         if found is None:
-            self.undone += 1
+            self._undo(loss is not None)
             return updated
-        moved, elements = found
+        self._in_a_row, (moved, elements) = 0, found
         bound.transport(elements)
         return moved
+
+    def _undo(self, looked: bool) -> None:
+        """Counts a teleport that is not carried out, and warns where a closure has been looked at and none ever is."""
+        self.undone, self._in_a_row = self.undone + 1, self._in_a_row + looked
+        if looked and self._in_a_row == PATIENCE:
+            warnings.warn(
+                f"the last {PATIENCE} teleports were undone, as the loss did not stay where it was: let the closure "
+                "compute the same loss at every call (one batch, full precision, of the outputs alone), or call "
+                "step(loss), which does not look",
+                stacklevel=4,
+            )

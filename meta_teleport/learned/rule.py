@@ -162,7 +162,7 @@ class Rule(nn.Module, ABC):
         Raises ``UserError`` for rules that do not go by a horizon.
         """
         horizon = getattr(self, "horizon", None)
-        if not isinstance(horizon, int) or steps < 1:
+        if not isinstance(horizon, int) or not isinstance(steps, int) or steps < 1:
             raise UserError(
                 f"{type(self).__name__} cannot be made to last {steps} steps: give 1 or more, and a rule with a horizon"
             )

@@ -75,6 +75,9 @@ class Training:
         for name in ("meta_steps", "tasks", "window", "horizon", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}: give 1 or more")
+        for name in ("lr_update", "lr_element"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"training.{name} is {getattr(self, name)}: give 0 or more")
         if self.horizon % self.window:
             raise UserError(f"horizon {self.horizon} is no multiple of window {self.window}: change one of them")
         if self.estimator not in ESTIMATORS:

@@ -44,8 +44,9 @@ class Symmetry:
     refusals: tuple[Refusal, ...] = ()
 
     def __str__(self) -> str:
-        """One line per site, and one with the number of refusals."""
-        return "\n".join([*map(str, self.sites), f"refusals: {len(self.refusals)}"])
+        """One line per site, then the number of refusals and one line for each."""
+        refused = [f"  {', '.join(refusal.parameters)}: {refusal.reason}" for refusal in self.refusals]
+        return "\n".join([*map(str, self.sites), f"refusals: {len(refused)}", *refused])
 
     @property
     def continuous(self) -> "Symmetry":

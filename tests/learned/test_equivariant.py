@@ -331,6 +331,8 @@ def test_a_rule_made_to_last_twice_as_long_reads_half_of_the_time(update: str) -
     laws.assert_close(first.algebra[0], second.algebra[0], 1e-12)
     laws.must_fail(laws.assert_close, rule(late, state)[0].algebra[0], first.algebra[0], 1e-6)
     assert rule.tempo == 1.0
+    with pytest.raises(UserError, match="Equivariant cannot be made to last 300 steps: give 1 or more"):
+        rule.lasting("300")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="GradientDescent cannot be made to last 5 steps"):
         GradientDescent(0.1).lasting(5)
 

@@ -138,6 +138,10 @@ def rewrite(tmp_path, change):
         (lambda tensors, meta: meta.update(shapes=[3]), "its header does not describe a rule"),
         (lambda tensors, meta: meta["config"].update(rule=3), "its header does not describe a rule"),
         (lambda tensors, meta: meta["config"]["rule"]["init_args"].update(hidden=3), "'hidden'; its arguments are"),
+        (
+            lambda tensors, meta: meta["config"]["rule"]["init_args"].update(hidden_size="many"),
+            "no rule can be built as its header says",
+        ),
         (lambda tensors, meta: meta["config"]["rule"].update(class_path="LSTMMagic"), "there is no Rule 'LSTMMagic'"),
         (lambda tensors, meta: tensors.pop("update_head.linear.bias"), "'update_head.linear.bias' is missing"),
         (lambda tensors, meta: tensors.update(extra=torch.ones(1)), "tensor 'extra' is not part of the rule"),

@@ -1,7 +1,9 @@
 """Rules as torch optimizers: the same steps as in meta-training, and what torch expects of an optimizer."""
 
 import io
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -380,3 +382,52 @@ def test_dense_rules_fit_one_network() -> None:
     train(RELU, model, rule.optimizer(model, symmetry=RELU.symmetry))
     with pytest.raises(UserError, match=r"fits networks of 0\.weight 5x6"):
         rule.optimizer(LINEAR.build(), symmetry=LINEAR.symmetry)
+
+
+@pytest.mark.parametrize(
+    "copied", [deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("network", [RELU, HEADS], ids=str)
+def test_copies_go_on_bitwise(network: Network, copied: Callable[..., Any]) -> None:
+    model = network.build()
+    optimizer = LearnedOptimizer(trained(every=2), model, network.symmetry)
+    StepLR(optimizer, 3)
+    train(network, model, optimizer, range(3))
+    twin, its = copied((model, optimizer))
+    for m, o in ((model, optimizer), (twin, its)):
+        train(network, m, o, range(3, 8))
+    assert its.taken == 8 and all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert not any(p is q for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_it_warns_once_where_every_teleport_is_undone() -> None:
+    model, batches = RELU.build(), iter(range(100))
+    optimizer = LearnedOptimizer(trained(), model, RELU.symmetry)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = network_cases.loss(model, RELU.batch(next(batches)))
+        value.backward()
+        return value
+
+    with pytest.warns(UserWarning, match="the last 5 teleports were undone") as warned:
+        for _ in range(8):
+            optimizer.step(closure)
+    assert len(warned) == 1 and optimizer.undone == 8
+
+
+def test_what_has_changed_since_it_was_made_is_named() -> None:
+    model = RELU.build()
+    model[0].requires_grad_(False)
+    optimizer = LearnedOptimizer(trained(), model, RELU.symmetry, model.parameters())
+    train(RELU, model, optimizer, range(1))
+    model[0].requires_grad_(True)
+    with pytest.raises(UserError, match=r"'0.weight' was frozen when this optimizer was made and is trainable now"):
+        train(RELU, model, optimizer, range(1))
+    model = RELU.build()
+    optimizer = LearnedOptimizer(trained(), model, RELU.symmetry)
+    model.float()
+    with pytest.raises(UserError, match=r"the model is torch.float32 on cpu now, and was torch.float64"):
+        optimizer.step(torch.ones(1, requires_grad=True).sum())
+    with pytest.raises(UserError, match="needs one number with a graph"):
+        LearnedOptimizer(trained(), RELU.build(), RELU.symmetry).step(1.0)  # type: ignore[arg-type]

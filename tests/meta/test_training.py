@@ -188,6 +188,8 @@ def test_refusals(tmp_path: Path) -> None:
         replace(SMALL, tasks=0)
     with pytest.raises(UserError, match=r"training\.floor is 1.0: give a fraction of the initial loss"):
         replace(SMALL, floor=1.0)
+    with pytest.raises(UserError, match=r"training\.lr_update is -1.0: give 0 or more"):
+        replace(SMALL, lr_update=-1.0)
     with pytest.raises(UserError, match=r"growing_horizon compares the two ends of a window: give training\.window 2"):
         replace(SMALL, growing_horizon=True, window=1)
     with pytest.raises(UserError, match=r"training\.increase_penalty is -1.0: give 0 or more"):

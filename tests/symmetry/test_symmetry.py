@@ -213,11 +213,11 @@ def test_a_symmetry_reads_as_one_line_per_site(action: str, group: str) -> None:
     assert repr(symmetry).startswith("Symmetry(sites=(")
 
 
-def test_copies_and_refusals_are_counted() -> None:
+def test_copies_are_counted_and_refusals_listed() -> None:
     packed = View("in", 2, (2, 4, 3), units=(1,), blocks=(0,))
     heads = Site("heads", GL(4, (2,)), (packed, packed), (packed,))
     symmetry = Symmetry((heads,), refusals=(Refusal(("a",), "why"), Refusal(("b",), "why")))
-    assert str(symmetry) == "heads: 2 x GL(4), in -> in\nrefusals: 2"
+    assert str(symmetry) == "heads: 2 x GL(4), in -> in\nrefusals: 2\n  a: why\n  b: why"
     assert str(Symmetry(())) == "refusals: 0"
 
 
