@@ -23,7 +23,7 @@ from meta_teleport.tasks.regression import RegressionTasks
 from meta_teleport.teleportation.gauges import balanced, principal_axes
 from meta_teleport.tuning import decades
 
-RESIDUALS, WIDEST_ROOT = 400, 512
+RESIDUALS, WIDEST_ROOT = 400, 100
 GAUGES: dict[str, list[Gauge]] = {
     "Adam, balanced gauge": [balanced],
     "Adam, principal axes": [principal_axes],
