@@ -44,9 +44,9 @@ def plot(setting: Setting, members: dict[str, Curves]) -> Figure:
         for method, colour in (OTHERS | LEARNED).items():
             if method in curves:
                 _line(axes, curves, method, colour)
-        axes.set_ylim(top=min(axes.get_ylim()[1], TOP * float(curves["rule"][0].values[0].max())))
         axes.axvline(setting.horizon, color="black", linewidth=0.6, linestyle=":")
         axes.set(yscale="log", xlabel="step", title=name, xscale="log")
+        axes.set_ylim(top=min(axes.get_ylim()[1], TOP * float(curves["rule"][0].values[0].max())))
         axes.grid(alpha=0.3)
     for axes in grid[:, 0]:
         axes.set_ylabel("error" if setting.stochastic else "loss")
