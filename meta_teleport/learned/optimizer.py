@@ -21,6 +21,7 @@ from meta_teleport.teleportation.drift import LIMIT
 
 Closure = Callable[[], Any]
 PATIENCE = 5
+"""How many teleports in a row are undone before a warning."""
 
 
 class LearnedOptimizer(Optimizer):
