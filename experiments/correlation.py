@@ -34,7 +34,7 @@ from torch import Tensor
 from meta_teleport.checkpoint import write_atomically
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images, Order
 from meta_teleport.teleportation.objectives import SEARCH_SCALES
 

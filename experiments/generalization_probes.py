@@ -12,7 +12,8 @@ from torch import Tensor
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.params import detach
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
 from meta_teleport.teleportation.objectives import SEARCH_SCALES, Curvature, Sharpness
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies, Jump, Search
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import Direction
 
 Action = Literal["published", "limited", "scaling"]

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from meta_teleport.models import MLP
 from meta_teleport.params import Params, functional
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import ascend
 from meta_teleport.teleportation.objectives import Curvature, Objective, Sharpness, gradient_norm
 

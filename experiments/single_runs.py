@@ -17,7 +17,7 @@ import meta_teleport as mt
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.transport import reset_state
 from meta_teleport.record import read_json, write_json
-from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
 
 Batch = tuple[Tensor, Tensor]
 

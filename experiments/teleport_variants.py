@@ -18,7 +18,8 @@ from image_teleports import climb, of_gradient_norm, published_gradient_norm, ra
 
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Search
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 
 PLAIN = "none"
 NAMES = (PLAIN, "published", "published, random", "scaling", "scaling, random", "state reset")

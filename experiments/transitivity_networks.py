@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import meta_teleport as mt
 from meta_teleport.models import MLP
 from meta_teleport.params import Params
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 
 WIDE, SPREAD = 40, 5.0
 

@@ -16,7 +16,8 @@ from meta_teleport.activations import ACTIVATIONS
 from meta_teleport.models import MLP
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import GL, Group, Orthogonal, Permutation, PositiveScaling
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 
 TASKS = 3
 CONDITIONS = (1.0, 10.0, 100.0)

@@ -20,7 +20,7 @@ from torch import Tensor
 import meta_teleport as mt
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images
 from meta_teleport.teleportation.curvature import kappa
 

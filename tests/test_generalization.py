@@ -23,7 +23,7 @@ from generalization_teleports import LIMITED, PUBLISHED, SCALING, Teleports, Var
 
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies, Jump
-from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images, load_images
 from meta_teleport.teleportation.objectives import SEARCH_SCALES, Curvature, Sharpness
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from meta_teleport.models import MLP
-from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
 
 N, CLASSES = 7, 3
 

@@ -21,7 +21,8 @@ from transitivity_report import markdown, verdict  # noqa: E402
 from meta_teleport.errors import UserError  # noqa: E402
 from meta_teleport.models import MLP  # noqa: E402
 from meta_teleport.params import Params, flatten  # noqa: E402
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry  # noqa: E402
+from meta_teleport.symmetry.mlp import mlp_symmetry  # noqa: E402
+from meta_teleport.symmetry.symmetry import Symmetry  # noqa: E402
 
 NAMED = {case.key: case for case in CASES}
 

@@ -8,17 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
-from meta_teleport.models import MLP
 from meta_teleport.params import Params
 from meta_teleport.symmetry.general_linear import GeneralLinearSite, invert_columns
-from meta_teleport.symmetry.groups import GL, FirstOrder, Group, Orthogonal, Permutation, PositiveScaling
+from meta_teleport.symmetry.groups import FirstOrder, Permutation
 from meta_teleport.symmetry.manual import Axis, manual_sites
-from meta_teleport.symmetry.pseudo_inverse import PseudoInverseSite
 from meta_teleport.symmetry.site import Layer, LayerInput, Site
-from meta_teleport.symmetry.views import View
 
-ACTIONS = ("general_linear", "pseudo_inverse", "linear", "scaling", "permutation")
-GROUPS: dict[str, type[Group]] = {"gl": GL, "orthogonal": Orthogonal, "first_order": FirstOrder}
 Element = tuple[Tensor, Tensor]  # g and its inverse
 
 
@@ -223,45 +218,3 @@ class Symmetry:
             raise UserError(
                 f"{len(elements)} elements for {len(self.sites)} sites: give one per site, in the order of .sites"
             )
-
-
-def mlp_symmetry(model: MLP, action: str = "general_linear", group: str = "gl", displacement: bool = True) -> Symmetry:
-    """The symmetry of an MLP: one site per hidden layer.
-
-    ``action``: general_linear (the paper's (a)), pseudo_inverse (its (b)), linear (exact, identity activation),
-    scaling (exact, positively homogeneous activation) or permutation (exact). ``group``: gl, orthogonal or
-    first_order (for the first three). ``displacement`` selects the displacement form of (a) and (b).
-
-    Raises ``UserError`` for names that do not exist and for activations that do not have the symmetry.
-    """
-    if action not in ACTIONS:
-        raise UserError(f"unknown action '{action}': choose one of {', '.join(ACTIONS)}")
-    if group not in GROUPS:
-        raise UserError(f"unknown group '{group}': choose one of {', '.join(GROUPS)}")
-    sigma = model.activation
-    if action == "linear" and sigma.name != "identity":
-        raise UserError(f"action 'linear' needs activation 'identity', not '{sigma.name}'")
-    if action == "scaling" and not sigma.homogeneous:
-        raise UserError(f"action 'scaling' needs a positively homogeneous activation, and '{sigma.name}' is not")
-    biases = [layer.bias is not None for layer in model.layers]
-    layers = [Layer(f"layers.{i}.weight", f"layers.{i}.bias" if b else None, sigma) for i, b in enumerate(biases)]
-    w = model.widths
-    sites = tuple(
-        _site(action, GROUPS[group], displacement, widths, below, above)
-        for widths, below, above in zip(zip(w, w[1:], w[2:], strict=False), layers[:-1], layers[1:], strict=True)
-    )
-    return Symmetry(sites, tuple(layers[:-1]), keeps_loss=group != "first_order")
-
-
-def _site(
-    action: str, group: type[Group], displacement: bool, widths: tuple[int, int, int], below: Layer, above: Layer
-) -> Site:
-    name, (d, k, m) = below.weight.removesuffix(".weight"), widths
-    produced = (View.along(below.weight, (k, d), 0),) + ((View.along(below.bias, (k,), 0),) if below.bias else ())
-    consumed = (View.along(above.weight, (m, k), 1),)
-    if action == "general_linear":
-        return GeneralLinearSite(name, group(k), (), consumed, below, displacement)
-    if action == "pseudo_inverse":
-        return PseudoInverseSite(name, group(k), produced, (), below, above, displacement)
-    diagonal = {"scaling": PositiveScaling, "permutation": Permutation}
-    return Site(name, diagonal.get(action, group)(k), produced, consumed)

@@ -9,8 +9,9 @@ from torch import Tensor
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.params import Params, functional
+from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.site import LayerInput
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks, mini_batch
 
 

@@ -17,8 +17,9 @@ from meta_teleport.optimizers.settings import Factory, each
 from meta_teleport.optimizers.teleported import TeleportedOptimizer
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.site import Site
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 from meta_teleport.teleportation.ascent import ascend
 

@@ -24,7 +24,8 @@ from meta_teleport.optimizers.schedules import Budget, Plateau
 from meta_teleport.optimizers.teleported import TeleportedOptimizer
 from meta_teleport.optimizers.transport import moved_gradients, moved_state
 from meta_teleport.symmetry.groups import FirstOrder
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 
 BASES: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "sgd": lambda p: SGD(p, 0.05),

@@ -44,7 +44,8 @@ from meta_teleport.optimizers.transport import (
     reset_state,
 )
 from meta_teleport.params import Params, flatten
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 from meta_teleport.teleportation.conditions import require_linear
 

@@ -19,7 +19,7 @@ from cases import (
 )
 from torch import Tensor
 
-from meta_teleport.symmetry.symmetry import ACTIONS
+from meta_teleport.symmetry.mlp import ACTIONS
 
 SMOOTH_CASES = [case for case in CASES if case.action != "permutation"]
 

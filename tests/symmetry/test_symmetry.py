@@ -12,8 +12,9 @@ from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.symmetry.general_linear import invert_columns
 from meta_teleport.symmetry.groups import GL
+from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.site import LayerInput, Site
-from meta_teleport.symmetry.symmetry import Refusal, Symmetry, mlp_symmetry
+from meta_teleport.symmetry.symmetry import Refusal, Symmetry
 from meta_teleport.symmetry.views import View
 
 DEEP = Case("general_linear", "leaky_relu", True, (6, 7, 5, 4), 4)

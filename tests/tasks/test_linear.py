@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.symmetry.symmetry import mlp_symmetry
+from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.linear import DeepLinear, DeepLinearTasks
 
 

@@ -15,8 +15,9 @@ import meta_teleport as mt
 from meta_teleport.models import MLP
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import Permutation, PositiveScaling
+from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.site import Site
-from meta_teleport.symmetry.symmetry import Symmetry, mlp_symmetry
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 from meta_teleport.teleportation.binding import bind
 from meta_teleport.teleportation.gauges import Gauge, balanced, principal_axes
