@@ -37,6 +37,15 @@ def test_symmetries_pass(generator: torch.Generator) -> None:
     assert verify(deep(), Symmetry(tuple(TRUE)), ROWS(), trials=20, generator=generator) <= 1e-12
 
 
+def test_layers_that_begin_alike_are_told_apart() -> None:
+    model = chain(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.copy_(torch.eye(3))
+    near = Check(model, (ROWS(),), {}).params
+    assert not torch.allclose(near["0.weight"], near["2.weight"])
+
+
 @pytest.mark.parametrize("false", FALSE, ids=("mixed_through_relu", "scaled_through_tanh", "wrong_reader"))
 def test_what_is_no_symmetry_moves_the_outputs(false: Site) -> None:
     assert verify(deep(), Symmetry((false,)), ROWS()) > 1e-3

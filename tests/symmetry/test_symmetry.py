@@ -75,6 +75,13 @@ def test_action_b_is_exact_where_the_activations_are_independent() -> None:
     symmetry, params, x = instance.symmetry, instance.params, instance.inputs
     assert symmetry.exact_on(params, x)[0]
     assert not symmetry.exact_on(params, torch.cat([x[:, :3], x[:, :1]], 1))[0]
+    name = symmetry.layers[0].weight
+    dependent = {
+        **params,
+        name: params[name][:, :1].expand_as(params[name]),
+        "layers.0.bias": 0 * params["layers.0.bias"],
+    }
+    assert not symmetry.exact_on(dependent, x)[0]
 
 
 @pytest.mark.parametrize("action", ["general_linear", "pseudo_inverse"])
@@ -250,8 +257,8 @@ def test_one_task_without_an_inverse_leaves_the_others_alone(
 
 @pytest.mark.parametrize("shape", [(20, 20), (25, 20)], ids=str)
 def test_equal_columns_are_inverted_by_singular_values(shape: tuple[int, int], generator: torch.Generator) -> None:
-    x = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-    x[1, :, 3] = x[1, :, 7]
+    x = torch.randn(32, *shape, generator=generator, dtype=torch.float64)
+    x[1:, :, 3] = x[1:, :, 7]
     laws.assert_close(invert_columns(x), torch.linalg.pinv(x), 1e-9)
 
 
