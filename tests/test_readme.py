@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import meta_teleport as mt
 
@@ -61,6 +62,29 @@ def test_commands_and_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [record.step for record in teleports] == [100, 200, 300]
     assert all(record.drift < 1e-4 for record in teleports) and any(record.accepted for record in teleports)
     assert mt.verify(names["model"], names["symmetry"], names["x"]) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["balanced", "gradient_norm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_example_does_no_harm_in_two_thousand_steps(objective: str, seed: int) -> None:
+    def end(schedule: str, limit: str = "4.0") -> float:
+        block = (
+            blocks("python")[0]
+            .replace("range(300)", "range(2000)")
+            .replace('"balanced", 100,', f'"{objective}", {schedule},')
+        )
+        names: dict[str, Any] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            exec(compile(block.replace("batches=", f"imbalance={limit}, batches="), "README.md", "exec"), names)
+        assert len(names["optimizer"].teleports) == (20 if schedule == "100" else 0)
+        return float(names["value"].detach())
+
+    plain = end("()")
+    assert end("100") < 1.1 * plain
+    if objective == "gradient_norm":
+        assert not end("100", "float('inf')") < 1e3 * plain
 
 
 @pytest.mark.slow

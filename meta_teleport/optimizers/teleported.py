@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -23,8 +24,10 @@ from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import require_tolerance, trainable_sites
 from meta_teleport.teleportation.drift import LIMIT
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
+from meta_teleport.teleportation.imbalance import LIMIT as IMBALANCE
+from meta_teleport.teleportation.imbalance import Balance, require_limit
 from meta_teleport.teleportation.search import Teleport, teleport
-from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy
+from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
 
 STATES = ("keep", "reset", "transport")
 NEED_NO_LOSS = (*GAUGES, "random")
@@ -40,6 +43,10 @@ class TeleportedOptimizer(Delegate):
     so the next gradient is computed at the moved weights, and clipping and gradient scaling see that one. A teleport
     due at step 0 comes before the first base step. Gradients that are in ``.grad`` at a teleport move with the weights,
     by the dual action; that is exact, so they need not be computed again.
+
+    What one teleport may do without harm, many can pile up: a teleport is refused where it takes the imbalance of a
+    site (:func:`meta_teleport.teleportation.imbalance.imbalance`) beyond ``imbalance`` times that at the start, unless
+    it lowers it; ``inf`` sets no bound. Gauges are places, so they cannot pile up and are not bounded.
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
@@ -89,10 +96,12 @@ class TeleportedOptimizer(Delegate):
         steps: int = 10,
         size: float = 0.1,
         tolerance: float = LIMIT,
+        imbalance: float = IMBALANCE,
         generator: torch.Generator | None = None,
     ) -> None:
         _check(base_optimizer, objective, loss, batches, state)
         require_tolerance(tolerance)
+        require_limit(imbalance)
         require_movable(model)
         trainable_sites(model, symmetry)
         choice = as_choice(objective, model, symmetry)
@@ -105,6 +114,7 @@ class TeleportedOptimizer(Delegate):
         self._history, self._taken, self._started = History(), 0, perf_counter()
         self._sight = Sight(choice if isinstance(choice, Proposer) else None, model, batches is not None)
         self._loss: Tensor | float | None = None
+        self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else imbalance)
         self._names(self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,6 +161,8 @@ class TeleportedOptimizer(Delegate):
         self._sight.show(self._taken)
         with torch.enable_grad():
             found = self._search(batch=batch)
+        if found.accepted and (reason := self._balance.fault(found.params)):
+            found = replace(found, accepted=False, reason=reason)
         writes = self._moved(found, names) if found.accepted else []
         if not all(bool(torch.isfinite(value).all()) for _, value in writes):
             found = replace(found, accepted=False, reason="a gradient or the optimizer's state did not stay finite")
@@ -184,6 +196,7 @@ class TeleportedOptimizer(Delegate):
             "history": self._history.state_dict(),
             "generator": None if self._generator is None else self._generator.get_state(),
             "sight": self._sight.state_dict(),
+            "balance": self._balance.state_dict(),
         }
         return {**self.base.state_dict(), "teleportation": ours}
 
@@ -198,6 +211,7 @@ class TeleportedOptimizer(Delegate):
         self.schedule.load_state_dict(ours["schedule"])
         self._history.load_state_dict(ours["history"])
         self._sight.load_state_dict(ours["sight"])
+        self._balance.load_state_dict(ours.get("balance", {}))  # states of version 0.1 have none
         if self._generator is not None and ours["generator"] is not None:
             self._generator.set_state(ours["generator"])
 

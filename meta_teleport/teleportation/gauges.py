@@ -81,6 +81,14 @@ def principal_axes(site: Site, params: Params, exponent: float = 0.5, scale: flo
     return torch.where(negative.unsqueeze(-1), -g, g).to(dtype)
 
 
+def principal_stretch(site: Site, params: Params) -> Tensor:
+    """The singular values S of U V, ``(*tasks, *blocks, k)`` in float64; for positive scaling ``|v_i| |u_i|``."""
+    v, u = _producers(site, params), _consumers(site, params)
+    if isinstance(site.group, PositiveScaling):
+        return v.norm(dim=-1) * u.norm(dim=-1)
+    return torch.linalg.svdvals(_triangle(u) @ _triangle(v).mT)
+
+
 def whitened_producers(site: Site, params: Params) -> Tensor:
     """``g = (V V^T)^(-1/2)``; for positive scaling ``s_i = 1 / |v_i|``."""
     return _whitened(site, _producers(site, params), -1.0).to(params[site.producers[0].name].dtype)
@@ -149,6 +157,11 @@ def _stack(site: Site, role: str, views: Sequence[View], params: Params) -> Tens
     """``(*tasks, *blocks, k, rest)`` in float64: V, or U^T."""
     if not views:
         raise UserError(f"site '{site.name}' has no {role}, so no gauge is defined there: leave it out")
+    return stacked(views, params)
+
+
+def stacked(views: Sequence[View], params: Params) -> Tensor:
+    """What the views show side by side, ``(*tasks, *blocks, k, rest)`` in float64, detached."""
     return torch.cat([view.matrix(params[view.name].detach()).double() for view in views], dim=-1)
 
 

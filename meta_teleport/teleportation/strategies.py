@@ -78,6 +78,11 @@ def as_choice(objective: "Choice | ProposesElements", model: nn.Module, symmetry
     return objective
 
 
+def is_gauge(choice: Choice) -> bool:
+    """Whether the place that is chosen does not depend on where on the orbit one is."""
+    return isinstance(choice, Gauge) or (isinstance(choice, str) and choice in GAUGES)
+
+
 def as_strategy(
     objective: Choice,
     direction: Direction,

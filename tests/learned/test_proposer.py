@@ -4,6 +4,7 @@ import copy
 import io
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any
 
 import laws
@@ -66,7 +67,7 @@ def test_over_a_plain_optimizer_it_is_the_rule_with_that_update(network: Network
 
     def run(**options: Any) -> Params:
         model = network.build()
-        optimizer = over(network, model, rule, update, **{"state": state, **options})
+        optimizer = over(network, model, rule, update, **{"state": state, "imbalance": inf, **options})
         found = train(network, model, optimizer)
         assert {record.reason for record in optimizer.teleports} == {""}
         return found

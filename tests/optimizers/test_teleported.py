@@ -5,6 +5,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf, nan
 from typing import Any
 
 import laws
@@ -180,7 +181,7 @@ def test_resumed_is_bitwise_uninterrupted(base: str, objective: str) -> None:
     def make() -> tuple[nn.Module, TeleportedOptimizer]:
         model, generator = LINEAR.build(), torch.Generator().manual_seed(3)
         schedule = Plateau(2, threshold=0.5)
-        return model, teleported(LINEAR, model, base, schedule, objective=objective, generator=generator)
+        return model, teleported(LINEAR, model, base, schedule, objective=objective, generator=generator, imbalance=inf)
 
     def records(optimizer: TeleportedOptimizer) -> str:
         return repr([replace(record, seconds=0.0) for record in optimizer.teleports])
@@ -369,7 +370,7 @@ def test_mixed_precision_with_a_gradient_scaler_whose_skipped_steps_are_no_steps
         return model, optimizer
 
     def wrapped(schedule: Any) -> Callable[[nn.Module], Optimizer]:
-        return lambda model: teleported(network, model, base, schedule, batches=lambda: batch(99))
+        return lambda model: teleported(network, model, base, schedule, batches=lambda: batch(99), imbalance=inf)
 
     bare = snapshot(*run(lambda model: BASES[base](list(model.parameters()))))["params"]
     laws.same_bits(parameters(run(wrapped(()))[0]), bare)
@@ -411,6 +412,7 @@ def test_parameter_groups_can_be_added() -> None:
         schedule=1,
         loss=network_cases.loss,
         batches=LINEAR.batch,
+        imbalance=inf,
     )
     train(LINEAR, model, optimizer, range(2))
     assert len(optimizer.param_groups) == 1 and optimizer.teleports[-1].accepted
@@ -550,6 +552,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"direction": "sideways"}, "unknown direction 'sideways'"),
     ({"size": -1.0}, "size=-1.0: give a positive number"),
     ({"tolerance": float("nan")}, "tolerance=nan: give a number that is not negative"),
+    ({"imbalance": nan}, "imbalance=nan: give a number of at least 1"),
+    ({"imbalance": 0.5}, "imbalance=0.5: give a number of at least 1, or float"),
     ({"tolerance": "a"}, "tolerance='a': give a number"),
     ({"loss": 3.0}, r"loss is a float: give a function, loss\(model, batch\) and batches\(\)"),
     ({"batches": (1, 2)}, "batches is a tuple: give a function"),
