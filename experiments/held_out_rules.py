@@ -17,6 +17,7 @@ import torch
 from held_out_families import FAMILIES
 from held_out_recipes import RECIPES
 
+from meta_teleport.classes import class_path
 from meta_teleport.controls import RandomElements
 from meta_teleport.learned.equivariant import Equivariant
 from meta_teleport.learned.load import build, load
@@ -54,12 +55,11 @@ def spec_of(family: str, kind: str, seed: int) -> dict[str, Any]:
     arguments = RECIPES[family].arguments
     if kind == "random teleport":
         return {
-            "class_path": f"{__name__}.{RandomTeleports.__name__}",
+            "class_path": class_path(RandomTeleports),
             "init_args": {"arguments": arguments, "seed": seed},
         }
     bases: dict[str, Any] = {"bases": [], "first": {}} if kind == "no teleport" else {}
-    path = f"{Equivariant.__module__}.{Equivariant.__qualname__}"
-    return {"class_path": path, "init_args": {**arguments, **bases}}
+    return {"class_path": class_path(Equivariant), "init_args": {**arguments, **bases}}
 
 
 def folder_of(out: Path, family: str, kind: str, seed: int) -> Path:

@@ -83,14 +83,14 @@ SMOKE = {"meta_steps": 3, "save_every": 1, "log_every": 1}
 
 def task_of(settings: str) -> dict[str, Any]:
     """The paper's problems in the action of these settings."""
-    return {"class_path": "meta_teleport.tasks.regression.Regression", "init_args": FAMILIES[settings]}
+    return {"class_path": "Regression", "init_args": FAMILIES[settings]}
 
 
 def config_of(task: dict[str, Any], settings: str, rule: str, seed: int, training: Training) -> dict[str, Any]:
     """What a run folder stores about one meta-training."""
     return {
         "task": task,
-        "rule": {"class_path": f"meta_teleport.learned.lstm.{rule}", "init_args": RULE_ARGS[settings, rule]},
+        "rule": {"class_path": rule, "init_args": RULE_ARGS[settings, rule]},
         "training": asdict(training),
         "seed": seed,
         "dtype": "float32",

@@ -32,8 +32,8 @@ def trained(name: str, arguments: dict[str, Any], training: Training, seed: int,
     Raises ``Stopped`` on Ctrl-C, and ``UserError`` for a folder of other settings.
     """
     config: dict[str, Any] = {
-        "task": {"class_path": "meta_teleport.tasks.few_shot.FewShot", "init_args": arguments},
-        "rule": {"class_path": f"meta_teleport.learned.lstm.{name}", "init_args": {}},
+        "task": {"class_path": "FewShot", "init_args": arguments},
+        "rule": {"class_path": name, "init_args": {}},
         "training": asdict(training),
         "seed": seed,
         "dtype": "float32",

@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import Namespace
 from torch import nn
 
-from meta_teleport.classes import call_factory, class_path, import_module, resolve
+from meta_teleport.classes import PACKAGE, call_factory, import_module, import_path, resolve
 from meta_teleport.errors import UserError
 from meta_teleport.learned.load import NAMED, load
 from meta_teleport.parser import (
@@ -29,9 +29,11 @@ from meta_teleport.parser import (
     train_parser,
 )
 from meta_teleport.record import Run
+from meta_teleport.specs import check, shorten
 from meta_teleport.tasks.mixture import Mixture
 
-DEFAULTS = {"task": "Regression", "rule": "LSTMUpdateTele"}
+DEFAULTS = {"task": f"{PACKAGE}.Regression", "rule": f"{PACKAGE}.LSTMUpdateTele"}
+FAMILIES_AND_RULES = tuple(BASES.values())
 CONFIG = ("task", "rule", "training", "seed", "dtype")
 RESULTS = "runs/evaluation-{name}"
 
@@ -75,20 +77,21 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
     given, rest = _first_pass(first, argv)
-    files = [_read_config(name) for name in given.config]
+    files = [_read_config(name, given.modules) for name in given.config]
     out = given.out or next((f["out"] for f in reversed(files) if "out" in f), None)
     resume = given.resume or any(f.get("resume") for f in files)
     if out in NAMED:
         raise UserError(f"{out} is the name of a rule that comes with this package: write --out ./{out}, or another")
     run = Run.open(out) if resume and out is not None else None
-    stored = {} if run is None else run.config
+    stored = {} if run is None else check(run.config, FAMILIES_AND_RULES, given.modules)
     specs = {key: _choose(key, getattr(given, key), files, stored.get(key)) for key in BASES}
-    second = [f"--config={name}" for name in given.config] + ([f"--out={given.out}"] if given.out else [])
+    second = [f"--config={json.dumps(_importable(content))}" for content in files]
+    second += [f"--out={given.out}"] if given.out else []
     second += [f"--{key}={specs[key]['class_path']}" for key in BASES if getattr(given, key)]
     args = train_parser(specs, stored).parse([*second, *rest])
     config = _plain(args)
     if run is not None:
-        complete = train_parser({key: stored[key] for key in BASES}, stored).parse([f"--out={out}"])
+        complete = train_parser({key: _importable(stored)[key] for key in BASES}, stored).parse([f"--out={out}"])
         _require_agreement(_plain(complete), config)
     return TrainArguments(args.out, run, config, args.device)
 
@@ -105,6 +108,7 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     for module in args["import"]:
         import_module(module)
     config = (load(args.run).config if args.run in NAMED else Run.open(args.run).config) or {}
+    config = check(config, FAMILIES_AND_RULES, args["import"])
     given, flags = _first_pass(_First(add_help=False, allow_abbrev=False), taken)
     members = _members(config["task"])
     specs = [_choose("task", given.task, [], member) for member in members]
@@ -153,7 +157,7 @@ def _first_pass(parser: _First, argv: Sequence[str]) -> tuple[argparse.Namespace
     return given, [*rest, *(["--resume"] if getattr(given, "resume", False) else [])]
 
 
-def _read_config(name: str) -> dict[str, Any]:
+def _read_config(name: str, modules: Sequence[str]) -> dict[str, Any]:
     """A config file, checked: it may name classes, but nothing is imported because of it."""
     try:
         content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
@@ -163,24 +167,25 @@ def _read_config(name: str) -> dict[str, Any]:
         raise UserError(f"config file {name} is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or "config" in content:
         raise UserError(f"config file {name} must hold settings as 'name: value', and no other config file")
-    _require_imported(content)
-    return content
+    checked: dict[str, Any] = check(content, FAMILIES_AND_RULES, modules)
+    return checked
 
 
-def _require_imported(content: Any) -> None:
-    if isinstance(content, list):
-        for value in content:
-            _require_imported(value)
-    for key, value in content.items() if isinstance(content, dict) else ():
-        if str(key).split(".")[-1] == "class_path" and isinstance(value, str) and "." in value:
-            resolve(value, object)
-        _require_imported(value)
+def _importable(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with the classes of task and rule by paths that a parser can import."""
+    paths: dict[str, Any] = {}
+    for key, base in BASES.items():
+        spec = content.get(key)
+        if isinstance(name := _class_name(spec), str):
+            path = import_path(resolve(name, base))
+            paths[key] = {**spec, "class_path": path} if isinstance(spec, dict) else path
+    return {**content, **paths}
 
 
 def _choose(key: str, given: str | None, files: list[dict[str, Any]], stored: dict[str, Any] | None) -> dict[str, Any]:
     """Class path and preset arguments: what was typed, else what a config file says, else the stored or the default."""
     base, spec = BASES[key], stored or {"class_path": DEFAULTS[key]}
-    spec = _switch(spec, resolve(spec["class_path"], base))
+    spec = {**spec, "class_path": import_path(resolve(spec["class_path"], base))}
     for name in (_class_name(f.get(key)) for f in files):
         if name is not None:
             spec = _switch(spec, resolve(str(name), base))
@@ -197,22 +202,21 @@ def _members(spec: dict[str, Any]) -> list[dict[str, Any]]:
     arguments = spec.get("init_args", {})
     if issubclass(cls, Mixture):
         return [member for family in arguments["families"] for member in _members(family)]
-    return [{"class_path": class_path(cls), "init_args": arguments}]
+    return [{"class_path": import_path(cls), "init_args": arguments}]
 
 
 def _switch(spec: dict[str, Any], cls: type) -> dict[str, Any]:
     """The spec with its arguments if it is of that class, the bare class otherwise."""
-    path = class_path(cls)
+    path = import_path(cls)
     return spec if spec["class_path"] == path else {"class_path": path}
 
 
 def _plain(args: Namespace) -> dict[str, Any]:
-    """What was parsed as plain JSON values, with the full path of every class."""
+    """What was parsed as plain JSON values, with classes as files name them."""
     content: dict[str, Any] = {key: value for key, value in args.as_dict().items() if key in CONFIG}
     for key in BASES.keys() & content.keys():
-        path = class_path(resolve(content[key]["class_path"], BASES[key]))
-        content[key] = {"class_path": path, "init_args": content[key].get("init_args", {})}
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+        content[key] = {"class_path": content[key]["class_path"], "init_args": content[key].get("init_args", {})}
+    plain: dict[str, Any] = shorten(json.loads(json.dumps(content, default=str)))
     return plain
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from meta_teleport.classes import class_path
 from meta_teleport.controls import closed_form_controls, element_controls
 from meta_teleport.errors import UserError
 from meta_teleport.learned.rule import Rule
@@ -187,7 +188,7 @@ def _label(label: str | None, rule: Rule | None) -> str:
 
 def _describe(rule: Rule) -> Settings:
     count = sum(p.numel() for p in rule.parameters())
-    return {"rule": f"{type(rule).__module__}.{type(rule).__qualname__}", "meta_parameters": count}
+    return {"rule": class_path(type(rule)), "meta_parameters": count}
 
 
 def _kebab(name: str) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.checkpoint import make_folder
+from meta_teleport.classes import class_path
 from meta_teleport.measurement import measure
 from meta_teleport.methods import ASCENT_STEPS, OPTIMIZERS, Jumps, Method, Settings, ascent, baseline
 from meta_teleport.record import write_json
@@ -183,7 +184,7 @@ def fingerprint(family: TaskFamily) -> str:
     for site in tasks.symmetry.sites:
         plain = [(f.name, v) for f in fields(site) if isinstance(v := getattr(site, f.name), str | int | bool)]
         digest.update(f"{type(site).__qualname__} {site.group} {plain}".encode())
-    return f"{type(family).__module__}.{type(family).__qualname__} {digest.hexdigest()[:16]}"
+    return f"{class_path(type(family))} {digest.hexdigest()[:16]}"
 
 
 def _read(folder: Path | None) -> list[dict[str, Any]]:

@@ -61,9 +61,9 @@ def test_train_writes_a_run_that_loads(workplace, capsys):
     captured = capsys.readouterr()
     assert captured.err == "" and captured.out.startswith("a/b: 3 meta-steps")
     config = json.loads((workplace / "a/b/config.json").read_text())
-    assert config["task"]["class_path"] == "meta_teleport.tasks.regression.Regression"
+    assert config["task"]["class_path"] == "Regression"
     assert config["task"]["init_args"]["width"] == 3 and config["task"]["init_args"]["points"] is None
-    assert config["rule"]["class_path"] == "meta_teleport.learned.lstm.LSTMUpdateTele"
+    assert config["rule"]["class_path"] == "LSTMUpdateTele"
     assert config["seed"] == 3 and config["dtype"] == "float32" and config["training"]["meta_steps"] == 3
     assert [step for step, _ in losses(workplace / "a/b")] == [1, 2, 3]
     rule = mt.load("a/b")
@@ -163,7 +163,7 @@ def test_resume_may_only_ask_for_more_meta_steps(workplace, capsys):
         ("--task.width=4", "has task.width 3 and 4 was given"),
         (
             "--rule=LSTMUpdate",
-            "has rule.class_path meta_teleport.learned.lstm.LSTMUpdateTele and meta_teleport.learned",
+            "has rule.class_path LSTMUpdateTele and LSTMUpdate was given",
         ),
         ("--dtype=float64", "has dtype float32 and float64 was given"),
     ):
@@ -216,12 +216,12 @@ def test_config_files_and_flags_that_win_over_them(workplace):
     assert main(["train", "--config", "c.yaml", "--out", "a", "--task.function", "booth", "--seed", "5"]) == 0
     config = json.loads((workplace / "a/config.json").read_text())
     assert config["task"] == {
-        "class_path": "meta_teleport.tasks.functions.Functions",
+        "class_path": "Functions",
         "init_args": {"function": "booth"},
     }
     assert config["rule"]["init_args"]["hidden_size"] == 3 and config["seed"] == 5
     assert main(["train", "--out", "b", "--task", "Regression", "--task.width=3", "--config", "c.yaml"]) == 0
-    assert "regression" in json.loads((workplace / "b/config.json").read_text())["task"]["class_path"]
+    assert json.loads((workplace / "b/config.json").read_text())["task"]["class_path"] == "Regression"
 
 
 def test_the_defaults_of_one_class_do_not_reach_another(workplace):
@@ -267,7 +267,7 @@ def test_rules_of_every_size_from_the_command_line(workplace, capsys, update):
     flags = [f"--rule.update={update}", "--rule.bases=[incoming, outgoing]", "--rule.averaging=0.5", "--rule.every=2"]
     assert train("a", "--rule", "Equivariant", "--task", "Regression", *flags, "--task.action=scaling") == 0
     config = json.loads((workplace / "a/config.json").read_text())["rule"]
-    assert config["class_path"] == "meta_teleport.learned.equivariant.Equivariant"
+    assert config["class_path"] == "Equivariant"
     assert (config["init_args"]["update"], config["init_args"]["averaging"]) == (update, 0.5)
     rule = mt.load("a")
     assert rule.bases == ("incoming", "outgoing") and rule.every == 2 and rule.hidden_size == 4
@@ -323,6 +323,86 @@ def test_a_config_file_never_decides_what_is_imported(workplace, capsys, text):
     message = error(capsys, "train", "--out", "a", "--config", "c.yaml")
     assert "import own_trap first (--import own_trap)" in message
     assert not (workplace / "imported").exists() and not (workplace / "a").exists()
+
+
+PAYLOAD = {"class_path": "own_trap.Trap"}
+PROGRAM = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "imported"]}}
+HOSTILE = {
+    "Any, a module of the folder": {"class_path": "FewShot", "init_args": {"data": [PAYLOAD, 1]}},
+    "Any, a program": {"class_path": "FewShot", "init_args": {"data": [PROGRAM, PROGRAM]}},
+    "families": {"class_path": "Mixture", "init_args": {"families": [PAYLOAD]}},
+    "families, a program": {"class_path": "Mixture", "init_args": {"families": [PROGRAM]}},
+    "a list of strings": {"class_path": "Mixture", "init_args": {"families": ["own_trap.Trap"]}},
+    "a string": {"class_path": "Mixture", "init_args": {"families": json.dumps([PAYLOAD])}},
+    "a string with escapes": {
+        "class_path": "Mixture",
+        "init_args": {"families": '[{"class\\u005fpath": "own_trap.Trap"}]'},
+    },
+    "a string in a string": {"class_path": "Mixture", "init_args": {"families": [json.dumps(PAYLOAD)]}},
+    "a dotted key": {"class_path": "FewShot", "init_args": {}, "init_args.data.class_path": "own_trap.Trap"},
+    "a mixture of mixtures": {
+        "class_path": "Mixture",
+        "init_args": {"families": [{"class_path": "Mixture", "init_args": {"families": [PAYLOAD]}}]},
+    },
+    "a class that is no family": {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "imported"]}},
+    "a package of the folder": {
+        "class_path": "Mixture",
+        "init_args": {"families": [{"class_path": "own_package.payload.Trap"}]},
+    },
+}
+
+
+@pytest.mark.parametrize("where", HOSTILE)
+@pytest.mark.parametrize("command", ["train --resume --out", "evaluate", "train --out new --config"])
+def test_a_strangers_run_never_decides_what_is_executed(workplace, capsys, where, command):
+    """A module that leaves a mark when it is imported lies where Python looks for modules, a program is named."""
+    (workplace / "own_package").mkdir()
+    for place in ("own_trap.py", "own_package/payload.py"):
+        (workplace / place).write_text("import os\nos.mkdir('imported')\n")
+    assert train("a") == 0
+    config = json.loads((workplace / "a/config.json").read_text())
+    path = workplace / "a/config.json"
+    path.write_text(json.dumps({**config, "task": HOSTILE[where]}))
+    if "config" in command:
+        path = workplace / "c.yaml"
+        path.write_text(json.dumps({"task": HOSTILE[where]}))
+    kept = (workplace / "a/rule.safetensors").read_bytes()
+    message = error(capsys, *command.split(), path if "config" in command else "a")
+    assert "import own_" in message or "there is no TaskFamily 'subprocess.Popen'" in message or "Rule" in message
+    assert not (workplace / "imported").exists() and not (workplace / "new").exists()
+    assert (workplace / "a/rule.safetensors").read_bytes() == kept
+
+
+def test_a_run_of_version_0_1_with_full_class_paths_goes_on(workplace, capsys):
+    for name, paths in (
+        ("old", {"task": "meta_teleport.tasks.regression.Regression", "rule": "meta_teleport.learned.lstm.LSTMUpdate"}),
+        ("moved", {"task": "meta_teleport.families.Regression", "rule": "meta_teleport.nowhere.LSTMUpdate"}),
+    ):
+        assert train(name, "--rule=LSTMUpdate") == 0
+        config = json.loads((workplace / name / "config.json").read_text())
+        for key, path in paths.items():
+            config[key]["class_path"] = path
+        (workplace / name / "config.json").write_text(json.dumps(config))
+        assert main(["train", "--out", name, "--resume", "--training.meta_steps=4"]) == 0
+        assert mt.load(name).meta_step == 4
+        assert main(["evaluate", name, "--tasks=4", "--steps=4"]) == 0
+        written = json.loads((workplace / name / "config.json").read_text())
+        assert [written[key]["class_path"] for key in ("task", "rule")] == ["Regression", "LSTMUpdate"]
+
+
+def test_a_class_name_that_two_modules_define(workplace, capsys):
+    (workplace / "own_twin.py").write_text(
+        "from meta_teleport.tasks.regression import Regression as Ours\nclass Regression(Ours):\n    pass\n"
+    )
+    flags = ["--import", "own_twin", "--training.meta_steps=1", *TINY]
+    message = error(capsys, "train", "--out=a", "--task=Regression", *flags)
+    assert message == (
+        "several modules define a class 'Regression': write meta_teleport.Regression or own_twin.Regression"
+    )
+    for number, path in enumerate(("meta_teleport.Regression", "own_twin.Regression")):
+        assert main(["train", f"--out={number}", f"--task={path}", *flags]) == 0
+    written = [json.loads((workplace / f"{n}/config.json").read_text())["task"]["class_path"] for n in (0, 1)]
+    assert written == ["Regression", "own_twin.Regression"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from meta_teleport.classes import construct, resolve
 from meta_teleport.errors import UserError
 from meta_teleport.learned.rule import Rule, Shapes, SiteShape, initialized
 from meta_teleport.record import FORMAT, Run, check_format
+from meta_teleport.specs import shorten
 
 FILE = "rule.safetensors"
 NAMED = {name: Path(__file__).with_name(f"{name}.safetensors") for name in ("pretrained", "classification")}
@@ -60,7 +61,7 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
         path = path / FILE
     meta = {
         "format": FORMAT,
-        "config": config,
+        "config": shorten(config),
         "shapes": None if shapes is None else shapes_to_json(shapes),
         "meta_step": meta_step if meta_step is not None else rule.meta_step,
     }
@@ -82,7 +83,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Rule:
     tensors, meta = load_tensors(path, device)
     check_format(meta, path)
     try:
-        config, shapes = meta["config"], shapes_from_json(meta["shapes"])
+        config, shapes = shorten(meta["config"]), shapes_from_json(meta["shapes"])
         spec = {"class_path": config["rule"]["class_path"], "init_args": config["rule"].get("init_args", {})}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its header does not describe a rule): copy it again") from None

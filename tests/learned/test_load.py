@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import meta_teleport as mt
 from meta_teleport.checkpoint import load_tensors, save_tensors
 from meta_teleport.errors import UserError
 from meta_teleport.learned.classical import GradientDescent
-from meta_teleport.learned.load import build, describe, load, require_fit, save, shapes_from_json, shapes_to_json
+from meta_teleport.learned.load import NAMED, build, describe, load, require_fit, save, shapes_from_json, shapes_to_json
 from meta_teleport.learned.rule import shapes_of
 from meta_teleport.record import Run
 from meta_teleport.tasks.functions import Functions
@@ -25,7 +26,7 @@ def shapes(family=None):
 
 
 def config(name="LSTMUpdateTele"):
-    spec = {"class_path": f"meta_teleport.learned.lstm.{name}", "init_args": {"hidden_size": 4}}
+    spec = {"class_path": name, "init_args": {"hidden_size": 4}}
     return {"format": 1, "task": {}, "rule": spec, "training": {}, "seed": 0, "dtype": "float32"}
 
 
@@ -53,6 +54,21 @@ def test_round_trip_is_bitwise(tmp_path, name, dtype):
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][n], states[1][n]) and states[0][n].dtype == dtype for n in states[0])
         assert all(p.requires_grad for p in found.parameters())
+
+
+def test_a_file_of_version_0_1_with_a_full_class_path_loads_and_is_written_by_class_name(tmp_path):
+    old = Path(__file__).with_name("rule-0.1.safetensors")
+    assert load_tensors(old)[1]["config"]["rule"]["class_path"] == "meta_teleport.learned.lstm.LSTMUpdateTele"
+    rule = load(old)
+    assert type(rule).__name__ == "LSTMUpdateTele" and rule.config == config() and rule.meta_step == 7
+    save(rule, tmp_path)
+    meta = load_tensors(tmp_path / "rule.safetensors")[1]
+    assert meta["config"]["rule"]["class_path"] == "LSTMUpdateTele"
+
+
+def test_shipped_rules_name_classes_only():
+    for path in NAMED.values():
+        assert "meta_teleport." not in json.dumps(load_tensors(path)[1])
 
 
 def test_a_loaded_rule_can_be_saved_again_into_a_new_folder(tmp_path):
@@ -84,7 +100,7 @@ def test_seeds_make_rules_and_the_global_generator_is_left_alone():
 
 
 def test_rules_for_every_network_need_no_shapes():
-    spec = {"class_path": "meta_teleport.learned.classical.GradientDescent", "init_args": {"lr": 0.1}}
+    spec = {"class_path": "GradientDescent", "init_args": {"lr": 0.1}}
     assert isinstance(build(spec, None), GradientDescent)
     with pytest.raises(UserError, match="is built for one network: give its shapes"):
         build(config()["rule"], None)

@@ -152,7 +152,7 @@ def test_the_command_line_takes_the_family(
     rule = ["--rule.hidden_size=4"]
     assert main(["train", "--out", "run", "--task", "meta_teleport.tasks.few_shot.FewShot", *argv, *rule]) == 0
     task = json.loads(Path("run/config.json").read_text())["task"]
-    assert task["class_path"] == "meta_teleport.tasks.few_shot.FewShot"
+    assert task["class_path"] == "FewShot"
     assert task["init_args"]["held_out"] == [0, 1, 2] and task["init_args"]["data"] == "digits"
     family = FewShot(**task["init_args"])
     assert set(family.tasksets["held_out"].dataset.labels) == {0, 1, 2}

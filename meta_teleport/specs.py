@@ -1,0 +1,88 @@
+"""Class specs as plain data, ``{"class_path": ..., "init_args": {...}}``, as configs and rule files hold them.
+
+A file may say which class to build, never which program to run: it can name the classes of this package (by bare
+class name; the full paths that older files hold mean the same) and classes that the user has imported. Parsers that
+would import whatever they read, or call whatever they find, are given content that has passed :func:`check`.
+"""
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from meta_teleport.classes import PACKAGE, class_path, resolve
+from meta_teleport.errors import UserError
+
+CLASS_PATH = "class_path"
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def check(content: Any, bases: Sequence[type], modules: Sequence[str] = ()) -> Any:
+    """The content with class paths as :func:`shorten` writes them, none of which leads to a stranger's class.
+
+    Looked at is everything: class paths at any depth and under dotted keys, structures written as strings, and strings
+    that name something in a module, as parsers read them. Each must be a subclass of one of ``bases`` that is of this
+    package or imported already, or lie in one of the ``modules`` that the user has named.
+
+    Raises ``UserError`` for any other.
+    """
+
+    def named(name: str) -> str:
+        return name if any(name.startswith(f"{module}.") for module in modules) else class_path(_resolved(name, bases))
+
+    return _walk(content, named, lambda text: named(text) if _names_something(text) else _checked(text, bases, modules))
+
+
+def shorten(content: Any) -> Any:
+    """The content with class paths as files hold them: bare names for the classes of this package."""
+    return _walk(content, _short, lambda text: text)
+
+
+def _walk(content: Any, on_path: Callable[[str], str], on_text: Callable[[str], str]) -> Any:
+    if isinstance(content, Mapping):
+        return {
+            key: on_path(value)
+            if str(key).split(".")[-1] == CLASS_PATH and isinstance(value, str)
+            else _walk(value, on_path, on_text)
+            for key, value in content.items()
+        }
+    if isinstance(content, list | tuple):
+        return [_walk(value, on_path, on_text) for value in content]
+    return on_text(content) if isinstance(content, str) else content
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2] if name.split(".")[0] == PACKAGE else name
+
+
+def _checked(text: str, bases: Sequence[type], modules: Sequence[str]) -> str:
+    """The text, in which no structure may hide a class."""
+    try:
+        inside = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(inside, dict | list):
+        check(inside, bases, modules)
+    return text
+
+
+def _resolved(name: str, bases: Sequence[type]) -> type:
+    for base in bases[:-1]:
+        try:
+            return resolve(name, base)
+        except UserError as error:
+            if "is not of this package" in str(error):
+                raise
+    return resolve(name, bases[-1])
+
+
+def _names_something(text: str) -> bool:
+    """Whether a parser could import a module because of this text; nothing is imported to find out."""
+    if not DOTTED.fullmatch(text):
+        return False
+    try:
+        return importlib.util.find_spec(text.split(".")[0]) is not None
+    except (ImportError, ValueError):
+        return True
