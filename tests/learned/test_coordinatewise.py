@@ -196,6 +196,28 @@ def test_step_lengths_fall_and_go_on_falling() -> None:
     laws.params_close(short, {name: f * 0.001 / 0.9 for name, f in long.items()}, 1e-10)
 
 
+def test_a_step_is_a_tenth_of_the_direction_times_a_length_within_factors_of_e_to_the_eighth() -> None:
+    tasks = tasks_of("numbers")
+    seen = observe(tasks, tasks.params)
+    for number, log_length in ((0.0, 0.0), (1e-3, 1e-3), (1e3, 8.0), (-1e3, -8.0)):
+        rule = rule_with()
+        rule.head.weight.data.zero_()
+        rule.head.bias.data.copy_(torch.tensor([-2.0, number]))
+        update = updates(rule, seen, 1)["x"]
+        laws.assert_close(update, torch.full_like(update, -0.2 * e**log_length), 1e-10)
+
+
+def test_gradients_are_remembered_for_10_and_100_steps() -> None:
+    tasks = tasks_of("numbers")
+    seen = observe(tasks, tasks.params)
+    rule, nothing = rule_with(), {"x": torch.zeros_like(seen.gradients["x"])}
+    state = rule(seen, rule.init(seen.params, seen.symmetry))[1]
+    for step in range(1, 5):
+        state = rule(seen._replace(gradients=nothing, step=torch.full((3,), step)), state)[1]
+    for memory, mean in zip((10, 100), state.means, strict=True):
+        laws.assert_close(mean["x"], seen.gradients["x"] / memory * (1 - 1 / memory) ** 4, 1e-12)
+
+
 def test_the_unit_of_a_step_is_that_of_an_entry() -> None:
     shapes = {(3, 8, 5): 5, (3, 8): 1, (3,): 1, (3, 4, 2, 3, 3): 18}
     for shape, expected in shapes.items():
