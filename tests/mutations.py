@@ -28,13 +28,13 @@ LIMIT = 300  # seconds for the tests of one change
 
 
 def copied(root: Path, to: Path) -> Path:
-    """A copy of the tree at ``root``, whose package is the one that Python imports there."""
+    """A copy of the tree at ``root``, whose package is the one that Python imports by PYTHONPATH alone (-P)."""
     for part in PARTS:
         if (root / part).is_dir():
             shutil.copytree(root / part, to / part, ignore=LEFT_OUT)
         else:
             shutil.copy(root / part, to / part)
-    found = run(to, "-c", "import importlib.util as u; print(u.find_spec('meta_teleport').origin)").stdout.strip()
+    found = run(to, "-P", "-c", "import importlib.util as u; print(u.find_spec('meta_teleport').origin)").stdout.strip()
     if not Path(found).resolve().is_relative_to(to.resolve()):
         raise SystemExit(f"the tests would import {found}, not the copy in {to}")
     return to

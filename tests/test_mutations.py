@@ -79,7 +79,7 @@ def test_the_runner_tells_what_is_caught(tmp_path: Path, capsys: pytest.CaptureF
         assert f"meta_teleport/__init__.py: {change} -> {to}: {said}" in printed
     assert printed.splitlines()[-1] == "2 of 5 caught"
     assert (root / "meta_teleport" / "__init__.py").read_text() == PACKAGE
-    assert mutations.main(["--only", "x / 3"], tree_with(tmp_path / "good", "caught", "same")) == 0
+    assert mutations.main(["--only", "x / 3"], tree_with(tmp_path / "other", "caught", "same")) == 0
 
 
 def test_the_runner_refuses_tests_that_fail_without_a_change(tmp_path: Path) -> None:

@@ -109,11 +109,11 @@ def test_its_numbers_are_the_part_of_a_quarter_turn_and_the_log_of_the_gain_up_t
     assert name not in QUADRATIC or float(numbers[:, 1].max()) > 1
 
 
-def test_the_second_step_of_the_search_ends_where_the_first_came_near(count: int = 721) -> None:
+def test_the_second_step_of_the_search_ends_where_the_first_came_near() -> None:
     """As in Newton's method: from 1e-2 below the highest point of the orbit to 1e-4 below."""
     tasks = tasks_of("random")
     (site,) = tasks.symmetry.sites
-    angles = torch.linspace(-torch.pi, torch.pi, count, dtype=torch.float64)
+    angles = torch.linspace(-torch.pi, torch.pi, 721, dtype=torch.float64)
     highest = torch.stack([squares(tasks, rotated(site, tasks.params, a.expand(COUNT))) for a in angles]).amax(0)
     below = 1 - squares(tasks, found(tasks, tasks.params)[0]) / highest
     near = below < 1e-2

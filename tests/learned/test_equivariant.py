@@ -114,6 +114,10 @@ def test_meta_gradient_is_that_of_extrapolated_differences(name: str, update: st
     found, error = laws.slope_at_zero(along)
     assert error <= 1e-7 * abs(found)  # what is claimed below is ten times as much
     assert float(slope.detach()) == pytest.approx(found, rel=1e-6)
+    first_order = unroll(rule, phi, tasks, start(rule, tasks), 3)[0].log().sum()
+    parts = torch.autograd.grad(first_order, list(phi.values()), allow_unused=True)
+    cut = sum((g * d).sum() for g, d in zip(parts, direction.values(), strict=True) if g is not None)
+    assert float(cut.detach()) != pytest.approx(found, rel=1e-5)
 
 
 @pytest.mark.parametrize("update", ["polyak", "adam", "muon"])
