@@ -16,7 +16,7 @@ LEARN2LEARN := --no-build-isolation --no-deps --config-settings="--global-option
 LEARN2LEARN_NEEDS := gym cloudpickle requests tqdm scipy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train pretrained test lint contract types unit verify slow throughput wheel clean
+.PHONY: help setup train pretrained test lint contract types unit verify slow throughput wheel nightly clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -80,6 +80,9 @@ throughput: setup
 
 wheel: setup  ## build the wheel and start the program from it, away from the sources
 	.ci/wheel $(PY)
+
+nightly: setup  ## change the code on purpose, constant by constant: each change must make its tests fail
+	$(PY) tests/mutations.py -j $(JOBS)
 
 clean:  ## remove what the tools left behind (not .venv, not runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -42,6 +42,26 @@ def must_fail(law: Callable[..., None], *arguments: Any, **options: Any) -> None
     raise AssertionError(f"{law.__name__} accepts what breaks it")
 
 
+def slope_at_zero(function: Callable[[float], float], step: float = 2.0**-7, halvings: int = 10) -> tuple[float, float]:
+    """The derivative at 0, and an estimate of its error, by central differences with steps h, h / 2, h / 4, ...
+
+    Richardson's table extrapolates them to h = 0; the entry that differs least from those it is made of is neither
+    spoilt by a step that is too long (kinks, curvature) nor by rounding (Ridders 1982).
+    """
+    best, error, above = 0.0, float("inf"), list[float]()
+    for i in range(halvings + 1):
+        h = step / 2**i
+        row = [(function(h) - function(-h)) / (2 * h)]
+        for j, coarser in enumerate(above):
+            finer = row[-1]
+            row.append(finer + (finer - coarser) / (4 ** (j + 1) - 1))
+            apart = max(abs(row[-1] - finer), abs(row[-1] - coarser))
+            if apart < error:
+                best, error = row[-1], apart
+        above = row
+    return best, error
+
+
 def formula(instance: Instance, *moves: Sequence[Tensor]) -> Tensor:
     """``100 eps cond(X) cond(g)`` per task, over all sites, all elements and both ends of each move."""
     ends = [instance.params]

@@ -85,6 +85,22 @@ def test_code_that_insists_on_float32_is_tried_in_float32() -> None:
     assert 0 < verify(model, find_symmetries(model, ROWS()), ROWS()) <= 1e-5
 
 
+@pytest.mark.parametrize(("dtype", "true", "false"), [(torch.float64, 1e-10, 1e-7), (torch.float32, 1e-5, 1e-2)])
+def test_sites_may_move_the_outputs_by_rounding_but_not_by_a_hundred_times_that(
+    dtype: torch.dtype, true: float, false: float, generator: torch.Generator
+) -> None:
+    """Rounding is 1e-9 at most in float64, 1e-4 in float32. A small part of tanh, at inputs near 1, moves the outputs
+    by a tenth of itself or so."""
+    for part, found in ((true, []), (false, [0])):
+        model = Net(
+            lambda net, x, part=part: net.b(net.a(x.to(dtype)).relu() + part * net.a(x.to(dtype)).tanh()),
+            a=nn.Linear(3, 4), b=nn.Linear(4, 4),
+        ).to(dtype)  # fmt: skip
+        check = Check(model, (ROWS(),), {})
+        assert check.like.dtype == dtype
+        assert sorted(check.false_sites([site(PositiveScaling, "a", "b")], generator)) == found
+
+
 def test_inputs_that_do_not_run() -> None:
     with pytest.raises(UserError, match="the model does not run on the example inputs"):
         verify(deep(), Symmetry(tuple(TRUE)), torch.ones(2, 7))

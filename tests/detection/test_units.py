@@ -1,8 +1,11 @@
 """Marks on units: joined, barred, used."""
 
+import pytest
 import torch
-from torch import Tensor
+from detection.nets import Net
+from torch import Tensor, nn
 
+from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.detection.units import FIXED, ZERO, Forest, Units, differ, distinct, squeeze_repeats, varies
 
 
@@ -77,3 +80,13 @@ def test_labels_are_compared_without_being_stored() -> None:
     assert varies(expanded) == [True, False]
     assert squeeze_repeats(expanded)[0].shape == (3, 1)
     assert differ(expanded, torch.tensor([[0], [1], [1]])) and not differ(expanded, expanded)
+
+
+@pytest.mark.parametrize(("rows", "units", "read"), [(1, 100, True), ((1 << 18) + 1, 4, False)])
+def test_a_scale_makes_new_units_but_not_one_of_more_than_a_million_entries(rows: int, units: int, read: bool) -> None:
+    model = Net(
+        lambda net, x: net.b(net.s * net.a(x)),
+        a=nn.Linear(1, units), s=torch.ones(rows, units), b=nn.Linear(units, 1),
+    )  # fmt: skip
+    found = find_symmetries(model, torch.ones(1, 1), check=False)
+    assert any("s" in site.parameters for site in found.sites) is read

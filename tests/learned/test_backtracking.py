@@ -140,6 +140,18 @@ def test_where_the_loss_is_not_a_number_the_next_length_is_a_hundredth() -> None
     assert tried(-1e3, near) == (pytest.approx(1e-3), 3)
 
 
+def test_uphill_on_a_loss_that_flattens_lengths_are_halved_until_seven_have_been_tried() -> None:
+    """There the parabola has a maximum, further off than half of the length, which says nothing of a minimum."""
+    seen = []
+
+    def flattening(params: Params) -> Tensor:
+        seen.append(float(params["w"]) - 1)
+        return 1 + params["w"][:, 0].log()
+
+    assert tried(1.0, flattening) == (0.0, 7)
+    assert seen == [0.5**n for n in range(7)]
+
+
 def test_every_task_has_a_length_of_its_own(generator: torch.Generator) -> None:
     tasks, factors = sample(generator), torch.tensor(FACTORS).double()
     together = losses_of(tasks, factors, True)

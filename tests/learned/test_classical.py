@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.learned.classical import Adam, GradientDescent, Momentum, Whitening
-from meta_teleport.learned.rule import Rule
+from meta_teleport.learned.rule import Observation, Rule
+from meta_teleport.learned.updates import update_named
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params, flatten
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.regression import Regression, RegressionTasks
 
 FAMILY = Regression(width=4, data="gaussian", bias=True)
@@ -119,3 +121,20 @@ def test_classical_rules_are_permutation_equivariant(rule: Rule, generator: torc
 
     laws.permutation_equivariance(change, tasks.params, permute)
     assert bool((flatten(change(tasks.params)).norm(dim=1) > 1e-4).all())
+
+
+def test_the_adam_whose_steps_fall_remembers_gradients_for_10_steps_and_squares_for_20() -> None:
+    """After t steps without one, of a first gradient ``d^t (1 - d) / (1 - d^(t + 1))`` is left, d = 1 - 1 / memory."""
+    rule, t = update_named("falling_adam", 1, 10**9, 0.0, 0.5), 4
+    g = torch.full((1, 2), 3.0, dtype=torch.float64)
+    state, update = rule.init({"w": g}, Symmetry(())), g
+    for step in range(t + 1):
+        seen = Observation({"w": g}, {"w": g if step == 0 else 0 * g}, g[:, 0], torch.tensor([step]))
+        proposal, state = rule(seen, state)
+        update = proposal.update["w"]
+
+    def left(memory: int) -> float:
+        d = 1 - 1 / memory
+        return d**t * (1 - d) / (1 - d ** (t + 1))
+
+    laws.assert_close(update, torch.full_like(g, -0.5 * left(10) / left(20) ** 0.5), 1e-7)

@@ -1,5 +1,6 @@
 """The crest of an orbit: known from one gradient, steepest, and where a gradient step ends quadratics."""
 
+import math
 from dataclasses import replace
 
 import laws
@@ -93,6 +94,39 @@ def test_it_moves_with_the_coordinates_of_the_symmetry(name: str) -> None:
     here, there = (crest(s, tasks.params, gradients).rotation for s in (site, mirrored))
     laws.assert_close(there, q @ here @ q.mT, 1e-7)
     laws.must_fail(laws.assert_close, there, here, 1e-2)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_its_numbers_are_the_part_of_a_quarter_turn_and_the_log_of_the_gain_up_to_five(name: str) -> None:
+    tasks = tasks_of(name)
+    (site,) = tasks.symmetry.sites
+    there, rotation = found(tasks, tasks.params)
+    numbers = crest(site, tasks.params, observe(tasks, tasks.params).gradients).numbers
+    quarters = rotation[:, 1, 0].abs() / (torch.pi / 2)
+    laws.assert_close(numbers[:, 0], quarters, 1e-12)
+    gain = squares(tasks, there) / squares(tasks, tasks.params)
+    laws.assert_close(numbers[:, 1], gain.log().clamp(max=5), 1e-8, 1.0)
+    assert name not in QUADRATIC or float(numbers[:, 1].max()) > 1
+
+
+def test_the_second_step_of_the_search_ends_where_the_first_came_near() -> None:
+    """As in Newton's method: from 1e-2 below the highest point of the orbit to 1e-4 below."""
+    tasks = tasks_of("random")
+    (site,) = tasks.symmetry.sites
+    angles = torch.linspace(-torch.pi, torch.pi, 721, dtype=torch.float64)
+    highest = torch.stack([squares(tasks, rotated(site, tasks.params, a.expand(COUNT))) for a in angles]).amax(0)
+    below = 1 - squares(tasks, found(tasks, tasks.params)[0]) / highest
+    near = below < 1e-2
+    assert bool(near.any()) and bool((below[near] < 1e-4).all())
+
+
+def test_half_of_the_largest_coefficient_leads_to_the_crest() -> None:
+    """So that a rule can go there, and as far again."""
+    tasks = tasks_of("booth")
+    with initialized(0):
+        rule = Equivariant(bases=["crest"], first={"crest": math.atanh(0.5)}, size=1e6).double()
+    (algebra,) = rule(observe(tasks, tasks.params), rule.init(tasks.params, tasks.symmetry))[0].algebra
+    laws.assert_close(algebra, found(tasks, tasks.params)[1], 1e-6)
 
 
 def test_its_numbers_and_where_there_is_none() -> None:

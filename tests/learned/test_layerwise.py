@@ -1,14 +1,16 @@
-"""Learned step lengths: what they are before training."""
+"""Learned step lengths: what they are before training, and what the learned numbers mean."""
 
 import math
 
 import laws
 import pytest
 import torch
+from torch import Tensor
 
-from meta_teleport.learned.layerwise import Layerwise
+from meta_teleport.learned.layerwise import Direction, Layerwise
 from meta_teleport.learned.lstm import LSTMUpdateTele
 from meta_teleport.learned.rule import Observation, shapes_of
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.regression import Regression
 
 
@@ -43,3 +45,53 @@ def test_a_gradient_that_is_zero_gives_no_update(generator: torch.Generator) -> 
         seen = seen._replace(symmetry=tasks.symmetry)
         update = rule(seen, rule.init(seen.params, seen.symmetry))[0].update
         assert all(bool(torch.isfinite(f).all()) for f in update.values())
+
+
+def entry(direction: Direction, numbers: list[float], gradients: list[Tensor], **options: float) -> Tensor:
+    """The last update of a rule that always chooses these numbers, at a vector with these gradients in turn; from a
+    loss of 1."""
+    rule = Layerwise(direction, horizon=10**9, **options).double()
+    rule.head.bias.data.copy_(torch.tensor(numbers))
+    params = {"b": torch.ones(1, 2, dtype=torch.float64)}
+    state, update = rule.init(params, Symmetry(())), torch.empty(0)
+    with torch.no_grad():
+        for step, g in enumerate(gradients):
+            seen = Observation(params, {"b": g.unsqueeze(0)}, torch.ones(1).double(), torch.tensor([step]))
+            proposal, state = rule(seen, state)
+            update = proposal.update["b"][0]
+    return update
+
+
+def test_learned_lengths_are_themselves_near_their_start_and_within_factors_of_e_to_the_eighth() -> None:
+    g = torch.tensor([2.0, -2.0], dtype=torch.float64)
+    middle = entry("adam", [0.0] * 4, [g])
+    for number, log_length in ((1e-3, 1e-3), (-1e-3, -1e-3), (1e3, 8.0), (-1e3, -8.0)):
+        found = entry("adam", [number, 0.0, 0.0, 0.0], [g])
+        laws.assert_close(found, math.exp(log_length) * middle, 1e-10)  # tanh(x) - x is x^3 / 3, x = 1e-3 / 8
+
+
+def test_a_number_of_one_quarter_multiplies_the_odds_of_a_parameter_by_e() -> None:
+    g = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    for quarters in (0, 1, -2):
+        removed = -(g * entry("polyak", [quarters / 4, 0.0, 0.0, 0.0], [g])).sum() / 2
+        assert float(removed / (1 - removed)) == pytest.approx(math.exp(quarters))
+
+
+@pytest.mark.parametrize(("chosen", "memory"), [(0, 2), (1, 10), (2, 100)])
+def test_gradients_are_remembered_for_2_and_10_and_100_steps_and_their_squares_for_20(chosen: int, memory: int) -> None:
+    """After t steps without one, of a first gradient ``d^t (1 - d) / (1 - d^(t + 1))`` is left, d = 1 - 1 / memory."""
+    weights = [1e3 if j == chosen else 0.0 for j in range(3)]
+    g, t = torch.tensor([3.0, 3.0], dtype=torch.float64), 4
+
+    def left(memory: int) -> float:
+        d = 1 - 1 / memory
+        return d**t * (1 - d) / (1 - d ** (t + 1))
+
+    found = entry("adam", [0.0, *weights], [g, *[torch.zeros_like(g)] * t], epsilon=0.0)
+    laws.assert_close(found, torch.full_like(g, -left(memory) / left(20) ** 0.5), 1e-8)  # steps fall by t / 10^9
+
+
+def test_entries_below_a_thousandth_of_the_mean_size_move_less() -> None:
+    small = 1e-3 / (2 - 1e-6) ** 0.5  # a thousandth of the root mean square of itself and 1
+    found = entry("adam", [0.0] * 4, [torch.tensor([1.0, small], dtype=torch.float64)])
+    laws.assert_close(found, torch.tensor([-1.0, -(0.5**0.5)], dtype=torch.float64), 1e-6)

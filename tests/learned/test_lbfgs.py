@@ -1,11 +1,14 @@
 """L-BFGS batched over tasks."""
 
 import laws
+import pytest
 import torch
 
 from meta_teleport.learned.classical import GradientDescent
-from meta_teleport.learned.lbfgs import LBFGS
+from meta_teleport.learned.lbfgs import LBFGS, LBFGSState
+from meta_teleport.learned.rule import Observation
 from meta_teleport.meta.unroll import start, unroll
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
@@ -51,3 +54,46 @@ def test_a_batch_of_tasks_is_a_loop_over_them(generator: torch.Generator) -> Non
     for i in range(5):
         alone = losses_of(tasks.select(torch.tensor([i])), 15)
         laws.assert_close(together[:, i], alone[:, 0], 1e-9, scale=1.0)
+
+
+def followed(shown: list[tuple[float, float]]) -> tuple[list[float], LBFGSState]:
+    """Where a search on a line goes from 0 that is shown these losses and slopes in turn; the first slope is -1, so
+    that the first length is 1."""
+    rule, x = LBFGS(), torch.zeros(1, 1, dtype=torch.float64)
+    state, places = rule.init({"x": x}, Symmetry(())), []
+    for loss, slope in shown:
+        seen = Observation({"x": x}, {"x": torch.full_like(x, slope)}, x.new_full((1,), loss), torch.zeros(1))
+        proposal, state = rule(seen, state)
+        x = x + proposal.update["x"]
+        places.append(float(x))
+    return places, state
+
+
+def test_where_a_line_falls_for_ever_lengths_are_doubled_twenty_times() -> None:
+    places, _ = followed([(-float(x), -1.0) for x in (0, *(2**i for i in range(21)))])
+    assert places[:-1] == [2.0**i for i in range(21)]
+    assert places[-1] == 2**20 + 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "slope", "accepted"),
+    [
+        (-1.1e-4, 0.0, True),  # at length 1 along slope -1 the loss must fall by 1e-4
+        (-0.9e-4, 0.0, False),
+        (-0.5, -0.89, True),  # and the slope be at most 0.9 of that at 0, in size
+        (-0.5, -0.91, False),
+        (-0.5, 0.89, True),
+        (-0.5, 0.91, False),
+    ],
+)
+def test_lengths_are_accepted_by_the_strong_wolfe_conditions(loss: float, slope: float, accepted: bool) -> None:
+    _, state = followed([(0.0, -1.0), (loss, slope)])
+    assert float(state.base) == float(accepted)
+
+
+@pytest.mark.parametrize(("loss", "next_length"), [(1e9, 0.1), (0.25, 0.4), (-0.99e-4, 0.5 / (1 - 0.99e-4))])
+def test_the_next_length_is_that_of_the_parabola_but_a_tenth_of_the_bracket_from_its_ends(
+    loss: float, next_length: float
+) -> None:
+    places, _ = followed([(0.0, -1.0), (loss, 0.0)])
+    assert places == [1.0, pytest.approx(next_length)]

@@ -1,6 +1,7 @@
 """The paper's three rules: every option runs, sizes are the published ones, heads do what they say."""
 
 from itertools import product
+from math import e
 from typing import Any
 
 import laws
@@ -8,8 +9,7 @@ import pytest
 import torch
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.heads import LR_MAX, LR_MIN
-from meta_teleport.learned.lstm import LR_FIRST, LSTMLrTele, LSTMRule, LSTMUpdate, LSTMUpdateTele
+from meta_teleport.learned.lstm import LSTMLrTele, LSTMRule, LSTMUpdate, LSTMUpdateTele
 from meta_teleport.learned.rule import Observation, Shapes, initialized, shapes_of
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params, flatten
@@ -144,13 +144,13 @@ def test_learned_elements_stay_below_the_bound(generator: torch.Generator) -> No
 def test_the_learning_rate_is_clamped_and_delayed_by_one_step(generator: torch.Generator) -> None:
     tasks = sample(generator)
     rule = make(LSTMLrTele, tasks)
-    for bias, expected in ((1.0, LR_MAX), (-1.0, LR_MIN), (1e-3, 1e-3)):
+    for bias, expected in ((1.0, 5e-3), (-1.0, 1e-7), (1e-3, 1e-3)):  # the published bounds, and first step below
         with torch.no_grad():
             for head in rule.element_lr:
                 head.linear.bias.fill_(bias)
         observation = observe(tasks, tasks.params)
         proposal, state = rule(observation, rule.init(tasks.params, tasks.symmetry))
-        laws.assert_close(flatten(proposal.update), -LR_FIRST * flatten(observation.gradients), 1e-12)
+        laws.assert_close(flatten(proposal.update), -1e-4 * flatten(observation.gradients), 1e-12)
         proposal, _ = rule(observation, state)
         laws.assert_close(flatten(proposal.update), -expected * flatten(observation.gradients), 1e-12)
 
@@ -176,6 +176,29 @@ def test_normalized_features_do_not_see_the_scale_of_the_direction(generator: to
     laws.assert_close(a[:, :-2], b[:, :-2], 1e-12)
     laws.must_fail(laws.assert_close, a[:, -2:], b[:, -2:], 1e-3)
     assert torch.equal(raw.read(observation, names), flatten(observation.gradients))
+
+
+def test_sizes_and_losses_are_read_in_factors_of_e_to_the_tenth(generator: torch.Generator) -> None:
+    tasks = sample(generator)
+    observation = observe(tasks, tasks.params)
+    larger = observation._replace(
+        gradients={n: e**10 * g for n, g in observation.gradients.items()}, loss=e**-10 * observation.loss
+    )
+    rule = make(LSTMUpdate, tasks, features="normalized")
+    before, after = (rule.read(seen, tuple(tasks.params))[:, -2:] for seen in (observation, larger))
+    laws.assert_close(after - before, torch.tensor([[1.0, -1.0]]).double().expand_as(before), 1e-12)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_entries_of_dense_updates_go_up_to_ten_million(sign: int, generator: torch.Generator) -> None:
+    tasks = sample(generator)
+    rule = make(LSTMUpdate, tasks, gradient_term=True)
+    observation = observe(tasks, tasks.params)
+    still = observation._replace(loss=torch.zeros_like(observation.loss))  # no part of Polyak's step
+    for number, expected in ((0.9e7, 0.9e7), (1.1e7, 1e7), (1e30, 1e7)):
+        torch.nn.init.constant_(rule.update_head.linear.bias, sign * number)
+        update = flatten(rule(still, rule.init(tasks.params, tasks.symmetry))[0].update)
+        laws.assert_close(update, torch.full_like(update, sign * expected), 1e-6)
 
 
 def test_dense_rules_are_not_permutation_equivariant(generator: torch.Generator) -> None:

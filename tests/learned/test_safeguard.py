@@ -7,7 +7,7 @@ from torch import Tensor
 
 from meta_teleport.learned.lstm import LSTMRule, LSTMState
 from meta_teleport.learned.rule import Observation, Proposal, shapes_of
-from meta_teleport.learned.safeguard import Anchor
+from meta_teleport.learned.safeguard import Anchor, move_anchor, no_anchor
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.tasks.regression import Regression
 
@@ -57,6 +57,16 @@ def test_trust_halves_on_a_failure_and_grows_by_a_quarter_on_a_success(generator
     assert [float(a.trust[0]) for a in anchors] == [1.0, 0.5, 0.25]
     _, anchors, _ = run(-1e-4, True, 5, generator)
     assert [float(a.trust[0]) for a in anchors] == [1.0] * 5
+
+
+def test_trust_that_was_halved_twice_comes_back_by_quarters_up_to_one() -> None:
+    params = {"w": torch.ones(1, 1, dtype=torch.float64)}
+    anchor, trust = no_anchor(params), []
+    for loss in (5.0, 6.0, 6.0, *(4.0,) * 8):
+        seen = Observation(params, params, torch.tensor([loss], dtype=torch.float64), torch.zeros(1))
+        anchor = move_anchor(seen, anchor)
+        trust.append(float(anchor.trust))
+    assert trust == [1.0, 1 / 2, 1 / 4, *(min(5**n / 4 ** (n + 1), 1.0) for n in range(1, 9))]
 
 
 def test_without_it_the_same_proposals_diverge(generator: torch.Generator) -> None:

@@ -50,3 +50,17 @@ def test_derivative_is_that_of_the_function(generator: torch.Generator) -> None:
     assert torch.autograd.gradcheck(matrix, start)
     degenerate = torch.diag(torch.tensor([1.0, 1.0, 3.0], dtype=torch.float64)).unsqueeze(0).requires_grad_()
     assert torch.autograd.gradcheck(matrix, degenerate)
+
+
+def test_the_derivative_across_two_eigenvalues_is_their_divided_difference_however_near_they_are() -> None:
+    """``(log(1 + d) - log 1) / d``. By the mean of both derivatives where d is at most n = 1e-6, off by less than n^2;
+    by the quotient where it is more, off by the rounding of eigenvalues (up to 20) and logarithms divided by d."""
+    apart = torch.logspace(-15, 0, 61, dtype=torch.float64)
+    gram = torch.diag_embed(
+        torch.stack([torch.ones_like(apart), 1 + apart, torch.full_like(apart, 20.0)], 1)
+    ).requires_grad_()
+    (found,) = torch.autograd.grad(log_gram(gram, FLOOR).matrix[:, 0, 1].sum(), gram)
+    apart = (1 + apart) - 1  # as it is stored
+    expected = torch.where(apart > 0, apart.log1p() / apart, 1.0)
+    error = (found[:, 0, 1] + found[:, 1, 0] - expected).abs()
+    assert float(error.max()) <= 100 * torch.finfo(torch.float64).eps / 1e-6

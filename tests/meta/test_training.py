@@ -143,6 +143,16 @@ def test_a_growing_horizon_waits_while_losses_do_not_fall() -> None:
         assert population.horizon == horizon
 
 
+@pytest.mark.parametrize(("falling", "horizon"), [(8, 2), (9, 4), (10, 4)])
+def test_a_growing_horizon_waits_until_nine_of_ten_losses_fall(falling: int, horizon: int) -> None:
+    trainer = Trainer(rule(), FAMILY, replace(SMALL, tasks=10, growing_horizon=True), seed=0)
+    (population,) = trainer.populations
+    ends = torch.where(torch.arange(10) < falling, 1.0, 3.0)
+    losses = torch.stack([torch.full((10,), 2.0), ends])
+    population.follow(Estimate(ends[0], {}, losses, population.carry._replace(step=population.due), 0))
+    assert population.horizon == horizon
+
+
 @pytest.mark.parametrize("kind", [LSTMUpdate, LSTMUpdateTele])
 def test_meta_training_learns(kind: type[LSTMUpdate | LSTMUpdateTele]) -> None:
     before, after, told = rule(kind), rule(kind), []

@@ -15,7 +15,9 @@ from meta_teleport.learned.lstm import LSTMRule, LSTMUpdateTele
 from meta_teleport.learned.rule import Observation, Proposal, Rule, initialized, shapes_of
 from meta_teleport.meta.unroll import Carry, start, unroll
 from meta_teleport.params import Params, axpy, flatten
+from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks
+from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
 
 FAMILIES = {
@@ -229,3 +231,27 @@ def test_the_carry_has_the_task_dimension_in_front(generator: torch.Generator) -
         carry: Carry = unroll(rule, phi, tasks, start(rule, tasks), 2)[1]
     assert len(tree_leaves(carry)) > 10
     assert all(t.shape[0] == 4 for t in tree_leaves(carry))
+
+
+class Further(Rule):
+    """Multiplies the parameters by a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def init(self, params: Params, symmetry: Symmetry) -> tuple[()]:
+        return ()
+
+    def forward(self, observation: Observation, state: tuple[()]) -> tuple[Proposal, tuple[()]]:
+        return Proposal({name: (self.factor - 1) * p for name, p in observation.params.items()}), state
+
+
+@pytest.mark.parametrize(("factor", "alive"), [(0.99e6, True), (1.01e6, False)])
+def test_a_task_has_failed_when_its_loss_is_a_million_times_the_first(factor: float, alive: bool) -> None:
+    """The loss of an ellipse goes with the square of the point."""
+    tasks = Functions("ellipse").sample(3, torch.Generator().manual_seed(0), dtype=torch.float64)
+    uphill = Further(factor**0.5)
+    losses, carry = unroll(uphill, {}, tasks, start(uphill, tasks), 1)
+    assert carry.alive.tolist() == [alive] * 3
+    laws.assert_close(losses[0], carry.initial * (factor if alive else 1.0), 1e-9)

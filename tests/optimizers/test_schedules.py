@@ -138,3 +138,9 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 def test_what_is_no_schedule_is_refused(make: Callable[[], Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         make()
+
+
+def test_by_itself_a_plateau_is_where_losses_fall_by_less_than_a_ten_thousandth() -> None:
+    for fall, waits in ((1.1e-4, False), (0.9e-4, True)):
+        plateau = Plateau(patience=1)
+        assert [plateau.due(Progress(i, loss)) for i, loss in enumerate((2.0, 2.0 * (1 - fall)))] == [False, waits]

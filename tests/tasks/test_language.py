@@ -50,6 +50,15 @@ def test_sequences_follow_their_language(generator: torch.Generator) -> None:
     assert torch.equal(language.select(torch.tensor([1, 1])).previous, language.previous[[1, 1]])
 
 
+def test_tables_are_normal_with_standard_deviation_three_halves(generator: torch.Generator) -> None:
+    """Within five standard deviations, ``sqrt(2 / n)`` for a mean of n squares, ``sqrt(96 / n)`` for fourth powers."""
+    language = Language.draw(50, generator)
+    for table in (language.present, language.previous):
+        square, fourth, root = table.double().square().mean(), table.double().pow(4).mean(), table.numel() ** 0.5
+        assert float(square) / 2.25 == pytest.approx(1, abs=5 * 2**0.5 / root)
+        assert float(fourth / square**2) == pytest.approx(3, abs=5 * 96**0.5 / root)
+
+
 def test_losses_and_excess_by_hand(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = texts(3, generator)
     losses, excess = [], []

@@ -7,6 +7,10 @@ from cases import Case, build
 from torch import Tensor
 
 from meta_teleport.params import Params, rows
+from meta_teleport.symmetry.groups import PositiveScaling
+from meta_teleport.symmetry.site import Site
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.views import View
 from meta_teleport.tasks.functions import Functions
 from meta_teleport.teleportation.ascent import ascend
 from meta_teleport.teleportation.objectives import Loss, Objective, gradient_norm
@@ -147,3 +151,19 @@ def test_a_loss_that_the_sites_do_not_leave_alone_is_not_made_worse() -> None:
         still = result.length == 0
         assert all(torch.equal(p[still], instance.params[name][still]) for name, p in result.params.items())
     assert bool(still.any())
+
+
+@pytest.mark.parametrize("peak", [0.06, 0.13, 0.9])
+def test_steps_are_halved_until_one_comes_nearer_to_the_peak(peak: float) -> None:
+    """One unit, scaled by e^t: a step s from t = 0 comes nearer if it is below twice the distance of the peak."""
+    view = View.along("w", (1, 1), 0)
+    symmetry = Symmetry((Site("unit", PositiveScaling(1), (view,), (View.along("u", (1, 1), 1),)),))
+    params = {"w": torch.ones(1, 1, 1, dtype=torch.float64), "u": torch.ones(1, 1, 1, dtype=torch.float64)}
+
+    def height(loss: Loss, params: Params) -> Tensor:
+        return -(params["w"].flatten(1).sum(1).log() - peak).abs()
+
+    trials = next(n for n in range(10) if 0.5**n < 2 * peak) + 1
+    result = ascend(symmetry, params, None, lambda p: p["w"].sum((1, 2)), objective=height, steps=trials, size=1.0)
+    assert float(result.length) == 0.5 ** (trials - 1)
+    assert float(result.params["w"].log()) == pytest.approx(0.5 ** (trials - 1))

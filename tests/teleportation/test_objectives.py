@@ -248,3 +248,10 @@ def test_what_cannot_be_asked_for() -> None:
             Curvature(symmetry, **wrong)
     with pytest.raises(UserError, match="curvature is a mean over directions at sites with a Lie algebra: give"):
         Curvature(Symmetry(()))
+
+
+def test_sharpness_by_itself_looks_from_a_tenth_to_nine_tenths_away(generator: torch.Generator) -> None:
+    """At the minimum of ``|w|^2 / 2`` it is the mean of ``t^2 / 2`` over t = 0.1, 0.2, ..., 0.9."""
+    params = {"w": torch.zeros(2, 5, dtype=torch.float64)}
+    found = Sharpness()(lambda p: p["w"].square().sum(1) / 2, params)
+    torch.testing.assert_close(found, torch.full((2,), 19 / 120, dtype=torch.float64))
