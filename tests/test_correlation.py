@@ -83,6 +83,21 @@ def test_a_measure_that_is_the_loss_in_disguise_is_told_apart() -> None:
     assert found["sharpness"]["reliability"] > 0.99 > found["sharpness, less the loss"]["reliability"]
 
 
+def test_spearman_brown_of_parallel_halves() -> None:
+    """Batches that see the measure t and errors of their own, all orthogonal over seeds: two runs of four batches each
+    correlate as ``var t / (var t + var e / 4)``, which is to be told from one run alone."""
+    seeds, share = 64, 0.7
+    angles = 2 * torch.pi * torch.arange(seeds, dtype=torch.float64) / seeds
+    t, *errors = (2**0.5 * (k * angles).cos() for k in range(1, 10))
+    first, second = torch.stack(errors[:4]), torch.stack(errors[4:])
+    runs = [(share * t + (1 - share) * e).mean(0) for e in (first, second)]
+    repeated = float(np.corrcoef(*runs)[0, 1])
+    assert repeated == pytest.approx(share**2 / (share**2 + (1 - share) ** 2 / 4), abs=1e-12)
+    batches = {"loss": first, "curvature": share * t + (1 - share) * first}
+    found = statistics.correlations(t + errors[5], t + errors[6], batches)["measures"]["curvature"]
+    assert found["reliability"] == pytest.approx(repeated, abs=1e-12)
+
+
 def test_seeds_that_diverged_are_left_out_and_counted() -> None:
     values = torch.rand(4, 9, generator=torch.Generator().manual_seed(0))
     train, test = values[0].clone(), values[1].clone()

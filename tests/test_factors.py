@@ -1,6 +1,7 @@
 """The experiment on low-rank factors: its batched training, its adapters, and the whole of it on toy sizes."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import laws
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import meta_teleport as mt
@@ -25,7 +27,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.append(str(EXPERIMENTS))
 
 from adapters import adaptation  # noqa: E402
-from factor_sweeps import Benchmark, Entry, Sweep, median_interval, results, sweep  # noqa: E402
+from factor_sweeps import RESAMPLES, Benchmark, Entry, Sweep, median_interval, results, sweep  # noqa: E402
 from teleported_training import (  # noqa: E402
     Method,
     ScaledGradientDescent,
@@ -197,6 +199,17 @@ def test_the_interval_of_a_median_narrows_with_more_problems(generator: torch.Ge
     few, many = (torch.rand(n, generator=generator, dtype=torch.float64) for n in (10, 1000))
     (low, high), (lower, higher) = (median_interval(x, generator) for x in (few, many))
     assert lower < 0.5 < higher and higher - lower < 0.15 < high - low
+
+
+def test_the_interval_of_a_median_is_one_of_95_percent(generator: torch.Generator) -> None:
+    """Of n resampled problems the median is at or below the k-th smallest error with the probability that at least
+    half of n draws are among those k: no interval but that of 2.5 and 97.5 % has its ends there, up to what 4000
+    resamples let one see (five standard deviations; 5 % is ten of them away)."""
+    n, spread = 401, 5 * (0.025 * 0.975 / RESAMPLES) ** 0.5
+    ends = median_interval(torch.arange(n, dtype=torch.float64), generator)
+    for end, share in zip(ends, (0.025, 0.975), strict=True):
+        below, here = (float(stats.binom.sf(n // 2, n, k / n)) for k in (math.ceil(end), math.floor(end) + 1))
+        assert below <= share + spread and here >= share - spread
 
 
 @pytest.mark.slow

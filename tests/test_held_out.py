@@ -40,7 +40,7 @@ from meta_teleport.learned.load import build  # noqa: E402
 from meta_teleport.learned.rule import Observation, Rule  # noqa: E402
 from meta_teleport.meta.unroll import start, unroll  # noqa: E402
 from meta_teleport.methods import Method  # noqa: E402
-from meta_teleport.params import Params, axpy  # noqa: E402
+from meta_teleport.params import Params, axpy, unflatten, where  # noqa: E402
 from meta_teleport.record import write_json  # noqa: E402
 from meta_teleport.tasks.factorization import Factorization  # noqa: E402
 from meta_teleport.tasks.family import TaskFamily, Tasks  # noqa: E402
@@ -192,6 +192,37 @@ def test_levenberg_marquardt_solves_a_linear_problem_at_once(generator: torch.Ge
     curve = torch.stack(losses)
     assert bool((curve.diff(dim=0) <= 0).all())
     assert float((curve[-1] / curve[0]).max()) < 1e-20
+
+
+def test_levenberg_marquardt_is_damped_by_the_gain_ratio(generator: torch.Generator) -> None:
+    """Every task against the normal equations ``(J^T J + damping I) d = -J^T r`` in the space of its weights, and
+    against the law of the damping; the predicted fall is that of the quadratic model."""
+    family, relative = Regression(width=4, points=3, data="gaussian"), 1e-4
+    tasks = family.sample(10, generator, dtype=torch.float64)
+    method, params, factors_seen = LevenbergMarquardt(relative), tasks.params, set()
+    initial = tasks.total_loss(params)
+    raised = torch.full((10,), 2.0, dtype=torch.float64)
+    for number in range(15):
+        jacobian, residual = linearised(tasks, params)
+        matrix, gradient = jacobian.mT @ jacobian, (jacobian.mT @ residual[..., None])[..., 0]
+        if number == 0:
+            damping = relative * (jacobian @ jacobian.mT).diagonal(dim1=1, dim2=2).amax(1)
+        eye = torch.eye(matrix.shape[1], dtype=torch.float64)
+        d = torch.linalg.solve(matrix + damping[:, None, None] * eye, -gradient)
+        predicted = -((gradient * d).sum(1) + (d * (matrix @ d[..., None])[..., 0]).sum(1) / 2)
+        there = axpy(1.0, unflatten(d, params), params)
+        gain = (tasks.total_loss(params) - tasks.total_loss(there)) / predicted
+        better = gain > 0
+        factor = torch.where(better, (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3), raised)
+        raised = torch.where(better, 2.0, 2 * raised)
+        found = method(tasks, params, torch.full((10,), number))
+        open_yet = tasks.total_loss(params) > 1e-12 * initial  # a gain among rounding errors is none
+        laws.params_close(found, where(better | ~open_yet, there, params), 1e-7)
+        laws.assert_close(method.damping[open_yet], (factor * damping)[open_yet], 1e-6)
+        laws.assert_close(method.growth[open_yet], raised[open_yet], 1e-12)
+        factors_seen |= {round(f, 6) for f in factor[open_yet].tolist()}
+        params, damping, raised = found, method.damping.clone(), method.growth.clone()
+    assert {round(1 / 3, 6), 2.0, 4.0} <= factors_seen and any(1 / 3 + 1e-3 < f < 1.5 for f in factors_seen)
 
 
 def test_errors_are_followed_where_batches_are_small(generator: torch.Generator, tmp_path: Path) -> None:

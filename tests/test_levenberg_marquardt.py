@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from levenberg_marquardt import LevenbergMarquardt, damped_step, factors
+from levenberg_marquardt import LEAST, MOST, LevenbergMarquardt, damped_step, factors
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -81,6 +81,32 @@ def test_a_step_that_raises_the_loss_is_taken_back_and_damped_more(problem: tupl
     raised = [b > a for a, b in zip([1e-8, *dampings], dampings, strict=False)]
     assert any(rejected), "no step was taken back: the test shows nothing"
     assert all(up for up, stayed in zip(raised, rejected, strict=False) if stayed)
+
+
+def test_the_damping_follows_the_gain_ratio(problem: tuple[MLP, Tensor, Tensor]) -> None:
+    """Madsen, Nielsen and Tingleff 2004, section 3.2, from gradient and matrix by brute force: the fall of the loss
+    over that of the quadratic model ``-(g.d + d.G d / 2)`` says how the damping goes on."""
+    model, x, y = problem
+    damping, raised, factors_seen = 1e-5, 2.0, []
+    optimizer = LevenbergMarquardt(model, damping)
+    for _ in range(20):
+        gradient, matrix = brute_force(model, x, y)
+        d = torch.linalg.solve(matrix + damping * torch.eye(len(matrix), dtype=torch.float64), -gradient)
+        there = loss_at(model, flat(model) + d, x, y)
+        gain = float(optimizer.step(lambda: (x, y)) - there) / float(-(gradient @ d + d @ matrix @ d / 2))
+        factor = max(1 / 3, 1 - (2 * gain - 1) ** 3) if gain > 0 else raised
+        raised = 2.0 if gain > 0 else 2 * raised
+        factors_seen.append(factor)
+        damping = min(max(factor * damping, LEAST), MOST)
+        assert optimizer.param_groups[0]["damping"] == pytest.approx(damping, rel=1e-6)
+        damping = optimizer.param_groups[0]["damping"]
+    assert {1 / 3, 2.0, 4.0} <= set(factors_seen) and any(1 / 3 < f < 2 and f != 1 for f in factors_seen)
+
+
+def loss_at(model: MLP, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    parts = w.split([p.numel() for p in model.parameters()])
+    named = {n: v.view_as(p) for (n, p), v in zip(model.named_parameters(), parts, strict=True)}
+    return F.cross_entropy(functional_call(model, named, (x,)), y).detach()
 
 
 @pytest.mark.parametrize(("damping", "same"), [(1e-10, True), (1.0, False)])

@@ -43,6 +43,23 @@ def test_a_failed_task_counts_a_million_times_its_initial_loss_from_the_step_on_
     assert (measured.losses[-1, [0, 2]] < measured.losses[0, [0, 2]]).all()
 
 
+@pytest.mark.parametrize("jump", [None, 3, 12])
+def test_a_task_that_fails_late_or_after_a_jump_is_marked_from_its_own_step_on(jump):
+    tasks = Quadratic(a=2.0).sample(3, generator(), dtype=torch.float64)
+    rates = torch.tensor([0.1, 1.3, 2.0], dtype=torch.float64)
+    jumps = None if jump is None else Jumps((jump,), lambda tasks, params, step: params)
+    measured = measure(Method("gd", "baseline", GradientDescent(rates), jumps=jumps), tasks, 30)
+    for task, rate in ((1, 1.3), (2, 2.0)):
+        growth = (1 - 2 * rate) ** 2
+        failing = next(t for t in range(31) if growth**t > 1e6)
+        initial = measured.losses[0, task]
+        assert failing == {1: 15, 2: 7}[task]
+        torch.testing.assert_close(measured.losses[failing - 1, task], initial * growth ** (failing - 1))
+        assert (measured.losses[failing:, task] == 1e6 * initial).all()
+    assert measured.alive.tolist() == [True, False, False]
+    assert (measured.losses[1:, 0] < measured.losses[:-1, 0]).all()
+
+
 def test_a_loss_may_be_negative():
     tasks = replace(Quadratic(a=2.0).sample(2, generator(), dtype=torch.float64), constant=-50.0)
     rates = torch.tensor([0.1, 1e4], dtype=torch.float64)
@@ -56,6 +73,7 @@ def test_losses_are_finite_even_where_the_initial_loss_is_not():
     tasks.params["x"][0] = torch.inf
     measured = measure(Method("gd", "baseline", GradientDescent(0.1)), tasks, 3)
     assert torch.isfinite(measured.losses).all()
+    assert measured.losses[0, 0] == 1e200 and (measured.losses[1:, 0] == 1e6 * measured.losses[0, 0]).all()
     assert measured.alive.tolist() == [False, True]
 
 

@@ -76,6 +76,14 @@ def test_tuning_takes_the_best_of_the_grid_on_the_validation_images(bench: Bench
     assert table[0]["losses"][1] == pytest.approx(float(curves.test[-1, :2].mean()), rel=1e-4)
 
 
+def test_a_run_that_diverges_never_wins_the_tuning(bench: Bench, tmp_path: Path) -> None:
+    method = Method("SGD", torch.optim.SGD, 1e-2, 1, 5e-2)
+    best, table = bench.tune([Entry(method, PLAIN, 1e-2)], (1.0, 1e30), Plan(2, 20, "sequential"), tmp_path / "kept")
+    (kept, lost), (entry,) = table[0]["losses"], best
+    assert math.isfinite(kept) and lost is None
+    assert entry.lr == 1e-2 and table[0]["at_the_edge"]
+
+
 def test_single_runs_start_alike_and_part(bench: Bench, tmp_path: Path) -> None:
     method = Method("L-BFGS", lbfgs, 1.0, 0, 5e-2)
     runs = {

@@ -238,6 +238,13 @@ def test_weight_decay_is_decoupled() -> None:
     laws.must_fail(laws.params_close, run(RELU, of(rule, RELU)), wanted, 1e-6)
 
 
+def test_weight_decay_is_scaled_by_lr() -> None:
+    """The part ``lr weight_decay`` of w goes per step, as in torch's AdamW."""
+    rule = Equivariant("plain_adam", lr=1.0).double()
+    wanted = run(RELU, lambda m: AdamW(m.parameters(), 0.02, weight_decay=0.5))
+    laws.params_close(run(RELU, of(rule, RELU, lr=0.02, weight_decay=0.5)), wanted, 1e-12)
+
+
 def test_groups_have_settings_of_their_own() -> None:
     def groups(make: type, scale: float) -> Callable[[nn.Module], Any]:
         def build(model: nn.Module) -> Any:

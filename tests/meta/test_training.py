@@ -53,6 +53,20 @@ def test_tasks_in_phase_are_replaced_together() -> None:
     assert ages(replace(SMALL, staggered=False), 4) == [[2] * 6, [4] * 6, [6] * 6, [2] * 6]
 
 
+@pytest.mark.parametrize("decay", ["cosine", "constant"])
+def test_learning_rates_fall_as_a_cosine_or_not_at_all(decay: Any) -> None:
+    training = replace(SMALL, decay=decay, lr_update=3e-3, lr_element=1e-2)
+    trainer = Trainer(rule(), FAMILY, training, seed=0)
+    used = torch.optim.Adam([{"params": [torch.zeros(1)], "lr": lr} for lr in (3e-3, 1e-2)])
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(used, training.meta_steps)
+    for _ in range(training.meta_steps):
+        trainer.step()
+        expected = cosine.get_last_lr() if decay == "cosine" else [3e-3, 1e-2]
+        assert [group["lr"] for group in trainer.adam.param_groups] == pytest.approx(expected, rel=1e-12)
+        used.step()
+        cosine.step()
+
+
 def lives(training: Training) -> torch.Tensor:
     """How long tasks live, those that begin with the run and those that follow."""
     (population,) = Trainer(rule(), Regression(width=1), training, seed=0).populations
