@@ -127,9 +127,8 @@ def test_a_zero_head_proposes_nothing_at_all(networks: str, generator: torch.Gen
     with torch.no_grad():
         losses, carry = unroll(rule, dict(rule.named_parameters()), tasks, start(rule, tasks), 3)
     x = tasks.data["inputs"]
-    still = 3 * tolerances.solved(
-        max(x.shape[1:]) + 1, float(torch.linalg.cond(x).max())
-    )  # three times moved by nothing
+    # three times moved by nothing
+    still = 3 * tolerances.solved(max(x.shape[1:]) + 1, float(torch.linalg.cond(x).max()))
     outputs, labels = tasks.outputs(tasks.params, torch.zeros(3).long()), tasks.data["labels"]
     laws.params_close(carry.params, tasks.params, still)
     laws.assert_close(losses, carry.initial.expand(3, -1), tolerances.squares(3 * still, outputs, outputs - labels))
