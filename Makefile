@@ -16,7 +16,7 @@ LEARN2LEARN := --no-build-isolation --no-deps --config-settings="--global-option
 LEARN2LEARN_NEEDS := gym cloudpickle requests tqdm scipy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train pretrained test lint contract types unit verify slow throughput wheel nightly clean
+.PHONY: help setup train pretrained test lint contract types unit verify slow laws throughput wheel nightly clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -70,10 +70,13 @@ types: setup
 unit: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(JOBS)
 
-verify: slow throughput wheel  ## what is slow but must hold: long runs, throughput, the wheel
+verify: slow laws throughput wheel  ## what is slow but must hold: long runs, laws on other processors, throughput, the wheel
 
 slow: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(JOBS)
+
+laws: setup  ## the law tests with the kernels of older processors, with one and two threads (about 5 minutes)
+	.ci/laws $(PY) $(JOBS)
 
 throughput: setup
 	$(PY) experiments/throughput.py --quick

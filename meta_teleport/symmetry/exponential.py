@@ -12,8 +12,8 @@ NORM_LIMIT, WIDE = 1024.0, 32.0
 def matrix_exp_pair(a: Tensor) -> tuple[Tensor, Tensor]:
     """``exp(a)`` and its inverse ``exp(-a)`` for a batch of matrices ``(*tasks, k, k)``.
 
-    By scaling, Taylor polynomials of cosh and sinh, which share the powers of a^2, and squaring. Equal to
-    ``torch.linalg.matrix_exp`` to rounding and several times faster, forward and backward, on batches of small
+    By scaling, Taylor polynomials of cosh and sinh, which share the powers of a^2, and squaring. Exact to
+    rounding, and several times faster than ``torch.linalg.matrix_exp``, forward and backward, on batches of small
     matrices near zero: degree and scaling are chosen once for all matrices of Frobenius norm up to ``WIDE``, and once
     for those above it, and rounding grows with the largest. A norm above ``NORM_LIMIT`` gives nan.
     """

@@ -155,7 +155,8 @@ def test_meta_gradient_equals_central_differences(
     tasks = sample(name, generator)
     rule, phi = small(tasks, **options)
 
-    def differences(direction: Params, h: float = 1e-5) -> Tensor:
+    def differences(direction: Params, h: float = 1e-6) -> Tensor:
+        """Off by 1e-7 at most: the third derivatives are up to 6e4 times the first; rounding leaves less than 1e-9."""
         with torch.no_grad():
             ends = [unroll(rule, axpy(s * h, direction, phi), tasks, start(rule, tasks), 4)[0] for s in (1.0, -1.0)]
         return (ends[0].mean() - ends[1].mean()) / (2 * h)

@@ -14,6 +14,7 @@ from cases import (
     TASKS,
     WIDE_CASES,
     Case,
+    Instance,
     build,
     elements,
 )
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from meta_teleport.symmetry.mlp import ACTIONS
 
+DTYPES = (torch.float32, torch.float64)
 SMOOTH_CASES = [case for case in CASES if case.action != "permutation"]
 
 
-def algebra(case: Case, size: float, generator: torch.Generator, device: str = "cpu") -> list[Tensor]:
-    groups = [site.group for site in case.symmetry.sites]
-    return [g.sample_algebra(TASKS, generator=generator, size=size, dtype=torch.float64, device=device) for g in groups]
+def algebra(instance: Instance, size: float, generator: torch.Generator) -> list[Tensor]:
+    like, groups = instance.inputs, [site.group for site in instance.symmetry.sites]
+    options = {"generator": generator, "size": size, "dtype": like.dtype, "device": like.device}
+    return [group.sample_algebra(TASKS, **options) for group in groups]
 
 
 def test_the_lists_are_not_empty() -> None:
@@ -37,41 +40,49 @@ def test_the_lists_are_not_empty() -> None:
     assert {len(case.widths) for case in CASES} == {3, 4}
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", IDENTITY_CASES, ids=str)
-def test_identity_moves_nothing(case: Case, device: str) -> None:
-    laws.identity_moves_nothing(build(case, device=device))
+def test_identity_moves_nothing(case: Case, dtype: torch.dtype, device: str) -> None:
+    laws.identity_moves_nothing(build(case, dtype=dtype, device=device))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", NARROW_CASES, ids=str)
-def test_identity_law_rejects_plain_forms_on_narrow_batches(case: Case) -> None:
-    laws.must_fail(laws.identity_moves_nothing, build(case))
+def test_identity_law_rejects_plain_forms_on_narrow_batches(case: Case, dtype: torch.dtype) -> None:
+    laws.must_fail(laws.identity_moves_nothing, build(case, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", COMPOSITION_CASES, ids=str)
-def test_composition(case: Case, device: str) -> None:
-    instance = build(case, device=device)
+def test_composition(case: Case, dtype: torch.dtype, device: str) -> None:
+    instance = build(case, dtype=dtype, device=device)
     laws.composition(instance, elements(instance, 1), elements(instance, 2))
 
 
-def test_composition_rejects_displacement_b_on_narrow_batches() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_composition_rejects_displacement_b_on_narrow_batches(dtype: torch.dtype) -> None:
     cases = [c for c in DATA_CASES if c.action == "pseudo_inverse" and c.displacement]
     assert cases
     for case in cases:
-        instance = build(case)
+        instance = build(case, dtype=dtype)
         laws.must_fail(laws.composition, instance, elements(instance, 1), elements(instance, 2))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_invariance_on_the_batch(case: Case, device: str) -> None:
-    instance = build(case, device=device)
+def test_invariance_on_the_batch(case: Case, dtype: torch.dtype, device: str) -> None:
+    instance = build(case, dtype=dtype, device=device)
     laws.invariance(instance, elements(instance))
     assert all(instance.symmetry.exact_on(instance.params, instance.inputs))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", EXACT_CASES, ids=str)
-def test_exact_actions_keep_the_function_everywhere(case: Case, generator: torch.Generator, device: str) -> None:
-    instance = build(case, device=device)
-    elsewhere = torch.randn(TASKS, 30, case.widths[0], generator=generator, dtype=torch.float64).to(device)
+def test_exact_actions_keep_the_function_everywhere(
+    case: Case, dtype: torch.dtype, generator: torch.Generator, device: str
+) -> None:
+    instance = build(case, dtype=dtype, device=device)
+    elsewhere = torch.randn(TASKS, 30, case.widths[0], generator=generator, dtype=torch.float64).to(device, dtype)
     laws.invariance(instance, elements(instance), inputs=elsewhere)
 
 
@@ -82,10 +93,11 @@ def test_data_dependent_actions_do_not_keep_the_function_elsewhere(generator: to
         laws.must_fail(laws.invariance, instance, elements(instance), inputs=elsewhere)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", FIRST_ORDER_CASES, ids=str)
-def test_invariance_rejects_the_first_order_pair(case: Case, generator: torch.Generator) -> None:
-    instance = build(case)
-    moves = instance.symmetry.exp(algebra(case, 1.0, generator))
+def test_invariance_rejects_the_first_order_pair(case: Case, dtype: torch.dtype, generator: torch.Generator) -> None:
+    instance = build(case, dtype=dtype)
+    moves = instance.symmetry.exp(algebra(instance, 1.0, generator))
     laws.must_fail(laws.invariance, instance, moves)
     assert not any(instance.symmetry.exact_on(instance.params, instance.inputs))
 
@@ -97,24 +109,30 @@ def test_invariance_rejects_batches_wider_than_the_layer(case: Case) -> None:
     assert not any(instance.symmetry.exact_on(instance.params, instance.inputs))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SMOOTH_CASES, ids=str)
-def test_infinitesimal(case: Case, generator: torch.Generator, device: str) -> None:
-    laws.infinitesimal(build(case, device=device), algebra(case, 1.0, generator, device))
+def test_infinitesimal(case: Case, dtype: torch.dtype, generator: torch.Generator, device: str) -> None:
+    instance = build(case, dtype=dtype, device=device)
+    laws.infinitesimal(instance, algebra(instance, 1.0, generator))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SMOOTH_CASES, ids=str)
-def test_flow(case: Case, generator: torch.Generator, device: str) -> None:
-    laws.flow_is_action(build(case, device=device), algebra(case, 0.3, generator, device))
+def test_flow(case: Case, dtype: torch.dtype, generator: torch.Generator, device: str) -> None:
+    instance = build(case, dtype=dtype, device=device)
+    laws.flow_is_action(instance, algebra(instance, 0.3, generator))
 
 
 @pytest.mark.parametrize("case", WIDE_CASES, ids=str)
 def test_infinitesimal_rejects_batches_wider_than_the_layer(case: Case, generator: torch.Generator) -> None:
-    laws.must_fail(laws.infinitesimal, build(case), algebra(case, 1.0, generator))
+    instance = build(case)
+    laws.must_fail(laws.infinitesimal, instance, algebra(instance, 1.0, generator))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_batch_of_tasks_is_a_loop_over_them(case: Case, device: str) -> None:
-    instance = build(case, device=device)
+def test_a_batch_of_tasks_is_a_loop_over_them(case: Case, dtype: torch.dtype, device: str) -> None:
+    instance = build(case, dtype=dtype, device=device)
     laws.batch_is_loop(instance, elements(instance))
 
 

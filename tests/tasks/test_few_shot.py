@@ -7,6 +7,7 @@ from typing import Any
 
 import laws
 import pytest
+import tolerances
 import torch
 from few_shot_cases import seeded, telling
 from torch import Tensor
@@ -32,6 +33,12 @@ def steps(tasks: FewShotTasks, number: int = 0) -> Tensor:
 def random_params(tasks: FewShotTasks) -> dict[str, Tensor]:
     generator = seeded(8)
     return {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in tasks.params.items()}
+
+
+def rounding(params: dict[str, Tensor], outputs: Tensor, loss: Tensor) -> float:
+    """Outputs that add up products with all weights and biases in front of them, three times as large in sum."""
+    terms = sum(p.shape[-1] if p.ndim == 3 else 1 for p in params.values())
+    return tolerances.cross_entropy(tolerances.summed(terms, condition=3.0), outputs, loss)
 
 
 def test_the_tasks_are_learn2learns_own() -> None:
@@ -83,7 +90,8 @@ def test_losses_and_accuracy_by_hand(name: str) -> None:
         outputs = functional_call(tasks.model, {n: p[i] for n, p in params.items()}, (tasks.data[f"{name}inputs"][i],))
         labels = tasks.data[f"{name}labels"][i].argmax(-1)
         loss = tasks.query_loss(params) if name else tasks.loss(params, steps(tasks))
-        laws.assert_close(loss[i][None], F.cross_entropy(outputs, labels)[None], 1e-13)
+        expected = F.cross_entropy(outputs, labels)[None]
+        laws.assert_close(loss[i][None], expected, rounding(params, outputs, expected))
         if name:
             assert float(tasks.query_accuracy(params)[i]) == float((outputs.argmax(-1) == labels).double().mean())
     assert len(set(tasks.query_accuracy(params).tolist())) > 1
@@ -96,8 +104,9 @@ def test_batches_are_rounds_of_one_image_per_class() -> None:
         assert bool((labels.sum(1) == 1).all()) and labels.shape == (6, 3, 3)
     params = random_params(tasks)
     first, second, third = (tasks.loss(params, steps(tasks, step)) for step in (0, 1, 2))
-    laws.assert_close(first, third, 1e-14)
-    laws.assert_close((first + second) / 2, drawn().loss(params, steps(tasks)), 1e-13)
+    allowed = rounding(params, tasks.outputs(params, steps(tasks)), first)
+    laws.assert_close(first, third, allowed)
+    laws.assert_close((first + second) / 2, drawn().loss(params, steps(tasks)), allowed)
     laws.must_fail(laws.assert_close, first, second, 1e-3)
 
 

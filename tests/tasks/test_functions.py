@@ -2,6 +2,7 @@
 
 import laws
 import pytest
+import tolerances
 import torch
 
 from meta_teleport.errors import UserError
@@ -28,7 +29,8 @@ def test_h_inverse_undoes_h(name: str, generator: torch.Generator) -> None:
 def test_the_minimum_is_zero_where_h_is(name: str, generator: torch.Generator) -> None:
     tasks = Functions(name).sample(9, generator, dtype=torch.float64)
     lowest = tasks.function.h_inverse(torch.zeros(9, 2, dtype=torch.float64), tasks.data)
-    assert float(tasks.loss({"x": lowest}, ZERO).max()) < 1e-24
+    # h, whose square the loss is, has two matrices of condition 10 and factors up to 10
+    assert float(tasks.loss({"x": lowest}, ZERO).max()) < tolerances.summed(4, condition=10 * 10 * 10) ** 2
     assert float(tasks.loss(tasks.params, ZERO).min()) > 1e-3
     known = {"ellipse": (0.0, 0.0), "rosenbrock": (1.0, 1.0), "booth": (1.0, 3.0)}
     if name in known:
@@ -44,7 +46,7 @@ def test_values_by_hand(generator: torch.Generator) -> None:
     ellipse = Functions("ellipse").sample(9, generator, dtype=torch.float64)
     stretch = ellipse.data["stretch"]
     assert bool(((stretch >= 1) & (stretch <= 10)).all())
-    laws.assert_close(ellipse.loss(point, ZERO), 4 + stretch**2, 1e-13)
+    laws.assert_close(ellipse.loss(point, ZERO), 4 + stretch**2, tolerances.summed(4))
 
 
 def test_members_of_the_random_function_are_well_conditioned(generator: torch.Generator) -> None:

@@ -3,10 +3,11 @@
 from math import pi
 
 import laws
+import tolerances
 import torch
 from torch import Tensor
 
-from meta_teleport.teleportation.orbits import highest
+from meta_teleport.teleportation.orbits import ROUNDING, highest
 
 
 def two_peaks(x: Tensor, angle: Tensor) -> Tensor:
@@ -21,8 +22,9 @@ def points(generator: torch.Generator) -> Tensor:
 def test_the_higher_of_two_peaks_is_found_to_the_last_digits(generator: torch.Generator) -> None:
     x = points(generator)
     peak = highest(two_peaks, x, angles=16)
-    laws.assert_close(peak.value, torch.full((9,), 1.5, dtype=torch.float64), 1e-14)
-    laws.assert_close((peak.angle - x[:, 0]).cos(), -torch.ones(9, dtype=torch.float64), 1e-14)
+    # the rounding of the angle does not count at a maximum: two cosines, two products, a sum; steps may lose ROUNDING
+    laws.assert_close(peak.value, torch.full((9,), 1.5, dtype=torch.float64), tolerances.summed(5) + ROUNDING)
+    laws.assert_close((peak.angle - x[:, 0]).cos(), -torch.ones(9, dtype=torch.float64), tolerances.summed(2))
     assert float((peak.angle - x[:, 0]).sin().abs().max()) < 1e-12
 
 
@@ -38,8 +40,8 @@ def test_steps_that_lower_the_value_are_undone(generator: torch.Generator) -> No
         return -((angle - x[0]) / 2).sin().abs().sqrt()  # its second derivative is positive
 
     x = points(generator)
-    grid = highest(kinked, x, angles=32, refinements=0)
-    assert bool((highest(kinked, x, angles=32).value >= grid.value - 1e-13).all())
+    grid = highest(kinked, x, angles=32, refinements=0).value
+    assert bool((highest(kinked, x, angles=32, refinements=4).value >= grid - 4 * ROUNDING * grid.abs()).all())
 
 
 def test_a_flat_orbit_stays_finite(generator: torch.Generator) -> None:
