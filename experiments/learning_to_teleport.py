@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from held_out_comparison import compare_over_seeds
 from learning_curves import plot_curves
+from output_folder import output_folder
 from result_tables import markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -258,7 +259,7 @@ def comparisons(losses: dict[str, torch.Tensor], settings: list[str]) -> Iterato
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("train", "evaluate", "all"), default="all")
-    parser.add_argument("--out", type=Path, default=Path("runs/learning_to_teleport"))
+    parser.add_argument("--out", type=output_folder, default="runs/learning_to_teleport")
     parser.add_argument("--settings", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(META_SEEDS)))
