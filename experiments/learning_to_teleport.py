@@ -8,8 +8,10 @@
 ``published`` settings are those of the authors' code: one problem at a time, raw gradients, elements of Frobenius
 norm 0.01 in first order, sum of the losses before each step. The authors run every problem for 100 steps (300 for
 LSTM(lr, tele)) and update their networks after steps 10, 20, ..., 90; what comes later trains nothing, so a problem
-ends here after 90 steps (290) and 9 updates (29). One setting is not theirs: LSTM(update) is meta-trained on 700
-problems instead of 600, so that it has the same budget as LSTM(update, tele). ``better`` settings are this package's
+ends here after 90 steps (290) and 9 updates (29). Two things are not theirs: LSTM(update) is meta-trained on 700
+problems instead of 600, so that it has the same budget as LSTM(update, tele); and windows are steps 0 to 9, 10 to 19
+..., where theirs are cut inside of steps 10, 20, ...: the first sums eleven losses, and the element of the step at the
+cut, which gets no credit here, gets it from the window that follows. ``better`` settings are this package's
 defaults at horizon 100. Baselines are tuned anew for every compared step: their losses at a step are those of the
 settings tuned for the next of these steps.
 """
