@@ -34,3 +34,11 @@ def test_a_script_from_an_empty_folder(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert any(tmp_path.rglob("*.*")) or name == "throughput", "every other script writes its results where it is run"
     assert before == {path: path.stat().st_mtime_ns for path in (EXPERIMENTS / "results").iterdir()}
+
+
+def test_a_folder_that_cannot_be_made_is_said_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, str(EXPERIMENTS / "displacement.py"), "--smoke", "--out", str(tmp_path / "file" / "out")]
+    environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "cannot be made (Not a directory): choose another --out" in done.stderr
