@@ -12,7 +12,6 @@ parabola. Writes ``displacement.json``, ``.md``, ``.png`` and ``.pdf`` to ``--ou
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from curve_distances import FAMILIES, HALF_LINE, LINE, large, mean_distance, pol
 from image_cli import run, save_figure, write_results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from output_folder import output_folder
 from scipy.optimize import brentq, minimize_scalar
 
 KAPPAS = {
@@ -157,7 +157,7 @@ def _draw_products(axes: Axes, rows: dict[str, list[float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="few curvatures, no claim")
-    parser.add_argument("--out", type=Path, default=Path("runs/displacement"), help="folder for the results")
+    parser.add_argument("--out", type=output_folder, default="runs/displacement", help="folder for the results")
     parser.set_defaults(device="cpu")
     args = parser.parse_args()
     began = perf_counter()

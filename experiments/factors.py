@@ -15,13 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from adapters import adaptation
 from factor_report import markdown, plot
 from factor_sweeps import Allowed, Benchmark, Entry, results
+from output_folder import output_folder
 from teleported_training import Method, ScaledGradientDescent
 from torch import Tensor
 
@@ -163,7 +163,7 @@ def collect(title: str, entries: dict[str, Entry], benchmark: Benchmark, scopes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("factorization", "lora", "all"), default="all")
-    parser.add_argument("--out", type=Path, default=Path("runs/factors"))
+    parser.add_argument("--out", type=output_folder, default="runs/factors")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds; no claim")
     args = parser.parse_args()
     path = args.out / "factors.json"
@@ -173,7 +173,6 @@ def main() -> None:
             began = time.perf_counter()
             content[name] = {"results": part(args.smoke)}
             content[name] |= {"seconds": round(time.perf_counter() - began), "provenance": provenance()}
-            args.out.mkdir(parents=True, exist_ok=True)
             write_json(path, content)
     (args.out / "factors.md").write_text(markdown(content))
     plot(content, args.out / "factors.png")

@@ -10,12 +10,14 @@ The second part asks how often one should teleport: once, or every 10, 5, 2, 1 e
 
     python experiments/generalization.py                               both parts
     python experiments/generalization.py --data cifar10 --frequency    fewer variants, the first part alone
+    python experiments/generalization.py --variants "limited, curvature lower"    these variants alone, beside none
 
 Ctrl-C stops at the end of an epoch; the same command goes on from there.
 """
 
 import time
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 from generalization_branches import branches
@@ -28,6 +30,7 @@ from generalization_teleports import LIMITED, PUBLISHED, SCALING, Variant
 from image_cli import images_of, parser, run, save_figure, write_results
 
 from meta_teleport.checkpoint import write_atomically
+from meta_teleport.errors import UserError
 from meta_teleport.tasks.images import Images
 
 SEEDS, FREQUENCY_SEEDS = 20, 5
@@ -65,13 +68,14 @@ def experiment(images: Images, args: Namespace) -> dict[str, Any]:
         "lr": setting.lr,
         "published_sizes": setting.sizes,
     }
-    chosen, often = (SMOKE_VARIANTS, SMOKE_OFTEN) if args.smoke else (FEWER if large else VARIANTS, OFTEN)
+    every = (SMOKE_VARIANTS, SMOKE_OFTEN) if args.smoke else (FEWER if large else VARIANTS, OFTEN)
+    chosen, often = ([variant for variant in known if variant.name in args.variants] for known in every)
     told = branches(images, base[epochs.branch], chosen, epochs, (looks["search"], looks["probe"]), folder)
     at = {epochs.branch + 1, epochs.branch + (epochs.end - epochs.branch) // 4, epochs.end}
     content["branches"] = {**told, "differences": compared_branches(told, sorted(at))}
     for row in told["rows"]:
         row["train"] = [sum(losses) / len(losses) for losses in row["train"]]
-    if images.name in args.frequency:
+    if often and images.name in args.frequency:
         seeds = min(FREQUENCY_SEEDS, args.seeds)
         told = frequencies(images, base[epochs.early], often, epochs, seeds, looks["frequency"], folder)
         content["frequency"] = {**told, "differences": compared_frequencies(told)}
@@ -83,7 +87,12 @@ def main() -> None:
     made.add_argument(
         "--frequency", nargs="*", default=["fashion_mnist"], help="data sets of the second part, if in --data"
     )
+    names = [variant.name for variant in VARIANTS]
+    made.add_argument("--variants", nargs="+", default=names, choices=names, metavar="NAME", help=f"of {names}")
     args, began = made.parse_args(), time.perf_counter()
+    for variant in RANDOM:
+        if variant.name in args.variants and replace(variant, random=False).name not in args.variants:
+            raise UserError(f"'{variant.name}' goes as far as the one it controls: give that to --variants, too")
     if args.smoke:
         args.seeds, args.frequency = min(args.seeds, SMOKE_SEEDS), ["digits"]
     results = [experiment(images, args) for images in images_of(args).values()]

@@ -92,7 +92,8 @@ def plot_frequencies(content: dict[str, Any]) -> Figure:
     labels = list(EVERY)
     for number, column in enumerate(columns):
         for axes, key in zip(grid[:, number], ("test", "gap"), strict=True):
-            for shift, direction in ((-0.08, "lower"), (0.08, "raise")):
+            directions = [d for d in ("lower", "raise") if (f"{column} {d}", labels[0]) in found]
+            for shift, direction in zip((-0.08, 0.08), directions, strict=False):
                 cells = [found[f"{column} {direction}", name][key] for name in labels]
                 kept = [(i + shift, cell) for i, cell in enumerate(cells) if cell["mean"] is not None]
                 means = [cell["mean"] for _, cell in kept]

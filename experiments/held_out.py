@@ -10,7 +10,6 @@ stop. Families and recipes: ``held_out_families.py``, ``held_out_recipes.py``; m
 
 import argparse
 import time
-from pathlib import Path
 
 from held_out_bench import bench_of
 from held_out_families import FAMILIES
@@ -18,6 +17,7 @@ from held_out_jobs import Job, clock_jobs, measuring_jobs, training_jobs
 from held_out_report import report
 from image_cli import run as run_script
 from image_cli import say
+from output_folder import output_folder
 
 from meta_teleport.terminal import counting_bar
 
@@ -43,7 +43,7 @@ def work_through(jobs: list[Job]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="family", help=f"default: all of {', '.join(FAMILIES)}")
-    parser.add_argument("--out", type=Path, default=Path("runs/held_out"), help="folder for results and progress")
+    parser.add_argument("--out", type=output_folder, default="runs/held_out", help="folder for results and progress")
     parser.add_argument("--meta-seeds", type=int, default=5)
     parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--smoke", action="store_true", help="a few tasks and meta-steps; no claim")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from image_training import Stopped
 from matplotlib.figure import Figure
+from output_folder import make_folder
 from PIL import Image
 
 from meta_teleport.errors import UserError
@@ -45,10 +46,7 @@ def images_of(args: argparse.Namespace) -> dict[str, Images]:
     loaded = [load_images(name, args.data_folder, not args.no_download).to(args.device) for name in names]
     if len({images.name for images in loaded}) < len(loaded):
         raise UserError(f"two of the data sets {', '.join(names)} have the same name: rename one of the files")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {args.out} cannot be made ({error.strerror}): choose another --out") from None
+    make_folder(args.out)
     return {images.name: images.head(*SMOKE_IMAGES) if args.smoke else images for images in loaded}
 
 

@@ -82,26 +82,20 @@ def curvature_steps(
     sites: Sequence[str], size: float, direction: Direction, seed: int, limit: float = torch.inf
 ) -> Search:
     """The published search for curvature: one random M at ``sites`` with entries from U(0, 1), and one step along it,
-    ``t = +-size * d kappa_M(exp(t M) . w) / dt`` at t = 0, shortened where t M is longer than ``limit``."""
+    ``t = +-size * d kappa / dt`` at t = 0, shortened where t M is longer than ``limit``; kappa(t) is the curvature at t
+    of the one curve ``exp(t M) . w``."""
 
     def search(symmetry: Symmetry, params: Params, loss: Loss, inputs: Tensor) -> Moved:
-        at, like = symmetry.prepare(inputs), next(iter(params.values()))
-        generator = torch.Generator().manual_seed(seed)
-        algebra = [
-            (torch.rand(site.group.algebra_shape, generator=generator) * (site.name in sites))
-            .to(like)
-            .expand(len(like), *site.group.algebra_shape)
-            for site in symmetry.sites
-        ]
+        moving, like = symmetry.only(*sites), next(iter(params.values()))
+        at, generator = moving.prepare(inputs), torch.Generator().manual_seed(seed)
+        drawn = [torch.rand(site.group.algebra_shape, generator=generator) for site in moving.sites]
+        algebra = [m.to(like).expand(len(like), *m.shape) for m in drawn]
         t = like.new_zeros(len(like)).requires_grad_()
-        with torch.enable_grad():
-            point = aliases(symmetry.flow(params, [per_task(t, m) * m for m in algebra], at))
-            value = kappa(symmetry, algebra, at, point)
-        (slope,) = torch.autograd.grad(value.sum(), t)
+        (slope,) = torch.autograd.grad(kappa(moving, algebra, at, params, t).sum(), t)
         longest = limit / _norm(algebra)
         step = (SIGNS[direction] * size * slope).clamp(-longest, longest)
         moved = [per_task(step, m) * m for m in algebra]
-        return Moved({n: p.detach() for n, p in symmetry.flow(params, moved, at).items()}, _norm(moved))
+        return Moved({n: p.detach() for n, p in moving.flow(params, moved, at).items()}, _norm(moved))
 
     return search
 

@@ -42,6 +42,7 @@ from factors import (
     collect,
     uneven,
 )
+from output_folder import output_folder
 from teleported_training import Method, ScaledGradientDescent
 from torch import Tensor
 
@@ -166,7 +167,7 @@ def lora(rules: Path, smoke: bool) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("factorization", "lora", "all", "report"), default="all")
-    parser.add_argument("--out", type=Path, default=Path("runs/learned_gauges"))
+    parser.add_argument("--out", type=output_folder, default="runs/learned_gauges")
     parser.add_argument("--rules", type=Path, default=RULES, help="folder of the rules that are not in the package")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds; no claim")
     args = parser.parse_args()
@@ -177,7 +178,6 @@ def main() -> None:
             began = time.perf_counter()
             content[name] = {"results": part(args.rules, args.smoke)}
             content[name] |= {"seconds": round(time.perf_counter() - began), "provenance": provenance()}
-            args.out.mkdir(parents=True, exist_ok=True)
             write_json(path, content)
     tables = "\n".join([*paired(content), markdown(content)])
     (args.out / "learned_gauges.md").write_text(tables)

@@ -2,14 +2,18 @@
 
     python experiments/learning_to_teleport.py train      meta-trains every rule, settings and meta-seed (resumable)
     python experiments/learning_to_teleport.py evaluate   held-out tasks, controls, intervals, figure
-    python experiments/learning_to_teleport.py --smoke    both, in seconds, on toy sizes
+    python experiments/learning_to_teleport.py evaluate --settings better --seeds    no rules: controls and baselines
+    python experiments/learning_to_teleport.py --smoke    train and evaluate, in seconds, on toy sizes
 
 ``published`` settings are those of the authors' code: one problem at a time, raw gradients, elements of Frobenius
 norm 0.01 in first order, sum of the losses before each step. The authors run every problem for 100 steps (300 for
 LSTM(lr, tele)) and update their networks after steps 10, 20, ..., 90; what comes later trains nothing, so a problem
-ends here after 90 steps (290) and 9 updates (29). One setting is not theirs: LSTM(update) is meta-trained on 700
-problems instead of 600, so that it has the same budget as LSTM(update, tele). ``better`` settings are this package's
-defaults at horizon 100.
+ends here after 90 steps (290) and 9 updates (29). Two things are not theirs: LSTM(update) is meta-trained on 700
+problems instead of 600, so that it has the same budget as LSTM(update, tele); and windows are steps 0 to 9, 10 to 19
+..., where theirs are cut inside of steps 10, 20, ...: the first sums eleven losses, and the element of the step at the
+cut, which gets no credit here, gets it from the window that follows. ``better`` settings are this package's
+defaults at horizon 100. Baselines are tuned anew for every compared step: their losses at a step are those of the
+settings tuned for the next of these steps.
 """
 
 import argparse
@@ -21,24 +25,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from held_out_comparison import compare_over_seeds
+from kept_losses import losses_of
 from learning_curves import plot_curves
+from learning_summary import comparisons, summary
+from output_folder import output_folder
 from result_tables import markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tuned_baselines import measured_baselines
 
-from meta_teleport.checkpoint import load_tensors, save_tensors
 from meta_teleport.classes import construct
 from meta_teleport.controls import closed_form_controls, element_controls
 from meta_teleport.learned.load import build, load
 from meta_teleport.learned.rule import Rule, shapes_of
-from meta_teleport.measurement import measure
 from meta_teleport.meta.settings import Training
 from meta_teleport.meta.training import train
-from meta_teleport.methods import BASELINES, TELEPORT_BASELINES, Method, baseline
+from meta_teleport.methods import Method
 from meta_teleport.record import Run, provenance, write_json
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.tasks.regression import Regression
-from meta_teleport.tuning import tune
 
 META_SEEDS = 5
 RULES = ("LSTMUpdateTele", "LSTMUpdate", "LSTMLrTele")
@@ -76,8 +80,7 @@ TRAINING: dict[tuple[str, str], Training] = {
 }
 HELD_OUT_TASKS, HELD_OUT_SEED = 256, 0
 HORIZON, STEPS = 100, {"published": 300, "better": 1000}
-SHOWN = (1, 5, 10, 20, 30, 50, 100, 300, 1000)
-COMPARED = (30, 100, 300, 1000)
+COMPARED, SMOKE_COMPARED = (30, 100, 300, 1000), (3, 10)
 SMOKE = {"meta_steps": 3, "save_every": 1, "log_every": 1}
 
 
@@ -151,29 +154,10 @@ def held_out(settings: str, smoke: bool) -> Tasks:
     return Regression(**FAMILIES[settings]).sample(4 if smoke else HELD_OUT_TASKS, generator, "held_out")
 
 
-def losses_of(method: Method, tasks: Tasks, path: Path, steps: int) -> dict[str, Any]:
-    """Losses ``(steps + 1, tasks)``, seconds per step and drift of one method; measured once and kept in ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        result = measure(method, tasks, steps)
-        numbers = {
-            "seconds_per_step": float(result.seconds[-1]) / steps,
-            "drift_max": result.drift_max,
-            "output_drift_max": result.output_drift_max,
-            "teleports": result.teleports * tasks.count,
-            "teleports_undone": result.undone,
-            "failed": result.failed,
-            "settings": method.settings,
-        }
-        save_tensors(path, {"losses": result.losses}, numbers)
-    tensors, numbers = load_tensors(path)
-    return {"losses": tensors["losses"], **numbers}
-
-
 def methods(out: Path, setting: str, seeds: list[int], smoke: bool) -> Iterator[tuple[str, list[Method]]]:
     """Every method of one setting by name, once per meta-seed where it has one."""
     tasks = held_out(setting, smoke)
-    for name in RULES:
+    for name in RULES if seeds else ():
         rules = [load(folder_of(out, setting, name, seed)) for seed in seeds]
         yield name, [Method(name, "learned", rule) for rule in rules]
         if name != "LSTMUpdate":
@@ -182,12 +166,7 @@ def methods(out: Path, setting: str, seeds: list[int], smoke: bool) -> Iterator[
             for controls in zip(*pairs, strict=True):
                 yield controls[0].name, list(controls)
     if setting == "better":
-        horizon = 10 if smoke else HORIZON
-        tuned = tune(Regression(), horizon, folder=out)
         yield from ((control.name, [control]) for control in closed_form_controls(tasks))
-        for name in (*TELEPORT_BASELINES, *BASELINES):
-            generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-            yield name, [baseline(name, tuned.get(name, {}), generator)]
 
 
 def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) -> None:
@@ -197,6 +176,7 @@ def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) 
     """
     measured: dict[str, dict[str, Any]] = {}
     done: dict[str, list[int]] = {}
+    compared = SMOKE_COMPARED if smoke else COMPARED
     for setting in settings:
         tasks, steps = held_out(setting, smoke), 10 if smoke else STEPS[setting]
         done[setting] = [
@@ -210,58 +190,31 @@ def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) 
             rows = [losses_of(method, tasks, path, steps) for method, path in zip(versions, paths, strict=True)]
             measured[key] = {"losses": torch.stack([row.pop("losses") for row in rows]), "runs": rows}
             print(key, [f"{x:.3g}" for x in summary(measured[key]["losses"])["median"].values()], file=sys.stderr)
+        if setting == "better":
+            measured |= measured_baselines(Regression(), tasks, compared, HELD_OUT_SEED, out)
+    losses = {key: m["losses"] for key, m in measured.items()}
     results = {
         "tasks": tasks.count,
         "meta_seeds": {setting: len(finished) for setting, finished in done.items()},
         "provenance": provenance(),
         "methods": {key: {**summary(m["losses"]), "runs": m["runs"]} for key, m in measured.items()},
-        "comparisons": list(comparisons({key: m["losses"] for key, m in measured.items()}, settings)),
+        "comparisons": list(comparisons(losses, settings, list(FAMILIES), compared)),
     }
     write_json(out / "results.json", results)
     text = markdown(json.loads((out / "results.json").read_text()))
     (out / "results.md").write_text(text)
-    plot_curves({key: m["losses"] for key, m in measured.items()}, out, HORIZON)
+    if any(done.values()):
+        plot_curves(losses, out, HORIZON)
     print(text)
-
-
-def summary(losses: torch.Tensor) -> dict[str, Any]:
-    """Of losses ``(seeds, steps + 1, tasks)``: median, mean and 90 % quantile over seeds and tasks at the shown
-    steps, the mean of each seed, and the largest ratio to the initial loss after step 10."""
-    shown = [step for step in SHOWN if step < losses.shape[1]]
-    flat = {step: losses[:, step].flatten() for step in shown}
-    return {
-        "median": {step: float(x.median()) for step, x in flat.items()},
-        "mean": {step: float(x.mean()) for step, x in flat.items()},
-        "q90": {step: float(x.quantile(0.9)) for step, x in flat.items()},
-        "mean_by_seed": {step: losses[:, step].mean(1).tolist() for step in shown},
-        "largest_ratio_to_initial_after_10": float((losses[:, 10:] / losses[:, :1]).max()),
-    }
-
-
-def comparisons(losses: dict[str, torch.Tensor], settings: list[str]) -> Iterator[dict[str, Any]]:
-    """LSTM(update, tele) and LSTM(lr, tele) of each setting against everything else, at the compared steps."""
-    for setting in settings:
-        for rule in ("LSTMUpdateTele", "LSTMLrTele"):
-            own = f"{setting}/{rule}"
-            for other in losses:
-                if other == own or (other.startswith(tuple(FAMILIES)) and not other.startswith(f"{setting}/")):
-                    continue
-                if rule == "LSTMLrTele" and not (other.startswith(own) or "/" not in other):
-                    continue
-                last = min(losses[own].shape[1], losses[other].shape[1])
-                for step in (s for s in COMPARED if s < last):
-                    same = other.startswith(f"{own}/")
-                    pair = losses[own][:, step], losses[other][:, step]
-                    yield {"a": own, "b": other, "step": step, **compare_over_seeds(*pair, same)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("train", "evaluate", "all"), default="all")
-    parser.add_argument("--out", type=Path, default=Path("runs/learning_to_teleport"))
+    parser.add_argument("--out", type=output_folder, default="runs/learning_to_teleport")
     parser.add_argument("--settings", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(META_SEEDS)))
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(range(META_SEEDS)), help="meta-seeds")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds")
     args = parser.parse_args()
     if args.part in ("train", "all"):

@@ -18,7 +18,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
@@ -26,6 +25,7 @@ import torch
 from image_cli import run
 from optimizer_cost_report import markdown
 from optimizer_cost_subjects import Subject
+from output_folder import output_folder
 from overhead_timing import Clock, Work
 from torch.optim import Adam
 
@@ -121,12 +121,11 @@ def measure(kind: str, width: int, plan: Plan, clock: Clock) -> Iterator[dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="toy sizes, no claim")
-    parser.add_argument("--out", type=Path, default=Path("runs/optimizer_cost"), help="folder for the results")
+    parser.add_argument("--out", type=output_folder, default="runs/optimizer_cost", help="folder for the results")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     plan, began = SMOKE if args.smoke else PLAN, perf_counter()
-    args.out.mkdir(parents=True, exist_ok=True)
     clock, load, rows = ProcessorClock(plan.bursts, plan.seconds), os.getloadavg()[0], []
     for kind, widths in plan.widths.items():
         for width in widths:

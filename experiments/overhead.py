@@ -24,6 +24,7 @@ import overhead_sizes_report
 import torch
 from image_cli import run, save_figure
 from image_training import Stopped
+from output_folder import output_folder
 from overhead_networks import NETWORKS, TOY_NETWORKS, Build, Network, loss, mlp, small_vit, vit_b_16
 from overhead_report import markdown, plot
 from overhead_sizes import exponents, sizes
@@ -219,7 +220,7 @@ def collect(plan: Plan, device: str, keep: Path, settings: dict[str, Any]) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="toy networks, no claim")
-    parser.add_argument("--out", type=Path, default=Path("runs/overhead"), help="folder for the results")
+    parser.add_argument("--out", type=output_folder, default="runs/overhead", help="folder for the results")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
@@ -228,7 +229,6 @@ def main() -> None:
     hardware = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads}
     if args.device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name()
-    args.out.mkdir(parents=True, exist_ok=True)
     began, settings = perf_counter(), {"smoke": args.smoke, "hardware": hardware}
     keep = args.out / "overhead.progress.json"
     measured = collect(SMOKE if args.smoke else PLAN, args.device, keep, settings)

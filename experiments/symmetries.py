@@ -11,11 +11,11 @@ import argparse
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
+from output_folder import output_folder
 from torch import nn
 
 import meta_teleport as mt
@@ -114,7 +114,7 @@ def row(name: str, found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="three small models")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for symmetries.json")
+    parser.add_argument("--out", type=output_folder, default="runs", help="folder for symmetries.json")
     args = parser.parse_args()
     torch.manual_seed(0)
     builds = dict(MODELS)
@@ -128,7 +128,6 @@ def main() -> None:
     for name, build in builds.items():
         results[name] = measure(build)
         print(row(name, results[name]), flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "symmetries.json", {"models": results, "provenance": provenance("cpu")})
 
 

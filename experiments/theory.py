@@ -4,13 +4,11 @@
     python experiments/theory.py --only newton         one of them
     python experiments/theory.py --smoke               toy sizes, in seconds
 
-Writes ``theory.json`` and ``theory_<statement>.png`` to ``--out`` (by default ``experiments/results``). Float64
-throughout; every seed is fixed.
+Writes ``theory.json`` and ``theory_<statement>.png`` to ``--out``. Float64 throughout; every seed is fixed.
 """
 
 import argparse
 import time
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +19,7 @@ import theory_one_teleport
 import theory_quadratics
 import theory_stationarity
 from matplotlib.figure import Figure
+from output_folder import output_folder
 from theory_figure import table
 
 from meta_teleport.record import provenance, write_json
@@ -41,9 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="toy sizes, no claim")
     parser.add_argument("--only", choices=list(STATEMENTS), nargs="+", help="some of the statements")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    parser.add_argument("--out", type=output_folder, default="runs/theory", help="folder for the results")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"provenance": provenance(), "smoke": args.smoke}
     for name in args.only or STATEMENTS:
         began = time.perf_counter()

@@ -21,6 +21,7 @@ import torch
 from image_cli import run, save_figure, say, write_results
 from image_training import Stopped
 from orbit_dimensions import dimensions
+from output_folder import output_folder
 from torch import Tensor
 from torch.optim import Adam
 from transitivity_networks import CASES, SMOKE, WIDE, Case
@@ -108,12 +109,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="four networks, two seeds, few steps, no claim")
     parser.add_argument("--seeds", type=int, help=f"runs per network; default: {SEEDS}")
-    parser.add_argument("--out", type=Path, default=Path("runs/transitivity"), help="folder for results and progress")
+    parser.add_argument(
+        "--out", type=output_folder, default="runs/transitivity", help="folder for results and progress"
+    )
     parser.set_defaults(device="cpu")
     args = parser.parse_args()
     seeds = args.seeds or (SMOKE_SEEDS if args.smoke else SEEDS)
     began, cases, steps = perf_counter(), SMOKE if args.smoke else CASES, SMOKE_STEPS if args.smoke else STEPS
-    args.out.mkdir(parents=True, exist_ok=True)
     rows = collect(cases, seeds, steps, args.out / "transitivity.progress.json")
     write_results(args, "transitivity", {"seeds": seeds, "steps": steps, "rate": RATE, "rows": rows}, began)
     (args.out / "transitivity.md").write_text(markdown(rows))

@@ -6,6 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import tuned_baselines
+from tuned_baselines import measured_baselines, spliced
+
+from meta_teleport.measurement import measure
+from meta_teleport.methods import BASELINES, TELEPORT_BASELINES, Settings, baseline
+from meta_teleport.tasks.family import TaskFamily
+from meta_teleport.tasks.regression import Regression
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -26,8 +34,34 @@ def test_learning_to_teleport(tmp_path: Path) -> None:
             f"{settings}/LSTMUpdateTele/random",
         } <= names
     assert {"whitening", "last-layer-solve", "adam+ascent", "gd+random", "lbfgs", "gd-warmup"} <= names
+    assert [run["tuned_for"] for run in results["methods"]["adam"]["runs"]] == [3, 10]
+    assert {row["step"] for row in results["comparisons"]} == {3, 10}
     assert results["meta_seeds"] == {"published": 2, "better": 2}
     assert (tmp_path / "learning_to_teleport.png").stat().st_size > 10_000
+
+
+def test_baselines_are_tuned_for_every_compared_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every step the losses are those of the settings for the next compared one."""
+    asked = []
+
+    def tuned(family: TaskFamily, horizon: int, folder: Path) -> dict[str, Settings]:
+        asked.append((horizon, folder))
+        own = {"lr": 10.0**-horizon, "warmup_lr": 1e-3, "at": [0], "size": 0.1, "sizes": [0.1]}
+        return {name: own for name in (*TELEPORT_BASELINES, *BASELINES) if name != "lbfgs"}
+
+    monkeypatch.setattr(tuned_baselines, "tune", tuned)
+    family = Regression(width=3)
+    tasks = family.sample(2, torch.Generator().manual_seed(0), "held_out")
+    found = measured_baselines(family, tasks, (2, 4), 0, tmp_path)
+    assert asked == [(2, tmp_path), (4, tmp_path)] and list(found) == [*TELEPORT_BASELINES, *BASELINES]
+    for step in (2, 4):
+        alone = measure(baseline("adam", {"lr": 10.0**-step}, torch.Generator()), tasks, step).losses
+        assert torch.equal(found["adam"]["losses"][0, step - 1 : step + 1], alone[-2:])
+    assert [run["settings"]["lr"] for run in found["gd"]["runs"]] == [1e-2, 1e-4]
+    assert [run["tuned_for"] for run in found["lbfgs"]["runs"]] == [4]
+    assert all(m["losses"].shape == (1, 5, 2) for m in found.values())
+    losses = {2: torch.zeros(3, 1), 4: torch.ones(5, 1), 5: torch.full((6, 1), 2.0)}
+    assert spliced(losses).flatten().tolist() == [0, 0, 0, 1, 1, 2]
 
 
 def test_symmetries(tmp_path: Path) -> None:

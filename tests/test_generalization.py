@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import image_training
 import laws
 import pytest
 import torch
+from cases import Case, build
 from generalization_branches import branches
 from generalization_frequency import EVERY, due, frequencies
 from generalization_probes import MEASURES, ORTHANT, SPHERE, probe
@@ -20,11 +22,14 @@ from generalization_report import shown, signed
 from generalization_runs import Epochs, base_runs, copies_of, place, setting_of, teleport_batch
 from generalization_statistics import band, late, paired, strict
 from generalization_teleports import LIMITED, PUBLISHED, SCALING, Teleports, Variant
+from image_teleports import SIGNS, curvature_steps
 
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies, Jump
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images, load_images
+from meta_teleport.teleportation.ascent import Direction
+from meta_teleport.teleportation.curvature import kappa
 from meta_teleport.teleportation.objectives import SEARCH_SCALES, Curvature, Sharpness
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "generalization.py"
@@ -47,8 +52,8 @@ def trained(images: Images, tmp_path: Path) -> Copies:
     return base_runs(images, range(2), Epochs(1, 12, 12), tmp_path / "trained")[12]
 
 
-def run(folder: Path) -> dict[str, Any]:
-    command = [sys.executable, str(SCRIPT), "--smoke", "--out", str(folder)]
+def run(folder: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, str(SCRIPT), "--smoke", "--out", str(folder), *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     found = json.loads((folder / "generalization.json").read_text())
@@ -82,6 +87,17 @@ def test_the_script_from_end_to_end_and_once_more(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         assert (tmp_path / f"{name}.pdf").exists()
     assert run(tmp_path)["results"] == found["results"]
+
+
+def test_some_variants_alone(tmp_path: Path) -> None:
+    (digits,) = run(tmp_path / "one", "--variants", "limited, curvature raise", "scaling, curvature raise")["results"]
+    assert [row["variant"] for row in digits["branches"]["rows"]] == ["none", "limited, curvature raise"]
+    assert {row["variant"] for row in digits["frequency"]["rows"]} == {"none", "scaling, curvature raise"}
+    (digits,) = run(tmp_path / "none_often", "--variants", "limited, curvature raise")["results"]
+    assert "frequency" not in digits
+    command = [sys.executable, str(SCRIPT), "--smoke", "--variants", "scaling, sharpness lower, random"]
+    alone = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert alone.returncode == 2 and "goes as far as the one it controls" in alone.stderr
 
 
 def test_late_is_the_mean_of_the_second_half_of_the_epochs() -> None:
@@ -134,6 +150,38 @@ def test_scalings_keep_every_loss_and_published_teleports_do_not(
 def _first(copies: Copies, base: Copies) -> list[tuple[torch.Tensor, torch.Tensor]]:
     name = "layers.1.weight"
     return [(copies.params[name].flatten(1), base.params[name].flatten(1))]
+
+
+@pytest.mark.parametrize(("points", "composes"), [(30, False), (5, True)], ids=["wide", "narrow"])
+@pytest.mark.parametrize("direction", list(SIGNS))
+def test_the_published_curvature_step_differentiates_along_one_curve(
+    points: int, composes: bool, direction: Direction
+) -> None:
+    """Against Richardson's extrapolation of central differences; a curve restarted at ``exp(t M) . w`` has another
+    slope where more points than units keep action (b) from composing."""
+    instance = build(
+        Case("pseudo_inverse", "leaky_relu", False, (8, 6, 5, 4), points, displacement=False, condition=1e3)
+    )
+    start, inputs = instance.params, instance.inputs[:1].squeeze(0)
+    site = instance.symmetry.only("layers.1")
+    m = torch.rand(5, 5, generator=torch.Generator().manual_seed(3)).double().expand(3, 5, 5)
+
+    def slope(curve: Callable[[float], torch.Tensor]) -> torch.Tensor:
+        coarse, fine = ((curve(h) - curve(-h)) / (2 * h) for h in (2e-4, 1e-4))
+        return (4 * fine - coarse) / 3
+
+    along = slope(lambda t: kappa(site, [m], inputs, start, torch.full((3,), t, dtype=torch.float64)))
+    restarted = slope(lambda t: kappa(site, [m], inputs, site.flow(start, [t * m], inputs)))
+    found = curvature_steps(["layers.1"], 1e-3, direction, 3)(instance.symmetry, start, lambda p: p[""], inputs)
+    expected, wrong = (
+        site.flow(start, [SIGNS[direction] * 1e-3 * s[:, None, None] * m], inputs) for s in (along, restarted)
+    )
+    laws.params_close(found.params, expected, 1e-8)
+    laws.assert_close(found.size, (1e-3 * along).abs() * m.norm(dim=(1, 2)), 1e-6)
+    if composes:
+        laws.assert_close(restarted, along, 1e-6)
+    else:
+        laws.must_fail(laws.params_close, found.params, wrong, 1e-5)
 
 
 def test_limited_steps_are_short_and_published_ones_need_not_be(images: Images, trained: Copies) -> None:

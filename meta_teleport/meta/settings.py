@@ -36,7 +36,8 @@ class Training:
             loss).
         errors: Train on what the tasks are for (:meth:`Tasks.error`, relative to that of their start) in place of the
             loss that the rule sees: where batches are small or labels noisy, the loss is a poor view of it.
-        losses_before: Take losses before each step, not after, as the published code does.
+        losses_before: Take losses before each step, not after, as the published code does, whose windows are cut
+            elsewhere, see :func:`meta_teleport.meta.unroll.unroll`.
         staggered: Start the problems out of phase, so that a batch mixes early and late training.
         random_horizons: Draw how many steps each problem is trained for: log-uniformly from the multiples of the window
             up to ``horizon``, which starts them out of phase too.

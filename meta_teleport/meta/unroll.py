@@ -76,7 +76,10 @@ def unroll(
     """``steps`` steps of ``rule`` with meta-parameters ``phi``.
 
     Returns the losses ``(steps, tasks)``, each taken after its step (update and teleport), or before it with
-    ``losses_before`` (the published code: the last update of a window then gets no credit), and the next carry.
+    ``losses_before``, and the next carry. The last step of a window gets no credit then. So it is in the published
+    code, except for where it cuts: between the update and the element of steps 10, 20, ... (windows of 10). Its first
+    window sums eleven losses, and the element of the step at a cut gets credit in the window that follows.
+
     ``errors`` returns :meth:`Tasks.error` instead: what is to be made small where the loss is a noisy view of it.
     ``second_order`` lets meta-gradients flow through the gradients that the rule observes as well. Tasks that have
     failed repeat their last loss; for a meta-gradient, run the window again without them, as the estimators do.

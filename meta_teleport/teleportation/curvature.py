@@ -31,23 +31,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from meta_teleport.params import Params, axpy, dot
+from meta_teleport.params import Params, axpy, dot, per_task
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
 
 
 def velocity_and_acceleration(
-    symmetry: Symmetry, algebra: Sequence[Tensor], inputs: Tensor | LayerInput | None, params: Params
+    symmetry: Symmetry,
+    algebra: Sequence[Tensor],
+    inputs: Tensor | LayerInput | None,
+    params: Params,
+    time: Tensor | None = None,
 ) -> tuple[Params, Params]:
-    """The first two derivatives at t = 0 of ``exp(t M) . w``, for the parameters that some site moves.
+    """The first two derivatives of ``exp(t M) . w`` at t = ``time``, for the parameters that some site moves.
 
     ``algebra`` is M, one tensor ``(tasks, *algebra_shape)`` per site; ``inputs`` are those of the network, where a
-    site is data-dependent. Differentiable with respect to ``params``.
+    site is data-dependent; ``time`` is ``(tasks,)``, None for 0. Differentiable by ``params`` and ``time``.
     """
     moving = {name for site in symmetry.sites for name in site.parameters}
+    like = next(iter(params.values()))
     with torch.enable_grad():
-        t = next(iter(params.values())).new_zeros((), requires_grad=True)
-        point = symmetry.flow(params, [t * m for m in algebra], inputs)
+        t = like.new_zeros((), requires_grad=True)
+        at = t.expand(len(like)) if time is None else time + t
+        point = symmetry.flow(params, [per_task(at, m) * m for m in algebra], inputs)
         velocity = _derivative({name: p for name, p in point.items() if name in moving}, t)
         return velocity, _derivative(velocity, t)
 
@@ -68,13 +74,21 @@ def _derivative(curve: Params, t: Tensor) -> Params:
     return dict(zip(dual, derivatives, strict=True))
 
 
-def kappa(symmetry: Symmetry, algebra: Sequence[Tensor], inputs: Tensor | LayerInput | None, params: Params) -> Tensor:
-    """The curvature of ``exp(t M) . w`` at t = 0, shape ``(tasks,)``; 0 where the curve stands still or is straight.
+def kappa(
+    symmetry: Symmetry,
+    algebra: Sequence[Tensor],
+    inputs: Tensor | LayerInput | None,
+    params: Params,
+    time: Tensor | None = None,
+) -> Tensor:
+    """The curvature of ``exp(t M) . w`` at t = ``time``, shape ``(tasks,)``; 0 where the curve stands still or is
+    straight.
 
     Computed as ``|n| / |w'|^2`` with n the part of w'' that is normal to w', which does not cancel. Arguments as for
-    :func:`velocity_and_acceleration`.
+    :func:`velocity_and_acceleration`. Where an action does not compose, as (b) on batches wider than its layer, the
+    curvature at t is not that at 0 of a curve which begins at ``exp(t M) . w``.
     """
-    return curvature_of(*velocity_and_acceleration(symmetry, algebra, inputs, params))
+    return curvature_of(*velocity_and_acceleration(symmetry, algebra, inputs, params, time))
 
 
 def curvature_of(velocity: Params, acceleration: Params) -> Tensor:

@@ -62,6 +62,29 @@ def reference(rule: Rule, phi: Params, tasks: Tasks, steps: int, second_order: b
     return torch.stack(losses)
 
 
+def published_windows(rule: Rule, phi: Params, tasks: Tasks, steps: int, every: int) -> list[Tensor]:
+    """The losses that the authors' code sums into one meta-loss, per window. A window ends at each step but the first
+    whose number ``every`` divides: after the loss and the update, before the element, which is then proposed from the
+    state as it was before that step. (Their meta-step lies between; here phi stays, so that losses can be compared.)"""
+    params, state, windows, summed = tasks.params, rule.init(tasks.params, tasks.symmetry), [], []
+    for t in range(steps):
+        step = torch.full((tasks.count,), t)
+        summed.append(tasks.loss(params, step))
+        point = {name: p.detach().requires_grad_() for name, p in params.items()}
+        loss = tasks.loss(point, step)
+        gradients = dict(zip(point, torch.autograd.grad(loss.sum(), list(point.values())), strict=True))
+        observation = Observation(point, gradients, loss, step).detached()
+        proposal, after = functional_call(rule, phi, (observation, state))
+        params = axpy(1.0, proposal.update, params)
+        if t and t % every == 0:
+            windows.append(torch.stack(summed))
+            params, state, update, summed = *tree_map(Tensor.detach, (params, state, after.update)), []
+            proposal, after = functional_call(rule, phi, (observation, state))
+            after = after._replace(update=update)
+        params, state = tasks.symmetry.act(params, tasks.symmetry.exp(proposal.algebra), tasks.inputs(step)), after
+    return windows
+
+
 def meta_gradient(losses: Tensor, phi: Params) -> Params:
     gradients = torch.autograd.grad(losses.mean(), list(phi.values()), allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(phi.items(), gradients, strict=True)}
@@ -187,6 +210,34 @@ def test_the_element_of_the_last_step_gets_no_meta_gradient(generator: torch.Gen
         gradient = meta_gradient(unroll(rule, leaves, tasks, start(rule, tasks), steps)[0], leaves)
         size = max(float(gradient[name].abs().max()) for name in rule.meta_groups()["element"])
         assert (size > 1e-9) == expected, (steps, size)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_where_the_published_code_cuts(name: str, generator: torch.Generator) -> None:
+    """Its first window is ours of one step more. Its others are ours but for the element of the step at the cut, which
+    gets credit there and none here."""
+    tasks = sample(name, generator)
+    rule, phi = small(tasks)
+    groups = rule.meta_groups()
+    theirs = trainable(phi)
+    windows = published_windows(rule, theirs, tasks, 7, every=3)
+    assert [len(losses) for losses in windows] == [4, 3]
+    expected = [meta_gradient(losses, theirs) for losses in windows]
+    carry, found = start(rule, tasks), []
+    for steps, losses in zip((4, 3), windows, strict=True):
+        leaves = trainable(phi)
+        own, carry = unroll(rule, leaves, tasks, carry, steps, losses_before=True)
+        laws.assert_close(own, losses, 1e-12)
+        found.append(meta_gradient(own, leaves))
+    laws.assert_close(one_row(found[0]), one_row(expected[0]), 1e-11)
+    chosen = [
+        [one_row({n: g[n] for n in groups[key]}) for g in (found[1], expected[1])] for key in ("update", "element")
+    ]
+    laws.assert_close(*chosen[0], 1e-11)
+    laws.must_fail(laws.assert_close, *chosen[1], 1e-2)
+    short = trainable(phi)
+    losses, _ = unroll(rule, short, tasks, start(rule, tasks), 3, losses_before=True)
+    laws.must_fail(laws.assert_close, one_row(meta_gradient(losses, short)), one_row(expected[0]), 1e-2)
 
 
 def test_a_failing_task_leaves_the_meta_gradient_of_the_others_alone(generator: torch.Generator) -> None:

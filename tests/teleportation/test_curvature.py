@@ -6,7 +6,7 @@ import torch
 from cases import Case, Instance, build
 from torch import Tensor
 
-from meta_teleport.params import Params, dot
+from meta_teleport.params import Params, dot, per_task
 from meta_teleport.symmetry.groups import GL, FirstOrder, Group, Orthogonal, PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -115,11 +115,14 @@ def test_kappa_is_its_formula(case: Case) -> None:
 
 
 def difference_quotients(
-    symmetry: Symmetry, algebra: list[Tensor], inputs: Tensor | None, params: Params
+    symmetry: Symmetry, algebra: list[Tensor], inputs: Tensor | None, params: Params, times: Tensor | float = 0.0
 ) -> tuple[Params, Params]:
     """Velocity and acceleration of exp(t M) . w by central differences of order 4, where the curve is smooth."""
     h = 5e-4
-    at = {i: symmetry.act(params, symmetry.exp([i * h * m for m in algebra]), inputs) for i in (-2, -1, 0, 1, 2)}
+    at = {
+        i: symmetry.act(params, symmetry.exp([per_task(times + i * h, m) * m for m in algebra]), inputs)
+        for i in (-2, -1, 0, 1, 2)
+    }
     names = {name for site in symmetry.sites for name in site.parameters}
     first = {n: (at[-2][n] - 8 * at[-1][n] + 8 * at[1][n] - at[2][n]) / (12 * h) for n in names}
     second = {n: (-at[-2][n] + 16 * at[-1][n] - 30 * at[0][n] + 16 * at[1][n] - at[2][n]) / (12 * h * h) for n in names}
@@ -135,6 +138,26 @@ def test_derivatives_equal_difference_quotients(case: Case) -> None:
     laws.params_close(ours[0], expected[0], 1e-6)
     laws.params_close(ours[1], expected[1], 1e-5)
     laws.must_fail(laws.params_close, ours[0], expected[1], 1e-2)
+
+
+@pytest.mark.parametrize("points", [3, 12], ids=["narrow", "wide"])
+def test_derivatives_later_on_the_same_curve(points: int) -> None:
+    """At a time of its own for every task; on wide batches, where the action does not compose, that is not the start of
+    the curve from there."""
+    instance = build(Case("pseudo_inverse", "tanh", False, (8, 6, 5, 4), points, displacement=False, condition=1e3))
+    algebra = drawn(instance)
+    times = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64)
+    point = instance.symmetry.flow(instance.params, [times[:, None, None] * m for m in algebra], instance.inputs)
+    along = velocity_and_acceleration(instance.symmetry, algebra, instance.inputs, instance.params, times)
+    expected = difference_quotients(instance.symmetry, algebra, instance.inputs, instance.params, times)
+    laws.params_close(along[0], expected[0], 1e-6)
+    laws.params_close(along[1], expected[1], 1e-5)
+    again = velocity_and_acceleration(instance.symmetry, algebra, instance.inputs, point)
+    for there, restarted in zip(along, again, strict=True):
+        if points == 3:
+            laws.params_close(restarted, there, 1e-8)
+        else:
+            laws.must_fail(laws.params_close, restarted, there, 1e-3)
 
 
 @pytest.mark.parametrize("group", [GL(3, (2,)), PositiveScaling(3, (2,))], ids=["gl", "scaling"])
