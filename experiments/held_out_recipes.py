@@ -81,10 +81,11 @@ TURNS = Recipe(
         staggered=False,
     ),
 )
-PLANE = Recipe(
+PLANE = Recipe(  # begins just short of the steepest point: from no teleport at all half of the meta-seeds stay there
     {
         "update": "polyak",
         "bases": ["crest"],
+        "first": {"crest": 0.5},
         "size": 8.0,
         "horizon": 30,
         "every": 2,
@@ -100,6 +101,7 @@ PLANE = Recipe(
         lr_element=1e-2,
         floor=1e-26,
         increase_penalty=3.0,
+        second_order=True,
     ),
 )
 RECIPES = {

@@ -9,6 +9,10 @@ its pull-back along g^-1; no loss is evaluated. For quadratic losses on ellipses
 eigenvector of the Hessian and a gradient step can end at the minimum (Zhao et al. 2022, section 4.1). For others c, p
 and q come from n here and at angles h to both sides, and the crest is what two steps of this search reach, each taken
 if n rises. h is the twelfth root of the rounding, 0.05 in float64.
+
+The crest moves with the point. A meta-gradient that takes it for a constant misses that the next teleport mends what
+this one left, and grows by the inverse of what a step gains. So derivatives flow through it wherever they flow through
+G (``second_order``).
 """
 
 from math import cos, sin
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.context import log_ratio
-from meta_teleport.params import Params, per_task
+from meta_teleport.params import Params, aliases, per_task
 from meta_teleport.symmetry.groups import Orthogonal
 from meta_teleport.symmetry.site import Site
 from meta_teleport.teleportation.moments import has_moment_map
@@ -43,9 +47,11 @@ def has_crest(site: Site) -> bool:
 
 
 def crest(site: Site, params: Params, gradients: Params) -> Crest:
-    """The crest of the orbit of ``params`` under a site that has one. A constant: no gradient flows through it."""
-    point = {name: p.detach() for name, p in params.items()}
-    slope = {name: gradients[name].detach() for name in site.parameters}
+    """The crest of the orbit of ``params`` under a site that has one: a constant, unless autograd knows how the
+    ``gradients`` depend on the point."""
+    slope = {name: gradients[name] for name in site.parameters}
+    constant = not any(g.requires_grad for g in slope.values())
+    point = {name: p.detach() if constant else p for name, p in params.items()}
     like = slope[site.parameters[0]]
     unit = torch.stack([g.flatten(1).norm(dim=1) for g in slope.values()]).norm(dim=0)
     unit = unit.clamp(min=torch.finfo(like.dtype).tiny)
@@ -75,11 +81,13 @@ def steepness(site: Site, params: Params, gradients: Params, angle: Tensor) -> T
     before them."""
     forth, back = _rotation(angle), _rotation(-angle)
     moved = site.act(params, forth, inverse=back)
-    names = site.parameters
+    own, slopes = {name: moved[name] for name in site.parameters}, [gradients[name] for name in site.parameters]
+    differentiable = any(g.requires_grad for g in slopes)
     with torch.enable_grad():
-        leaves = {name: moved[name].detach().requires_grad_() for name in names}
-        undone = site.act({**moved, **leaves}, back, inverse=forth)
-        found = torch.autograd.grad([undone[n] for n in names], list(leaves.values()), [gradients[n] for n in names])
+        ends = aliases(own) if differentiable else {name: p.detach().requires_grad_() for name, p in own.items()}
+        undone = site.act({**moved, **ends}, back, inverse=forth)
+        reached = [undone[name] for name in site.parameters]
+        found = torch.autograd.grad(reached, list(ends.values()), slopes, create_graph=differentiable)
     return torch.stack([g.flatten(1).square().sum(1) for g in found]).sum(0)
 
 

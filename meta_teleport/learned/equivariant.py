@@ -80,7 +80,7 @@ class Equivariant(Rule):
             update leads to.
         first: By name of a basis, b of the coefficient 0.5 tanh(b) that it starts with; 0 if not named. For groups of
             matrices. With 1 for balance and axes the rule begins as a teleport to the gauge of principal axes, with -1
-            for activations as one that whitens them.
+            for activations as one that whitens them, with 0.55 for crest as one to the steepest point.
     """
 
     def __init__(
