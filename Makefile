@@ -79,7 +79,7 @@ laws: setup  ## the law tests with the kernels of older processors, with one and
 	.ci/laws $(PY) $(JOBS)
 
 throughput: setup
-	$(PY) experiments/throughput.py --quick
+	$(PY) experiments/cost/throughput.py --quick
 
 wheel: setup  ## build the wheel and start the program from it, away from the sources
 	.ci/wheel $(PY)

@@ -18,30 +18,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meta_teleport.detection.check import verify as verify
     from meta_teleport.detection.detect import find_symmetries as find_symmetries
+    from meta_teleport.equivariant.equivariant import Equivariant as Equivariant
     from meta_teleport.errors import UserError as UserError
-    from meta_teleport.evaluation import Evaluation as Evaluation
-    from meta_teleport.evaluation import evaluate as evaluate
+    from meta_teleport.evaluation.evaluation import Evaluation as Evaluation
+    from meta_teleport.evaluation.evaluation import evaluate as evaluate
     from meta_teleport.learned.coordinatewise import Coordinatewise as Coordinatewise
-    from meta_teleport.learned.equivariant import Equivariant as Equivariant
     from meta_teleport.learned.layerwise import Layerwise as Layerwise
-    from meta_teleport.learned.load import load as load
-    from meta_teleport.learned.load import save as save
+    from meta_teleport.learned.learned_rule import LearnedRule as LearnedRule
     from meta_teleport.learned.lstm import LSTMLrTele as LSTMLrTele
     from meta_teleport.learned.lstm import LSTMUpdate as LSTMUpdate
     from meta_teleport.learned.lstm import LSTMUpdateTele as LSTMUpdateTele
-    from meta_teleport.learned.rule import Rule as Rule
-    from meta_teleport.learned.rule import shapes_of as shapes_of
-    from meta_teleport.meta.settings import Training as Training
-    from meta_teleport.meta.training import train as train
+    from meta_teleport.learned.serialization import load as load
+    from meta_teleport.learned.serialization import save as save
+    from meta_teleport.meta.config import Training as Training
+    from meta_teleport.meta.loop import train as train
     from meta_teleport.optimizers.copies import Copies as Copies
     from meta_teleport.optimizers.schedules import Budget as Budget
     from meta_teleport.optimizers.schedules import Epochs as Epochs
     from meta_teleport.optimizers.schedules import Every as Every
     from meta_teleport.optimizers.schedules import Plateau as Plateau
     from meta_teleport.optimizers.schedules import Steps as Steps
-    from meta_teleport.optimizers.settings import each as each
+    from meta_teleport.optimizers.stacked import each as each
     from meta_teleport.optimizers.teleported import TeleportedOptimizer as TeleportedOptimizer
-    from meta_teleport.record import Run as Run
+    from meta_teleport.rules.rule import Rule as Rule
+    from meta_teleport.rules.rule import shapes_of as shapes_of
+    from meta_teleport.runs.run import Run as Run
     from meta_teleport.symmetry.symmetry import Symmetry as Symmetry
     from meta_teleport.symmetry.views import View as View
     from meta_teleport.tasks.adaptation import Adapters as Adapters
@@ -59,28 +60,29 @@ if TYPE_CHECKING:
     from meta_teleport.teleportation.gauges import Gauge as Gauge
     from meta_teleport.teleportation.objectives import Curvature as Curvature
     from meta_teleport.teleportation.objectives import Sharpness as Sharpness
-    from meta_teleport.teleportation.search import Teleport as Teleport
-    from meta_teleport.teleportation.search import teleport as teleport
+    from meta_teleport.teleportation.teleport import Teleport as Teleport
+    from meta_teleport.teleportation.teleport import teleport as teleport
 
 _HOMES = {
     "find_symmetries": "detection.detect",
     "verify": "detection.check",
     "UserError": "errors",
-    "Evaluation": "evaluation",
-    "evaluate": "evaluation",
+    "Evaluation": "evaluation.evaluation",
+    "evaluate": "evaluation.evaluation",
     "Coordinatewise": "learned.coordinatewise",
-    "Equivariant": "learned.equivariant",
+    "Equivariant": "equivariant.equivariant",
     "Layerwise": "learned.layerwise",
-    "load": "learned.load",
-    "save": "learned.load",
+    "load": "learned.serialization",
+    "save": "learned.serialization",
+    "LearnedRule": "learned.learned_rule",
     "LSTMLrTele": "learned.lstm",
     "LSTMUpdate": "learned.lstm",
     "LSTMUpdateTele": "learned.lstm",
-    "Rule": "learned.rule",
-    "shapes_of": "learned.rule",
-    "Training": "meta.settings",
-    "train": "meta.training",
-    "Run": "record",
+    "Rule": "rules.rule",
+    "shapes_of": "rules.rule",
+    "Training": "meta.config",
+    "train": "meta.loop",
+    "Run": "runs.run",
     "Symmetry": "symmetry.symmetry",
     "View": "symmetry.views",
     "TaskFamily": "tasks.family",
@@ -98,11 +100,11 @@ _HOMES = {
     "Gauge": "teleportation.gauges",
     "Curvature": "teleportation.objectives",
     "Sharpness": "teleportation.objectives",
-    "Teleport": "teleportation.search",
-    "teleport": "teleportation.search",
+    "Teleport": "teleportation.teleport",
+    "teleport": "teleportation.teleport",
     "TeleportedOptimizer": "optimizers.teleported",
     "Copies": "optimizers.copies",
-    "each": "optimizers.settings",
+    "each": "optimizers.stacked",
     "Budget": "optimizers.schedules",
     "Epochs": "optimizers.schedules",
     "Every": "optimizers.schedules",

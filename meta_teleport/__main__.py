@@ -2,7 +2,7 @@
 
 import sys
 
-from meta_teleport.cli import main
+from meta_teleport.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from meta_teleport.classes import PACKAGE, class_path, resolve
 from meta_teleport.errors import UserError
+from meta_teleport.registry import PACKAGE, class_path, resolve
 
 CLASS_PATH = "class_path"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params
+from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Split, TaskFamily, Tasks, split_generator

@@ -15,8 +15,8 @@ from cases import Instance, inverted
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from meta_teleport.learned.rule import Observation, Rule
 from meta_teleport.params import Params, flatten, functional, rows
+from meta_teleport.rules.rule import Observation, Rule
 from meta_teleport.symmetry.groups import Group
 
 

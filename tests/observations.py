@@ -2,8 +2,8 @@
 
 import torch
 
-from meta_teleport.learned.rule import Observation
 from meta_teleport.params import Params
+from meta_teleport.rules.rule import Observation
 from meta_teleport.tasks.family import Tasks
 
 

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 PLANTS = {
     "params": "meta_teleport.symmetry.groups",
-    "symmetry": "meta_teleport.teleportation.search",
-    "tasks": "meta_teleport.learned.rule",
+    "symmetry": "meta_teleport.teleportation.teleport",
+    "tasks": "meta_teleport.rules.rule",
     "learned": "meta_teleport.tasks.family",
     "teleportation": "meta_teleport.meta.unroll",
     "errors": "meta_teleport.params",

@@ -13,7 +13,7 @@ from meta_teleport.detection import (  # noqa: F401  (they register what operati
     rearrangements,
 )
 from meta_teleport.detection.check import Check
-from meta_teleport.detection.reader import Reader
+from meta_teleport.detection.sites import Reader
 from meta_teleport.detection.trace import Examples, arguments, trace
 from meta_teleport.detection.walk import Walk
 from meta_teleport.symmetry.symmetry import Refusal, Symmetry

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.learned.linear import linear
+from meta_teleport.learned.accumulated_linear import linear
 
 
 class CellState(NamedTuple):

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
-from meta_teleport.learned.lengths import falling, fan_in
-from meta_teleport.learned.rule import Observation, Proposal, Rule
+from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.params import Params, flatten, norm, unflatten
+from meta_teleport.rules.rule import Observation, Proposal
+from meta_teleport.rules.step_lengths import falling, fan_in
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 Features = Literal["normalized", "raw"]
@@ -47,7 +48,7 @@ class CoordinatewiseState(NamedTuple):
     means: tuple[Params, ...]
 
 
-class Coordinatewise(Rule):
+class Coordinatewise(LearnedRule):
     """The coordinate-wise LSTM; fits every network.
 
     Memory goes with the number of coordinates: in float32 about 330 bytes each for the state, and while it is trained

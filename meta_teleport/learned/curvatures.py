@@ -8,7 +8,6 @@ eigenvalue of these Gram matrices. A parameter beside several sites has the prod
 import torch
 from torch import Tensor
 
-from meta_teleport.learned.surroundings import consumed, consumer_names, produced
 from meta_teleport.params import Params, per_task
 from meta_teleport.symmetry.symmetry import Symmetry
 
@@ -18,8 +17,8 @@ def curvatures(params: Params, symmetry: Symmetry) -> Tensor:
     first = next(iter(params.values()))
     found = {name: first.new_ones(len(first)) for name in params}
     for site in symmetry.sites:
-        readers = consumer_names(site)
-        sides = ((set(site.parameters) - readers, consumed(site, params)), (readers, produced(site, params)))
+        readers = set(site.consumer_names)
+        sides = ((set(site.parameters) - readers, site.consumed(params)), (readers, site.produced(params)))
         for names, matrix in sides:
             c = _largest_eigenvalue(matrix @ matrix.mT)
             for name in names:

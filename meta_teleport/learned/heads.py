@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.learned.linear import linear
-from meta_teleport.learned.rule import Observation, Shapes
+from meta_teleport.learned.accumulated_linear import linear
 from meta_teleport.params import Params, axpy, dot, unflatten
+from meta_teleport.rules.rule import Observation, Shapes
 
 ElementSize = Literal["fixed", "learned"]
 

@@ -22,14 +22,15 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
-from meta_teleport.learned.context import FEATURES, Memory, no_memory, read_context
 from meta_teleport.learned.curvatures import curvatures
 from meta_teleport.learned.heads import polyak_length
-from meta_teleport.learned.layers import LAYER_FEATURES, PRODUCED, read_layers
-from meta_teleport.learned.lengths import falling, fan_in
+from meta_teleport.learned.layer_features import LAYER_FEATURES, PRODUCED, read_layers
+from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.learned.orthogonal import orthogonalised
-from meta_teleport.learned.rule import Observation, Proposal, Rule
+from meta_teleport.learned.task_features import FEATURES, Memory, no_memory, read_context
 from meta_teleport.params import Params, lerp, norms, per_task, rows
+from meta_teleport.rules.rule import Observation, Proposal
+from meta_teleport.rules.step_lengths import falling, fan_in
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 Direction = Literal["polyak", "adam", "muon", "curvature"]
@@ -50,7 +51,7 @@ class LayerwiseState(NamedTuple):
     squares: Params
 
 
-class Layerwise(Rule):
+class Layerwise(LearnedRule):
     """Learned step lengths per parameter tensor; fits every network.
 
     Args:

@@ -13,7 +13,7 @@ the options below. The defaults are choices that hold up past the trained horizo
   two more inputs. Raw gradients of the paper's problems span six orders of magnitude and saturate the gates.
 * ``gradient_term``: f_t gains ``-exp(a_t) (L / |grad|^2) grad_t``, a learned multiple a_t of Polyak's step length, in
   LSTM(lr, tele) in place of the clamped learning rate.
-* ``safeguard``: rollback to the best point, see :mod:`meta_teleport.learned.safeguard`.
+* ``safeguard``: rollback to the best point, see :mod:`meta_teleport.rules.rollback`.
 """
 
 from abc import abstractmethod
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.heads import ClampedHead, ElementHead, ElementSize, PolyakHead, UpdateHead
-from meta_teleport.learned.rule import Observation, Proposal, Rule, Shapes, SiteShape
-from meta_teleport.learned.safeguard import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
+from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.params import Params, flatten, per_task
+from meta_teleport.rules.rollback import Anchor, at_anchor, from_anchor, move_anchor, no_anchor
+from meta_teleport.rules.rule import Observation, Proposal, Shapes, SiteShape
 from meta_teleport.symmetry.symmetry import Symmetry
 
 Features = Literal["raw", "normalized"]
@@ -47,7 +48,7 @@ class LSTMState(NamedTuple):
     anchor: Anchor | tuple[()]
 
 
-class LSTMRule(Rule):
+class LSTMRule(LearnedRule):
     """What the three rules share: reading the gradient, element heads, safeguard.
 
     Args:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from meta_teleport.learned.rule import Rule
 from meta_teleport.meta.unroll import Carry, unroll
 from meta_teleport.params import Params
+from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import Tasks
 
 Objective = Callable[[Tensor, Tensor], Tensor]

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from meta_teleport.learned.rule import Rule
 from meta_teleport.meta.estimators import Estimate, Objective, Penalty, mean_over, meta_losses, references
 from meta_teleport.meta.unroll import Carry, start, unroll
 from meta_teleport.params import Params
+from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import Tasks
 
 

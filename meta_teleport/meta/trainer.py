@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.rule import Rule
+from meta_teleport.meta.config import Training
 from meta_teleport.meta.estimators import (
     OBJECTIVES,
     Estimate,
@@ -19,10 +19,10 @@ from meta_teleport.meta.estimators import (
     truncated_bptt,
 )
 from meta_teleport.meta.evolution import es, pes, start_pairs
-from meta_teleport.meta.population import Population
-from meta_teleport.meta.settings import Training
+from meta_teleport.meta.task_pool import Population
 from meta_teleport.meta.unroll import start
 from meta_teleport.params import Params
+from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
 T = TypeVar("T")

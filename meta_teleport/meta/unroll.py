@@ -5,7 +5,7 @@ For every task side by side, and t = 1, 2, ... (Algorithm 1 of Zhao et al. 2024)
     f_t, T_t = rule(grad L(w), ...; phi)
     w <- exp(T_t) . (w + f_t)
 
-with c f_t in place of f_t where a rule backtracks, see :mod:`meta_teleport.learned.backtracking`.
+with c f_t in place of f_t where a rule backtracks, see :mod:`meta_teleport.rules.backtracking`.
 ``unroll`` is pure: meta-gradients flow from the returned losses to ``phi`` through every step of the window, and stop
 at the carry that came in. The element of a window's last step leaves the window's last loss unchanged, so it gets no
 meta-gradient from this window.
@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from meta_teleport.learned.backtracking import lengths
-from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.params import Params, aliases, axpy, per_task, where
+from meta_teleport.rules.backtracking import lengths
+from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Element
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.drift import ceiling_of, move_safely
+from meta_teleport.teleportation.acceptance import ceiling_of, move_safely
 
 FAILURE_FACTOR = 1e6
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]

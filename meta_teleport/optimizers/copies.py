@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from meta_teleport.errors import UserError
-from meta_teleport.optimizers.settings import Factory, Setting
+from meta_teleport.optimizers.stacked import Factory, Setting
 from meta_teleport.optimizers.teleported import STATES
 from meta_teleport.optimizers.transport import laws_of
 from meta_teleport.params import Params, per_task, where

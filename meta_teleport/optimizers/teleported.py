@@ -14,20 +14,20 @@ from torch.optim import Optimizer
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.delegate import Delegate
 from meta_teleport.optimizers.history import History, TeleportRecord, describe
+from meta_teleport.optimizers.rule_view import Sight
 from meta_teleport.optimizers.schedules import Progress, Schedule, as_schedule
-from meta_teleport.optimizers.sight import Sight
 from meta_teleport.optimizers.transport import Writes, laws_of, moved_gradients, moved_state, reset_state
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.acceptance import LIMIT
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import require_tolerance, trainable_sites
-from meta_teleport.teleportation.drift import LIMIT
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
 from meta_teleport.teleportation.imbalance import LIMIT as IMBALANCE
 from meta_teleport.teleportation.imbalance import Balance, require_limit
-from meta_teleport.teleportation.search import Teleport, teleport
 from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
+from meta_teleport.teleportation.teleport import Teleport, teleport
 
 STATES = ("keep", "reset", "transport")
 NEED_NO_LOSS = (*GAUGES, "random")

@@ -15,50 +15,13 @@ see, so the identity moves nothing even where X has no full rank.
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from meta_teleport.activations import Function
 from meta_teleport.errors import UserError
+from meta_teleport.linalg.pseudo_inverse import invert_columns
 from meta_teleport.params import Params
 from meta_teleport.symmetry.site import Layer, LayerInput, Site
-
-
-def invert_columns(x: Tensor) -> Tensor:
-    """``X^+`` of shape ``(*tasks, n, d)`` for X ``(*tasks, d, n)`` of full rank; computed in float64, differentiable.
-
-    Square: the inverse. Tall (n < d): ``R^-1 Q^T`` from X = QR, which does not square the condition number. Wide, and
-    matrices without full rank (dead units): by singular values. No task of a batch makes this fail for the others.
-    """
-    d, n = x.shape[-2:]
-    wide = x.double()
-    if n > d:
-        return _by_singular_values(wide).to(x.dtype)
-    result, singular = _by_elimination(wide)
-    if bool(singular.any()):
-        singular, others = singular[..., None, None], torch.eye(d, n, dtype=wide.dtype, device=wide.device)
-        regular, _ = _by_elimination(torch.where(singular, others, wide))
-        result = torch.where(singular, _by_singular_values(torch.where(singular, wide, others)), regular)
-    return result.to(x.dtype)
-
-
-def _by_elimination(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``X^+`` for n <= d, and which matrices of the batch have no full rank (their result means nothing)."""
-    eps = torch.finfo(x.dtype).eps
-    if x.shape[-1] == x.shape[-2]:
-        inverse, info = torch.linalg.inv_ex(x)
-        condition = torch.linalg.matrix_norm(x.detach(), 1) * torch.linalg.matrix_norm(inverse.detach(), 1)
-        return inverse, (info != 0) | ~(eps * condition < 1)
-    q, r = torch.linalg.qr(x)
-    diagonal = r.diagonal(dim1=-2, dim2=-1).detach().abs()
-    singular = diagonal.amin(-1) <= x.shape[-2] * eps * diagonal.amax(-1)
-    return torch.linalg.solve_triangular(r, q.mT, upper=True), singular
-
-
-def _by_singular_values(x: Tensor) -> Tensor:
-    """``torch.linalg.pinv``, which raises for the whole batch if one matrix is not finite; here that one gives nan."""
-    finite = torch.isfinite(x).all(-1, keepdim=True).all(-2, keepdim=True)
-    return torch.where(finite, torch.linalg.pinv(torch.where(finite, x, 0.0)), torch.nan)
 
 
 @dataclass(frozen=True)
@@ -81,6 +44,9 @@ class GeneralLinearSite(Site):
     @property
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.producer.names) + super().parameters
+
+    def produced(self, params: Params) -> Tensor:
+        return self.producer.augmented(params)
 
     def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         if inputs is None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meta_teleport.symmetry.exponential import matrix_exp, matrix_exp_pair
+from meta_teleport.linalg.exponential import matrix_exp, matrix_exp_pair
 
 
 @dataclass(frozen=True)

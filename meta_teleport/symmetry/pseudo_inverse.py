@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from meta_teleport.errors import UserError
+from meta_teleport.linalg.pseudo_inverse import invert_columns
 from meta_teleport.params import Params
-from meta_teleport.symmetry.general_linear import invert_columns
 from meta_teleport.symmetry.site import Layer, LayerInput, Site
 
 
@@ -34,6 +34,13 @@ class PseudoInverseSite(Site):
     @property
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.producer.names) + tuple(self.consumer.names)
+
+    @property
+    def consumer_names(self) -> tuple[str, ...]:
+        return (self.consumer.weight,)
+
+    def consumed(self, params: Params) -> Tensor:
+        return params[self.consumer.weight].mT
 
     def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         if inputs is None:

@@ -10,6 +10,7 @@ formula. The data-dependent actions of the paper (``general_linear``, ``pseudo_i
 ``act``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,6 +100,27 @@ class Site:
     def parameters(self) -> tuple[str, ...]:
         """The names of the parameters that the site moves, bottom to top."""
         return tuple(view.name for view in self.producers + self.consumers)
+
+    @property
+    def consumer_names(self) -> tuple[str, ...]:
+        """The names of the parameters that read the units."""
+        return tuple(view.name for view in self.consumers)
+
+    def produced(self, params: Params) -> Tensor:
+        """V: all that produces the units, biases as columns, ``(*tasks, *blocks, k, rest)``."""
+        return self._side_by_side(self.producers, params)
+
+    def consumed(self, params: Params) -> Tensor:
+        """U^T: all that reads the units, ``(*tasks, *blocks, k, rest)``."""
+        return self._side_by_side(self.consumers, params)
+
+    def _side_by_side(self, views: Sequence[View], params: Params) -> Tensor:
+        """The matrices that the views show; a column of zeros where there are none."""
+        matrices = [view.matrix(params[view.name]) for view in views]
+        if not matrices:
+            like = next(iter(params.values()))
+            return like.new_zeros(len(like), *self.group.blocks, self.group.k, 1)
+        return torch.cat(matrices, dim=-1) if len(matrices) > 1 else matrices[0]
 
     def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         """The parameters moved by ``g``; those that the site does not touch are passed through.

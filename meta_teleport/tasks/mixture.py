@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from meta_teleport.classes import construct
 from meta_teleport.errors import UserError
+from meta_teleport.registry import construct
 from meta_teleport.tasks.family import Split, TaskFamily
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from meta_teleport.params import Params, aliases, detach, dot, per_task, where
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.moments import has_moment_map, moment_map, transports_gradients
+from meta_teleport.teleportation.moment_map import has_moment_map, moment_map, transports_gradients
 from meta_teleport.teleportation.objectives import Loss, Objective, gradient_norm
 
 Direction = Literal["raise", "lower"]

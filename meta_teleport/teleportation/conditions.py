@@ -13,7 +13,7 @@ from meta_teleport.symmetry.groups import Group, PositiveScaling
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.moments import has_moment_map
+from meta_teleport.teleportation.moment_map import has_moment_map
 
 
 def trainable_parameters(model: nn.Module) -> Params:

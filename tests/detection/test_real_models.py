@@ -18,7 +18,7 @@ from detection.nets import GROUPS
 from torch import Tensor, nn
 
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.inventory import reached
+from meta_teleport.detection.report import reached
 from meta_teleport.detection.trace import Examples
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry

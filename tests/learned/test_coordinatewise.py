@@ -11,14 +11,14 @@ import torch
 from observations import observe
 from torch import Tensor
 
+from meta_teleport.equivariant.equivariant import Equivariant
 from meta_teleport.errors import UserError
 from meta_teleport.learned.coordinatewise import DECAYS, Coordinatewise, CoordinatewiseState, log_and_sign
-from meta_teleport.learned.equivariant import Equivariant
-from meta_teleport.learned.lengths import falling, fan_in
 from meta_teleport.learned.lstm import LSTMUpdate
-from meta_teleport.learned.rule import Observation, Rule, initialized, shapes_of
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
+from meta_teleport.rules.rule import Observation, Rule, initialized, shapes_of
+from meta_teleport.rules.step_lengths import falling, fan_in
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.tasks.functions import Functions

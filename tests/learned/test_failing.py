@@ -7,10 +7,10 @@ import laws
 import pytest
 import torch
 
-from meta_teleport.learned.classical import Adam, GradientDescent, Momentum
-from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params, per_task
+from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
+from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression

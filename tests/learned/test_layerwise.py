@@ -9,7 +9,7 @@ from torch import Tensor
 
 from meta_teleport.learned.layerwise import Direction, Layerwise
 from meta_teleport.learned.lstm import LSTMUpdateTele
-from meta_teleport.learned.rule import Observation, shapes_of
+from meta_teleport.rules.rule import Observation, shapes_of
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.regression import Regression
 

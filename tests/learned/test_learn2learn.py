@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.models import MLP
 from meta_teleport.params import Params, per_task
+from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.regression import Regression, RegressionTasks
 

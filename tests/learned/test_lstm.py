@@ -11,9 +11,9 @@ import torch
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.lstm import LSTMLrTele, LSTMRule, LSTMUpdate, LSTMUpdateTele
-from meta_teleport.learned.rule import Observation, Shapes, initialized, shapes_of
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params, flatten
+from meta_teleport.rules.rule import Observation, Shapes, initialized, shapes_of
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
 

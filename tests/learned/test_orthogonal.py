@@ -7,8 +7,8 @@ from torch import Tensor
 
 from meta_teleport.learned.layerwise import Layerwise
 from meta_teleport.learned.orthogonal import RIDGE, newton_schulz, orthogonalised
-from meta_teleport.learned.rule import Observation, initialized
 from meta_teleport.params import Params, per_task, rows
+from meta_teleport.rules.rule import Observation, initialized
 from meta_teleport.symmetry.symmetry import Symmetry
 
 SHAPES = {"a": (4, 9), "b": (9, 4), "bias": (7,), "c": (4, 9), "kernel": (5, 2, 3, 3), "row": (1, 6), "one": ()}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.learned.classical import NoState
-from meta_teleport.learned.rule import Observation, Proposal, Rule
 from meta_teleport.meta.estimators import end_log_loss, loss_sum, mean_increase, mean_log_loss, truncated_bptt
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
+from meta_teleport.rules.classical import NoState
+from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.learned.classical import NoState
-from meta_teleport.learned.rule import Observation, Proposal, Rule
+from meta_teleport.meta.config import Training
 from meta_teleport.meta.estimators import loss_sum, mean_increase, mean_log_loss, truncated_bptt
 from meta_teleport.meta.evolution import es, pes, start_pairs
-from meta_teleport.meta.settings import Training
 from meta_teleport.meta.trainer import Trainer
 from meta_teleport.meta.unroll import start
 from meta_teleport.params import Params
+from meta_teleport.rules.classical import NoState
+from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Split, TaskFamily, Tasks

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.classical import GradientDescent
 from meta_teleport.learned.lstm import LSTMUpdate, LSTMUpdateTele
-from meta_teleport.learned.rule import Rule, initialized, shapes_of
+from meta_teleport.meta.config import Training
 from meta_teleport.meta.estimators import Estimate
-from meta_teleport.meta.settings import Training
+from meta_teleport.meta.loop import train
 from meta_teleport.meta.trainer import Trainer
-from meta_teleport.meta.training import train
 from meta_teleport.meta.unroll import start, unroll
-from meta_teleport.record import Run
+from meta_teleport.rules.classical import GradientDescent
+from meta_teleport.rules.rule import Rule, initialized, shapes_of
+from meta_teleport.runs.run import Run
 from meta_teleport.tasks.regression import Regression
 
 FAMILY = Regression(width=4)

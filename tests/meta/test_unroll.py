@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from meta_teleport.learned.classical import GradientDescent
 from meta_teleport.learned.lstm import LSTMRule, LSTMUpdateTele
-from meta_teleport.learned.rule import Observation, Proposal, Rule, initialized, shapes_of
 from meta_teleport.meta.unroll import Carry, start, unroll
 from meta_teleport.params import Params, axpy, flatten
+from meta_teleport.rules.classical import GradientDescent
+from meta_teleport.rules.rule import Observation, Proposal, Rule, initialized, shapes_of
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.functions import Functions

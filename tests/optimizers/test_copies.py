@@ -13,7 +13,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies, Moved, Search
-from meta_teleport.optimizers.settings import Factory, each
+from meta_teleport.optimizers.stacked import Factory, each
 from meta_teleport.optimizers.teleported import TeleportedOptimizer
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import PositiveScaling

@@ -16,7 +16,7 @@ from meta_teleport.optimizers.history import (
     TeleportRecord,
     describe,
 )
-from meta_teleport.teleportation.search import Teleport
+from meta_teleport.teleportation.teleport import Teleport
 
 
 def record(accepted: bool = True, seconds: float = 1.0) -> TeleportRecord:

@@ -6,26 +6,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import correlation_statistics
-import sharpness_and_curvature as measures
 import torch
-from generalization_branches import branches
-from generalization_frequency import frequencies
-from generalization_probes import probe
-from generalization_runs import Epochs
-from generalization_statistics import compared_branches, compared_frequencies
-from generalization_teleports import LIMITED, PUBLISHED, SCALING, Teleports
-from image_training import Plan, train
-from optimizer_runs import Bench, Entry, Method
-from optimizer_runs import Teleports as Schedule
 from pinned.store import Values
-from single_runs import Single, lbfgs, levenberg_marquardt
-from teleport_variants import NAMES, variants
 from torch import Tensor
 from torch.optim import SGD, Adam
 from waves import placed, wave
 
 import meta_teleport as mt
+from experiments.generalization.branches import branches
+from experiments.generalization.frequency import frequencies
+from experiments.generalization.probes import probe
+from experiments.generalization.runs import Epochs
+from experiments.generalization.statistics import compared_branches, compared_frequencies
+from experiments.generalization.teleports import LIMITED, PUBLISHED, SCALING, Teleports
+from experiments.lab import correlations as correlation_statistics
+from experiments.lab import measures
+from experiments.lab.image_training import Plan, train
+from experiments.optimizers.bench import Bench, Entry, Method
+from experiments.optimizers.bench import Teleports as Schedule
+from experiments.optimizers.single_runs import Single, lbfgs, levenberg_marquardt
+from experiments.optimizers.variants import NAMES, variants
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.symmetry.mlp import mlp_symmetry

@@ -6,24 +6,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from factor_sweeps import Benchmark, Entry, results
-from factors import adam, uneven
-from held_out_comparison import compare_over_seeds
-from held_out_members import Setting
-from held_out_methods import contestants
-from held_out_runs import Outcome
-from held_out_statistics import against, numbers
-from held_out_tuning import settled, tuned
-from learned_gauges import RULES, equivariant, lasting, learned
-from maml_report import summary
-from maml_runs import measure, tasks_of
-from maml_training import Plan, meta_train
-from overhead_timing import Clock, Work
 from pinned.store import Values
-from teleported_training import Method, ScaledGradientDescent
 from waves import wave, waves
 
-from meta_teleport.learned.classical import Adam
+from experiments.factors.learned_gauges import RULES, equivariant, lasting, learned
+from experiments.factors.run import adam, uneven
+from experiments.factors.sweeps import Benchmark, Entry, results
+from experiments.factors.teleported_training import Method, ScaledGradientDescent
+from experiments.held_out.members import Setting
+from experiments.held_out.methods import contestants
+from experiments.held_out.runs import Outcome
+from experiments.held_out.statistics import against, numbers
+from experiments.held_out.tuning import settled, tuned
+from experiments.lab.intervals import compare_over_seeds
+from experiments.lab.timing import Clock, Work
+from experiments.maml.report import summary
+from experiments.maml.runs import measure, tasks_of
+from experiments.maml.training import Plan, meta_train
+from meta_teleport.rules.classical import Adam
 from meta_teleport.tasks.factorization import Factorization, FactorizationTasks
 from meta_teleport.tasks.family import SPLITS, Split
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks

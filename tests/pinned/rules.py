@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from waves import placed, wave
 
 import meta_teleport as mt
-from meta_teleport.learned.optimizer import LearnedOptimizer
+from meta_teleport.optimizers.learned_optimizer import LearnedOptimizer
 
 STEPS = 20
 RULES = ("pretrained", "classification")

@@ -2,20 +2,20 @@
 
 from dataclasses import asdict
 
-import displacement
-import theory_descent
-import theory_factorization
-import theory_newton
-import theory_one_teleport
-import theory_quadratics
-import theory_stationarity
 import torch
-import transitivity
 from pinned.store import Values
-from theory_one_teleport import follow
-from transitivity_networks import Case
 from waves import placed
 
+from experiments.displacement import run as displacement
+from experiments.theory import descent as theory_descent
+from experiments.theory import factorization as theory_factorization
+from experiments.theory import newton as theory_newton
+from experiments.theory import one_teleport as theory_one_teleport
+from experiments.theory import quadratics as theory_quadratics
+from experiments.theory import stationarity as theory_stationarity
+from experiments.theory.one_teleport import follow
+from experiments.transitivity import run as transitivity
+from experiments.transitivity.networks import Case
 from meta_teleport.models import MLP
 
 

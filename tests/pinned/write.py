@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "experiments")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from pinned.cases import CASES, run  # noqa: E402
 from pinned.store import apart, read, write  # noqa: E402

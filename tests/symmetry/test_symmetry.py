@@ -10,8 +10,8 @@ from cases import Case, build
 
 from meta_teleport.activations import ACTIVATIONS, activation
 from meta_teleport.errors import UserError
+from meta_teleport.linalg.pseudo_inverse import invert_columns
 from meta_teleport.models import MLP
-from meta_teleport.symmetry.general_linear import invert_columns
 from meta_teleport.symmetry.groups import GL
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.site import LayerInput, Site

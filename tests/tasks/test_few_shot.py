@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import meta_teleport as mt
-from meta_teleport.cli import main
+from meta_teleport.cli.main import main
 from meta_teleport.errors import UserError
 from meta_teleport.tasks.family import split_generator
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks

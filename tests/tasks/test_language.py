@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.classical import Adam
-from meta_teleport.learned.rule import Observation
 from meta_teleport.params import axpy
+from meta_teleport.rules.classical import Adam
+from meta_teleport.rules.rule import Observation
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks import language as module
 from meta_teleport.tasks.language import LENGTH, VOCABULARY, Language, LanguageTasks

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.classes import construct
-from meta_teleport.cli import main
+from meta_teleport.cli.main import main
 from meta_teleport.errors import UserError
-from meta_teleport.learned.classical import NoState
-from meta_teleport.learned.rule import Observation, Proposal, Rule
-from meta_teleport.meta.settings import Training
+from meta_teleport.meta.config import Training
+from meta_teleport.meta.loop import train
 from meta_teleport.meta.trainer import Trainer
-from meta_teleport.meta.training import train
 from meta_teleport.params import Params, per_task
-from meta_teleport.record import Run
+from meta_teleport.registry import construct
+from meta_teleport.rules.classical import NoState
+from meta_teleport.rules.rule import Observation, Proposal, Rule
+from meta_teleport.runs.run import Run
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import TaskFamily
 from meta_teleport.tasks.functions import Functions

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.learned.classical import GradientDescent
 from meta_teleport.meta.unroll import start, unroll
+from meta_teleport.rules.classical import GradientDescent
 from meta_teleport.tasks.regression import Regression, RegressionTasks
 
 

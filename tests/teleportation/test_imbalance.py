@@ -19,7 +19,7 @@ from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 from meta_teleport.teleportation.gauges import balanced
 from meta_teleport.teleportation.imbalance import Balance, imbalance
-from meta_teleport.teleportation.search import teleport
+from meta_teleport.teleportation.teleport import teleport
 
 
 def params_of(model: nn.Module) -> Params:

@@ -1,0 +1,1 @@
+"""Teleports on convolutional networks, residual networks and transformers."""

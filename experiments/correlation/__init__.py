@@ -1,0 +1,1 @@
+"""Sharpness and curvature at the end of training, beside the test loss."""

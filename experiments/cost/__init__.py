@@ -1,0 +1,1 @@
+"""What teleports, learned rules and meta-training cost."""

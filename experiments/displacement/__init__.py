@@ -1,0 +1,1 @@
+"""How far a minimum moves when the loss is shifted, against its curvature."""

@@ -1,0 +1,1 @@
+"""Gauges for low-rank factors, by hand and learned."""

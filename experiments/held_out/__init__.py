@@ -1,0 +1,1 @@
+"""The equivariant rule on held-out tasks, family by family."""

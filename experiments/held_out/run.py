@@ -1,0 +1,69 @@
+"""The equivariant rule on held-out tasks, at sizes seen and not seen in meta-training, against what is tuned by hand.
+
+    python -m experiments.held_out.run f1 f2               these families: meta-train, measure, clock, report
+    python -m experiments.held_out.run --parts report      tables and figures of what is finished
+    python -m experiments.held_out.run --smoke             all families in minutes, few tasks of their first members
+
+Every (family, member, method, meta-seed) that is finished is a file under ``--out``; the same command goes on after a
+stop. Families and recipes: ``held_out_families.py``, ``held_out_recipes.py``; methods: ``held_out_methods.py``.
+"""
+
+import argparse
+import time
+
+from experiments.held_out.bench import bench_of
+from experiments.held_out.families import FAMILIES
+from experiments.held_out.jobs import Job, clock_jobs, measuring_jobs, training_jobs
+from experiments.held_out.report import report
+from experiments.lab.output_folder import output_folder
+from experiments.lab.script import run as run_script
+from experiments.lab.script import say
+from meta_teleport.cli.terminal import counting_bar
+
+PARTS = ("train", "measure", "clock", "report")
+SMOKE_MEMBERS = 2
+
+
+def work_through(jobs: list[Job]) -> None:
+    """One job after the other, with the time left."""
+    jobs = sorted(jobs, key=lambda job: not job.first)
+    open_jobs = [job for job in jobs if not job.path.exists()]
+    began, done = time.perf_counter(), len(jobs) - len(open_jobs)
+    with counting_bar(len(jobs), done) as show:
+        for number, job in enumerate(open_jobs):
+            show(done + number, job.label)
+            started = time.perf_counter()
+            job.work()
+            spent, now = time.perf_counter() - started, time.perf_counter()
+            left = (now - began) / (number + 1) * (len(open_jobs) - number - 1)
+            say(f"{job.label}: {spent:.1f} s, about {left / 60:.0f} min left of {len(open_jobs) - number - 1} jobs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="family", help=f"default: all of {', '.join(FAMILIES)}")
+    parser.add_argument("--out", type=output_folder, default="runs/held_out", help="folder for results and progress")
+    parser.add_argument("--meta-seeds", type=int, default=5)
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--smoke", action="store_true", help="a few tasks and meta-steps; no claim")
+    args = parser.parse_args()
+    families, parts = args.families or list(FAMILIES), args.parts.split(",")
+    for given, known in ((families, FAMILIES), (parts, PARTS)):
+        for name in given:
+            if name not in known:
+                parser.error(f"unknown '{name}': choose from {', '.join(known)}")
+    for family in families:
+        if "train" in parts:
+            work_through(list(training_jobs(args.out, family, args.meta_seeds, args.smoke)))
+        members = FAMILIES[family].members[: SMOKE_MEMBERS if args.smoke else None]
+        benches = [bench_of(args.out, family, member, args.smoke) for member in members]
+        if "measure" in parts:
+            work_through([job for bench in benches for job in measuring_jobs(args.out, bench, args.meta_seeds)])
+        if "clock" in parts:
+            work_through([job for bench in benches for job in clock_jobs(args.out, bench)])
+        if "report" in parts:
+            print(report(args.out, family, args.meta_seeds, args.smoke))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""What claims share: training loops, intervals, tables, figures, command lines."""

@@ -1,0 +1,1 @@
+"""The paper's learned optimizers on its own problems."""

@@ -1,0 +1,1 @@
+"""A teleport before the inner loop of MAML."""

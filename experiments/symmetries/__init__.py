@@ -1,0 +1,1 @@
+"""The symmetries found in models of other libraries."""

@@ -1,0 +1,1 @@
+"""What the paper proves, on problems with known answers."""

@@ -1,0 +1,1 @@
+"""Whether one orbit fills a level set."""

@@ -1,0 +1,1 @@
+"""The program: commands, flags, what is printed."""

@@ -1,0 +1,1 @@
+"""One rule for networks of every size, from invariants and Gram matrices."""

@@ -1,0 +1,163 @@
+"""Bases of the algebra at a site, and the invariants that a rule reads beside them; see :mod:`equivariant`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from meta_teleport.equivariant.site_features import Surroundings, diagonal_surroundings, surroundings
+from meta_teleport.equivariant.steepest import NUMBERS, crest, has_crest
+from meta_teleport.learned.task_features import log_ratio
+from meta_teleport.linalg.logarithm import LogGram, log_diagonal, log_gram
+from meta_teleport.params import Params
+from meta_teleport.rules.rule import Observation
+from meta_teleport.symmetry.groups import GL, PositiveScaling
+from meta_teleport.symmetry.site import Site
+from meta_teleport.teleportation.gauges import balanced
+
+WEIGHTS = ("incoming", "outgoing", "incoming_gradient", "outgoing_gradient")
+GRAMS = ("activations", *WEIGHTS)
+EQUIVARIANT = (*GRAMS, "symmetric", "skew", "identity")
+BASES = (*EQUIVARIANT, "balance", "axes", "crest")
+INVARIANTS = 2 * len(GRAMS) + 5
+ACTIVATION_FLOOR, DIAGONAL_FLOOR = 1e-14, 1e-3
+LOG_SCALE = 10.0
+CREST_GAIN = 4.0
+
+
+class Basis(NamedTuple):
+    """At one site, a row per block: ``invariants`` (tasks, rows, :func:`invariants`), and ``matrices`` (tasks, rows,
+    bases, k, k), or (tasks, rows, k, bases) for positive scalings."""
+
+    matrices: Tensor
+    invariants: Tensor
+
+
+def invariants(names: tuple[str, ...]) -> int:
+    """How many numbers a rule reads beside the named basis: INVARIANTS, and two of the crest where it is one."""
+    return INVARIANTS + (NUMBERS if "crest" in names else 0)
+
+
+def basis(site: Site, index: int, observation: Observation, names: tuple[str, ...], floor: float) -> Basis:
+    """The named basis at ``site``, the ``index``-th of its symmetry. What is not known (activations where the network
+    is no chain of layers) gives zeros."""
+    diagonal = isinstance(site.group, PositiveScaling)
+    seen = (diagonal_surroundings if diagonal else surroundings)(site, observation)
+    grams = dict(zip(WEIGHTS, seen.grams, strict=True))
+    h = observation.grams[index] if index < len(observation.grams) else None
+    if h is not None:
+        grams["activations"] = h.reshape(len(h), -1, *h.shape[-1 if diagonal else -2 :])
+    blank = torch.zeros_like(grams["incoming"])
+    rounding = torch.finfo(blank.dtype).eps
+    floors = {"activations": max(ACTIVATION_FLOOR, rounding)} if not diagonal else dict.fromkeys(GRAMS, DIAGONAL_FLOOR)
+    least = {name: floors.get(name, floor) for name in GRAMS if name in names}
+    logs = (_diagonal_logs if diagonal else _logs)({name: grams.get(name, blank) for name in least}, least)
+    moment = _moment(seen)
+    parts = {name: log.matrix for name, log in logs.items()} | _parts(moment, blank, diagonal)
+    if "balance" in names:
+        parts["balance"] = _towards_balance(site, observation.params, blank)
+    if "axes" in names:
+        parts["axes"] = blank if diagonal else _towards_axes(grams["incoming"], grams["outgoing"])
+    numbers = _invariants(logs, seen.sizes, moment, diagonal)
+    if "crest" in names:
+        parts["crest"], of_crest = _crest(site, observation, blank)
+        numbers = torch.cat([numbers, of_crest], -1)
+    return Basis(torch.stack([parts[name] for name in names], -1 if diagonal else -3), numbers)
+
+
+def _logs(grams: dict[str, Tensor], least: dict[str, float]) -> dict[str, LogGram]:
+    return {name: log_gram(gram, least[name]) for name, gram in grams.items()}
+
+
+def _diagonal_logs(grams: dict[str, Tensor], least: dict[str, float]) -> dict[str, LogGram]:
+    if not grams:
+        return {}
+    floor = next(iter(grams.values())).new_tensor(list(least.values()))[:, None, None, None]
+    found = log_diagonal(torch.stack(list(grams.values())), floor)
+    return {name: LogGram(matrix, matrix) for name, matrix in zip(grams, found.matrix.unbind(), strict=True)}
+
+
+def _moment(seen: Surroundings) -> Tensor:
+    """``U^T dL/dU / (|U| |dL/dU|)`` in algebra coordinates."""
+    size = (seen.sizes[1] * seen.sizes[3]).clamp(min=torch.finfo(seen.product.dtype).tiny)
+    return seen.product / size.reshape(size.shape + (1,) * (seen.product.ndim - 2))
+
+
+def _parts(moment: Tensor, blank: Tensor, diagonal: bool) -> dict[str, Tensor]:
+    if diagonal:
+        return {"symmetric": moment, "skew": blank, "identity": torch.ones_like(blank)}
+    eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device).expand_as(moment)
+    return {"symmetric": (moment + moment.mT) / 2, "skew": (moment - moment.mT) / 2, "identity": eye}
+
+
+def _crest(site: Site, observation: Observation, blank: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotation to the crest times CREST_GAIN, and its numbers ``(tasks, rows, NUMBERS)``; zeros where there is
+    none."""
+    if not has_crest(site):
+        return blank, blank.new_zeros(*blank.shape[:2], NUMBERS)
+    found = crest(site, observation.params, observation.gradients)
+    return CREST_GAIN * found.rotation.unsqueeze(1), found.numbers.unsqueeze(1)
+
+
+@torch.no_grad()
+def _towards_balance(site: Site, params: Params, blank: Tensor) -> Tensor:
+    """Twice the logarithm of the balanced gauge's element, in the shape of ``blank``; zero where there is none."""
+    if not (site.exact and site.producers and site.consumers and isinstance(site.group, GL | PositiveScaling)):
+        return blank
+    g = balanced(site, params).reshape(blank.shape).double()
+    if isinstance(site.group, PositiveScaling):
+        return (2 * g.log()).to(blank.dtype)
+    found = g.isfinite().all(-1).all(-1)[..., None, None]
+    eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
+    values, vectors = torch.linalg.eigh(torch.where(found, g, eye))
+    return ((vectors * (2 * values.log()).unsqueeze(-2)) @ vectors.mT).to(blank.dtype)
+
+
+@torch.no_grad()
+def _towards_axes(a: Tensor, b: Tensor) -> Tensor:
+    """Skew matrices ``(tasks, rows, k, k)`` along which the principal axes of ``a / tr a + b / tr b`` turn into the
+    coordinate axes next to them: twice the skew part of that rotation."""
+    both = _unit_trace(a) + _unit_trace(b)
+    finite = torch.isfinite(both).all(-1).all(-1)[..., None, None]
+    eye = torch.eye(both.shape[-1], dtype=both.dtype, device=both.device)
+    vectors = torch.linalg.eigh(torch.where(finite, both, eye))[1]
+    matched = _matched(vectors.flatten(0, -3)).view_as(vectors)
+    return (matched.mT - matched).to(a.dtype)
+
+
+def _unit_trace(gram: Tensor) -> Tensor:
+    wide = gram.double()
+    trace = wide.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    return wide / trace.clamp(min=torch.finfo(wide.dtype).tiny)
+
+
+def _matched(vectors: Tensor) -> Tensor:
+    """Orthonormal columns in the order and with the signs that bring them near the identity: the largest entry first,
+    each row and each column once; ``(n, k, k)``."""
+    free, result, index = vectors.abs(), torch.empty_like(vectors), torch.arange(len(vectors), device=vectors.device)
+    for _ in range(vectors.shape[-1]):
+        place = free.flatten(1).argmax(1)
+        row, column = place // vectors.shape[-1], place % vectors.shape[-1]
+        chosen = vectors[index, :, column]
+        result[index, :, row] = chosen * chosen[index, row].sign().unsqueeze(1)
+        free[index, row], free[index, :, column] = -1, -1
+    return result
+
+
+def _invariants(logs: dict[str, LogGram], sizes: Tensor, moment: Tensor, diagonal: bool) -> Tensor:
+    """Per row: largest and mean log eigenvalue of every Gram matrix, ratios of norms, and of the moment map the trace
+    and the norms of its two parts; ``(tasks, rows, INVARIANTS)``."""
+    zero = torch.zeros_like(sizes[0])
+    spectra = dict.fromkeys(GRAMS, (zero, zero))
+    if logs:
+        eigenvalues = torch.stack([log.eigenvalues for log in logs.values()]) / LOG_SCALE
+        spectra |= dict(zip(logs, zip(eigenvalues.amax(-1), eigenvalues.mean(-1), strict=True), strict=True))
+    numbers = [x for name in GRAMS for x in spectra[name]]
+    numbers += (log_ratio(sizes[::2], sizes[1::2]) / LOG_SCALE).unbind()
+    if diagonal:
+        numbers += [moment.sum(-1), moment.norm(dim=-1), zero]
+    else:
+        symmetric, skew = (moment + moment.mT) / 2, (moment - moment.mT) / 2
+        trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
+        numbers += [trace, symmetric.flatten(2).norm(dim=-1), skew.flatten(2).norm(dim=-1)]
+    return torch.stack(numbers, -1)

@@ -1,0 +1,1 @@
+"""Is it any good? Held-out tasks, baselines, controls, intervals, figures."""

@@ -1,0 +1,196 @@
+"""A rule against tuned baselines and controls on held-out tasks, paired by task.
+
+Every method gets the same tasks and the same number of steps; one step is one gradient evaluation. The rule's
+controls, the teleport-augmented optimizers and the plain ones are listed in :mod:`controls` and :mod:`methods`;
+how they are tuned stands in :mod:`tuning`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from meta_teleport.errors import UserError
+from meta_teleport.evaluation.controls import closed_form_controls, element_controls
+from meta_teleport.evaluation.measurement import Measurement, Report, measure
+from meta_teleport.evaluation.methods import BASELINES, TELEPORT_BASELINES, Method, Settings, baseline
+from meta_teleport.evaluation.statistics import Comparison, compare, curves, speed_up
+from meta_teleport.evaluation.tuning import tune
+from meta_teleport.registry import class_path
+from meta_teleport.rules.rule import Rule
+from meta_teleport.tasks.family import TaskFamily, Tasks
+
+SCHEMA = 1
+TASKS = 256
+MULTIPLES = (1, 3, 10)
+KINDS = ("learned", "control", "teleport-baseline", "baseline")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All methods on the same held-out tasks.
+
+    ``methods`` and ``measurements`` share their names; ``horizon`` is the number of steps the rule was trained for,
+    and baselines were tuned for. ``comparisons`` holds the rule against every other method at 1, 3 and 10 horizons.
+    """
+
+    family: str
+    tasks: int
+    steps: int
+    horizon: int
+    methods: dict[str, Method]
+    measurements: dict[str, Measurement]
+    comparisons: tuple[Comparison, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as plain JSON values, schema 1: no infinities and no NaN."""
+        return {
+            "schema": SCHEMA,
+            "family": self.family,
+            "tasks": self.tasks,
+            "steps": self.steps,
+            "horizon": self.horizon,
+            "methods": {name: self._method(name) for name in self.methods},
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+        }
+
+    def _method(self, name: str) -> dict[str, Any]:
+        method, measured = self.methods[name], self.measurements[name]
+        return {
+            "kind": method.kind,
+            "settings": method.settings,
+            **curves(measured.losses),
+            "seconds": measured.seconds.tolist(),
+            "drift_max": measured.drift_max,
+            "output_drift_max": measured.output_drift_max,
+            "teleports": measured.teleports * self.tasks,
+            "teleports_undone": measured.undone,
+            "failed": measured.failed,
+            **speed_up(measured.losses, self.measurements["adam"].losses, min(self.horizon, self.steps)),
+        }
+
+
+def evaluate(
+    rule: Rule | None,
+    family: TaskFamily,
+    *,
+    horizon: int,
+    tasks: int = TASKS,
+    steps: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    folder: str | Path | None = None,
+    label: str | None = None,
+    family_name: str | None = None,
+    report: Report | None = None,
+) -> Evaluation:
+    """Runs a rule and everything it has to be compared with on held-out tasks of a family.
+
+    Args:
+        rule: The rule; None runs the baselines and closed-form controls alone, without comparisons.
+        family: Where the tasks come from: held-out ones to evaluate on, training ones to tune the baselines on.
+        horizon: Steps the rule was trained for; the baselines are tuned for as many.
+        tasks: Number of held-out tasks.
+        steps: Steps to run, 10 horizons if not given.
+        seed: Draws the held-out tasks, the random elements and the bootstrap resamples.
+        dtype: float32 or float64.
+        device: Where everything runs.
+        folder: Where the tuned settings are kept (``tuning.json``) and found again; tuned anew if not given.
+        label: Name of the rule in the result; the rule's class in kebab-case if not given.
+        family_name: Name of the family in the result; its class in kebab-case if not given.
+        report: Called as ``report(method, steps done, steps)`` while things run; ``tuning`` counts settings instead.
+
+    Raises ``UserError`` for counts below 1 and for a label that is the name of another method.
+    """
+    if horizon < 1 or tasks < 1 or (steps is not None and steps < 1):
+        raise UserError(f"horizon {horizon}, tasks {tasks} and steps {steps} must all be at least 1")
+    label = _label(label, rule)
+    steps = steps or MULTIPLES[-1] * horizon
+    tuned = tune(family, horizon, dtype, device, folder, report)
+    batch = family.sample(tasks, torch.Generator().manual_seed(seed), "held_out", dtype, device)
+    methods, measured = {}, {}
+    if rule is not None:
+        method = Method(label, "learned", rule, _describe(rule))
+        methods[label], measured[label] = method, measure(method, batch, steps, report)
+    teleports = rule is not None and measured[label].teleports > 0
+    for method in _others(rule if teleports else None, label, tuned, batch, seed):
+        methods[method.name], measured[method.name] = method, measure(method, batch, steps, report)
+    return Evaluation(
+        family_name or _kebab(type(family).__name__),
+        tasks,
+        steps,
+        horizon,
+        methods,
+        measured,
+        tuple(_comparisons(label, measured, horizon, steps, seed)) if rule is not None else (),
+    )
+
+
+def comparison_steps(horizon: int, steps: int) -> list[int]:
+    """1, 3 and 10 horizons as far as they were run; the last step if not even one was."""
+    return [m * horizon for m in MULTIPLES if m * horizon <= steps] or [steps]
+
+
+def table(evaluation: Evaluation) -> Table:
+    """The evaluation for people: one row per method, learned first; losses are medians over the tasks."""
+    at = comparison_steps(evaluation.horizon, evaluation.steps)
+    shown = Table(title=f"{evaluation.family}: {evaluation.tasks} held-out tasks, horizon {evaluation.horizon}")
+    shown.add_column("method", no_wrap=True)
+    shown.add_column("kind", no_wrap=True)
+    for name in (*(f"step {step}" for step in at), "s / step", "drift", "output drift", "failed"):
+        shown.add_column(name, justify="right")
+    for name, method in sorted(evaluation.methods.items(), key=lambda item: KINDS.index(item[1].kind)):
+        measured = evaluation.measurements[name]
+        medians = [f"{float(measured.losses[step].quantile(0.5)):.3g}" for step in at]
+        seconds = f"{float(measured.seconds[-1]) / evaluation.steps:.1e}"
+        drifts = [f"{d:.0e}" if measured.teleports else "-" for d in (measured.drift_max, measured.output_drift_max)]
+        shown.add_row(name, method.kind, *medians, seconds, *drifts, str(measured.failed))
+    return shown
+
+
+def _others(rule: Rule | None, label: str, tuned: dict[str, Settings], batch: Tasks, seed: int) -> Iterator[Method]:
+    """Every method but the rule itself, each with a generator of its own."""
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    if rule is not None:
+        yield from element_controls(rule, label, generator())
+    yield from closed_form_controls(batch)
+    for name in (*TELEPORT_BASELINES, *BASELINES):
+        if name in tuned or name == "lbfgs":
+            yield baseline(name, tuned.get(name, {}), generator())
+
+
+def _comparisons(
+    label: str, measured: dict[str, Measurement], horizon: int, steps: int, seed: int
+) -> Iterator[Comparison]:
+    generator = torch.Generator().manual_seed(seed)
+    losses = {name: m.losses for name, m in measured.items()}
+    for other in losses:
+        for step in comparison_steps(horizon, steps):
+            if other != label:
+                yield compare(label, other, losses, step, generator)
+
+
+def _label(label: str | None, rule: Rule | None) -> str:
+    taken = {"whitening", "last-layer-solve", *BASELINES, *TELEPORT_BASELINES}
+    if label in taken:
+        raise UserError(f"label '{label}' is the name of another method of the evaluation: choose a different one")
+    own = _kebab(type(rule).__name__)
+    return label or (f"{own}-rule" if own in taken else own)
+
+
+def _describe(rule: Rule) -> Settings:
+    count = sum(p.numel() for p in rule.parameters())
+    return {"rule": class_path(type(rule)), "meta_parameters": count}
+
+
+def _kebab(name: str) -> str:
+    """LSTMUpdateTele -> lstm-update-tele."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()

@@ -1,0 +1,123 @@
+"""What an evaluation compares: named methods.
+
+A method is a rule and, for teleport-augmented optimizers and closed-form controls, jumps: moves of the parameters
+between two steps of the rule. The rule's state is kept through a jump. Names are kebab-case; settings are what a
+reader needs to run the method again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from meta_teleport.params import Params, per_task
+from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
+from meta_teleport.rules.lbfgs import LBFGS
+from meta_teleport.rules.rule import Rule
+from meta_teleport.symmetry.groups import Group, Orthogonal
+from meta_teleport.tasks.family import Tasks
+from meta_teleport.teleportation.ascent import Ascent, ascend
+from meta_teleport.teleportation.teleport import random_algebra
+
+Kind = Literal["learned", "control", "teleport-baseline", "baseline"]
+Move = Callable[[Tasks, Params, Tensor], Params]
+Settings = dict[str, Any]
+
+OPTIMIZERS: dict[str, Callable[..., Rule]] = {"gd": GradientDescent, "momentum": Momentum, "adam": Adam}
+BASELINES = ("gd", "gd-warmup", "momentum", "adam", "lbfgs")
+TELEPORT_BASELINES = tuple(f"{name}+{how}" for how in ("ascent", "random") for name in OPTIMIZERS)
+ASCENT_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """Moves between steps: before each step in ``at`` the parameters become ``move(tasks, params, step)``.
+
+    ``teleports`` says that the moves are meant to leave the loss alone, so that their drift is measured.
+    """
+
+    at: tuple[int, ...]
+    move: Move
+    teleports: bool = True
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a comparison."""
+
+    name: str
+    kind: Kind
+    rule: Rule
+    settings: Settings = field(default_factory=dict)
+    jumps: Jumps | None = None
+
+    @property
+    def monotone(self) -> bool:
+        """Does the method keep the best point it found, so that its curve is the lowest loss so far?"""
+        return bool(getattr(self.rule, "monotone", False))
+
+
+def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator) -> Method:
+    """A plain or teleport-augmented optimizer by its name and tuned settings.
+
+    ``settings`` are numbers, or tensors ``(tasks,)`` where a grid of them runs as one batch: ``lr``; ``warmup_lr``
+    (gd-warmup, its first step); ``at`` (the steps that a teleport precedes) and ``size`` (first step size of the
+    ascent) or ``sizes`` (norm of the random element at each step in ``at``). ``generator`` draws random elements.
+    """
+    if name == "lbfgs":
+        return Method(name, "baseline", LBFGS(), {"reported": "lowest loss so far"})
+    if name == "gd-warmup":
+        warmed_up = GradientDescent(settings["lr"], warmup=1, warmup_lr=settings["warmup_lr"])
+        return Method(name, "baseline", warmed_up, dict(settings))
+    optimizer, _, how = name.partition("+")
+    rule = OPTIMIZERS[optimizer](lr=settings["lr"])
+    if not how:
+        return Method(name, "baseline", rule, dict(settings))
+    at = tuple(settings["at"])
+    move = ascent(settings["size"]) if how == "ascent" else random_move(at, settings["sizes"], generator)
+    return Method(name, "teleport-baseline", rule, dict(settings), Jumps(at, move))
+
+
+def ascent(size: float | Tensor, report: Callable[[Ascent], None] | None = None) -> Move:
+    """The move that raises the gradient norm along the orbit: ten steps of ascent, the first of norm ``size``.
+
+    ``report`` is shown what each search found.
+    """
+
+    def move(tasks: Tasks, params: Params, step: Tensor) -> Params:
+        found = ascend(
+            tasks.symmetry,
+            params,
+            tasks.inputs(step),
+            lambda at: tasks.loss(at, step),
+            steps=ASCENT_STEPS,
+            size=size,
+        )
+        if report is not None:
+            report(found)
+        return found.params
+
+    return move
+
+
+def random_move(at: Sequence[int], sizes: Sequence[float], generator: torch.Generator) -> Move:
+    """The move by random elements; before step ``at[i]`` their norm over all sites is ``sizes[i]``."""
+
+    def move(tasks: Tasks, params: Params, step: Tensor) -> Params:
+        symmetry, inputs = tasks.symmetry, tasks.inputs(step)
+        size = sizes[at.index(int(step[0]))]
+        like = next(iter(params.values()))
+        groups = [site.group for site in symmetry.sites]
+        ones = tuple(like.new_ones(tasks.count, *group.algebra_shape) for group in groups)
+        drawn = [tangent(g, t) for g, t in zip(groups, random_algebra(ones, generator), strict=True)]
+        norm = torch.stack([t.square().flatten(1).sum(1) for t in drawn]).sum(0).sqrt()
+        return symmetry.flow(params, [size * t / per_task(norm, t) for t in drawn], inputs)
+
+    return move
+
+
+def tangent(group: Group, algebra: Tensor) -> Tensor:
+    """The part of the algebra coordinates that moves anything: their skew part for rotations, all of them else."""
+    return (algebra - algebra.mT) / 2 if isinstance(group, Orthogonal) else algebra

@@ -1,0 +1,198 @@
+"""Settings of the baselines, tuned per task family on training tasks.
+
+The criterion is the mean over tasks of log10 of the loss at the horizon; a failed task counts 1e6 times its initial
+loss. All settings of a grid run as one batch. Where the best step size lies on the edge of its grid, the grid moves
+on in that direction. What was found is kept in a file and found again under its key: the family, dtype, horizon and
+grids.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meta_teleport.evaluation.measurement import measure
+from meta_teleport.evaluation.methods import ASCENT_STEPS, OPTIMIZERS, Jumps, Method, Settings, ascent, baseline
+from meta_teleport.evaluation.statistics import log10
+from meta_teleport.registry import class_path
+from meta_teleport.runs.checkpoint import make_folder
+from meta_teleport.runs.run import write_json
+from meta_teleport.tasks.family import TaskFamily, Tasks
+from meta_teleport.teleportation.ascent import Ascent
+
+Report = Callable[[str, int, int], None]
+Axes = dict[str, list[float]]
+
+FILE = "tuning.json"
+SCHEMA = 1
+SEED = 0
+TASKS = 32
+ROUNDS = 6
+
+
+def decades(low: float, high: float, per_decade: int = 4) -> list[float]:
+    """``10^low, ..., 10^high`` with ``per_decade`` values in every decade."""
+    return [10 ** (low + i / per_decade) for i in range(round((high - low) * per_decade) + 1)]
+
+
+STEP_SIZES = {"gd": decades(-6, 1), "momentum": decades(-7, 0), "adam": decades(-4, 1)}
+WARM_UP = {"warmup_lr": decades(-1.5, 0.5), "lr": decades(-0.5, 2)}
+ASCENT = {"size": [3e-4, 3e-3, 3e-2, 3e-1], "lr": decades(-2, 0.5, 2)}
+REFINED = decades(-0.5, 0.5)
+RANDOM = decades(-1, 0.5)
+
+
+def tune(
+    family: TaskFamily,
+    horizon: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    folder: str | Path | None = None,
+    report: Report | None = None,
+) -> dict[str, Settings]:
+    """The settings of every tuned baseline by its name; read from and kept in ``folder`` if one is given.
+
+    ``report("tuning", done, methods)`` is called after every method. Networks without a site that can be searched
+    have no teleport-augmented baselines.
+    """
+    key = _key(family, horizon, dtype)
+    folder = None if folder is None else Path(folder)
+    kept = _read(folder)
+    for entry in kept:
+        if entry.get("key") == key:
+            return dict(entry["settings"])
+    tasks = family.sample(TASKS, torch.Generator().manual_seed(SEED), "train", dtype, device)
+    settings = _tune_all(tasks, horizon, report)
+    if folder is not None:
+        make_folder(folder)
+        write_json(folder / FILE, {"schema": SCHEMA, "entries": [*kept, {"key": key, "settings": settings}]})
+    return settings
+
+
+def _tune_all(tasks: Tasks, horizon: int, report: Report | None) -> dict[str, Settings]:
+    found: dict[str, Settings] = {}
+    teleported = list(OPTIMIZERS) if tasks.symmetry.sites else []
+    total = len(OPTIMIZERS) + 1 + 2 * len(teleported)
+
+    def add(name: str, settings: Settings) -> None:
+        found[name] = settings
+        if report is not None:
+            report("tuning", len(found), total)
+
+    for name, grid in STEP_SIZES.items():
+        add(name, _search(name, {"lr": grid}, tasks, horizon))
+    lr = found["gd"]["lr"]
+    add("gd-warmup", _search("gd-warmup", {name: _scaled(lr, grid) for name, grid in WARM_UP.items()}, tasks, horizon))
+    for name in teleported:
+        lr = found[name]["lr"]
+        add(f"{name}+ascent", chosen := _tune_ascent(f"{name}+ascent", lr, tasks, horizon))
+        fixed = {"at": chosen["at"], "sizes": _path_lengths(f"{name}+ascent", chosen, tasks)}
+        add(f"{name}+random", _search(f"{name}+random", {"lr": _scaled(lr, RANDOM)}, tasks, horizon, fixed))
+    return found
+
+
+def _tune_ascent(name: str, lr: float, tasks: Tasks, horizon: int) -> Settings:
+    """Schedule, size and step size together on half of the tasks, then the step size again on all of them."""
+    half = tasks.select(torch.arange(tasks.count // 2, device=next(iter(tasks.params.values())).device))
+    schedules = {(0,), tuple(range(min(5, horizon))), tuple(range(0, horizon, 10))}
+    axes = {"size": ASCENT["size"], "lr": _scaled(lr, ASCENT["lr"])}
+    tried = [_search(name, axes, half, horizon, {"at": list(at)}) for at in sorted(schedules)]
+    best = min(tried, key=lambda settings: settings["score"])
+    fixed = {"at": best["at"], "size": best["size"]}
+    return _search(name, {"lr": _scaled(best["lr"], REFINED)}, tasks, horizon, fixed)
+
+
+def _path_lengths(name: str, settings: Settings, tasks: Tasks) -> list[float]:
+    """How far the tuned ascent goes at each of its steps: the median over tasks of the length of its path."""
+    lengths: list[float] = []
+
+    def note(found: Ascent) -> None:
+        lengths.append(float(found.length.median()))
+
+    method = baseline(name, settings, torch.Generator())
+    jumps = Jumps(tuple(settings["at"]), ascent(settings["size"], note))
+    measure(Method(name, method.kind, method.rule, jumps=jumps), tasks, max(settings["at"]) + 1, warm_up=False)
+    return lengths
+
+
+def _search(name: str, axes: Axes, tasks: Tasks, horizon: int, fixed: Mapping[str, Any] | None = None) -> Settings:
+    """The best settings on the grid spanned by ``axes``; step sizes on an edge move the grid on."""
+    best: Settings = {"score": float("inf")}
+    for _ in range(ROUNDS):
+        points = list(product(*axes.values()))
+        scores = _scores(name, dict(zip(axes, zip(*points, strict=True), strict=True)), fixed or {}, tasks, horizon)
+        i = int(scores.argmin())
+        if float(scores[i]) < best["score"]:
+            best = {**dict(zip(axes, points[i], strict=True)), **(fixed or {}), "score": float(scores[i])}
+        moved = {axis: _moved(grid, best[axis]) if "lr" in axis else grid for axis, grid in axes.items()}
+        if moved == axes:
+            break
+        axes = moved
+    return best
+
+
+def _scores(
+    name: str, settings: Mapping[str, Sequence[float]], fixed: Mapping[str, Any], tasks: Tasks, horizon: int
+) -> Tensor:
+    """The criterion for every point of a grid, given as one column per setting; all points run as one batch."""
+    like = next(iter(tasks.params.values()))
+    columns = {axis: torch.tensor(v, dtype=like.dtype, device=like.device) for axis, v in settings.items()}
+    count = len(next(iter(settings.values())))
+    batch = tasks.select(torch.arange(tasks.count, device=like.device).repeat(count))
+    repeated = {axis: column.repeat_interleave(tasks.count) for axis, column in columns.items()}
+    method = baseline(name, {**repeated, **fixed}, torch.Generator().manual_seed(SEED))
+    losses = measure(method, batch, horizon, warm_up=False).losses
+    return log10(losses[-1]).reshape(count, tasks.count).mean(1)
+
+
+def _moved(grid: list[float], best: float) -> list[float]:
+    """The grid moved by half of its length where ``best`` is one of its ends."""
+    ratio, half = grid[1] / grid[0], len(grid) // 2
+    if best <= grid[0]:
+        return [value / ratio**half for value in grid]
+    return [value * ratio**half for value in grid] if best >= grid[-1] else grid
+
+
+def _scaled(lr: float, grid: list[float]) -> list[float]:
+    return [lr * factor for factor in grid]
+
+
+def _key(family: TaskFamily, horizon: int, dtype: torch.dtype) -> dict[str, Any]:
+    grids = {"step_sizes": STEP_SIZES, "warm_up": WARM_UP, "ascent": ASCENT, "refined": REFINED, "random": RANDOM}
+    return {
+        "family": fingerprint(family),
+        "dtype": str(dtype).removeprefix("torch."),
+        "horizon": horizon,
+        "grid": {**grids, "ascent_steps": ASCENT_STEPS, "tasks": TASKS},
+    }
+
+
+def fingerprint(family: TaskFamily) -> str:
+    """The family's class and a digest of what it samples: two problems, their losses and their symmetry."""
+    tasks = family.sample(2, torch.Generator().manual_seed(SEED), "train", torch.float64)
+    losses = [tasks.loss(tasks.params, torch.full((2,), step)) for step in (0, 1)]
+    digest = hashlib.sha256()
+    for name, tensor in sorted({**tasks.params, **tasks.data}.items()):
+        digest.update(f"{name} {[f'{value:.6e}' for value in tensor.flatten().tolist()]}".encode())
+    digest.update(str([f"{value:.6e}" for loss in losses for value in loss.tolist()]).encode())
+    for site in tasks.symmetry.sites:
+        plain = [(f.name, v) for f in fields(site) if isinstance(v := getattr(site, f.name), str | int | bool)]
+        digest.update(f"{type(site).__qualname__} {site.group} {plain}".encode())
+    return f"{class_path(type(family))} {digest.hexdigest()[:16]}"
+
+
+def _read(folder: Path | None) -> list[dict[str, Any]]:
+    """What the file holds; nothing if it is missing, cut off or of another version: it can be made again."""
+    if folder is None:
+        return []
+    try:
+        content = json.loads((folder / FILE).read_text())
+        return list(content["entries"]) if content["schema"] == SCHEMA else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

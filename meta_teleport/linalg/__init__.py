@@ -1,0 +1,1 @@
+"""Linear algebra that does not depend on the rest: exponentials, logarithms, inverses."""

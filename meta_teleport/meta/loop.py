@@ -1,0 +1,112 @@
+"""The outer loop: sample tasks, estimate the meta-gradient of a window, step phi, record, save.
+
+    for every meta-step, on the next member of the family in turn:
+        replace the tasks that are through their horizon, or have failed, by fresh ones
+        meta-loss, gradient, carry = estimate(one window of all tasks)
+        phi <- Adam(gradient)
+
+A run stops between two windows and resumes bit for bit: phi, Adam's moments, tasks, carry and generator are all in
+``training.safetensors``.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from meta_teleport.errors import UserError
+from meta_teleport.learned.serialization import save
+from meta_teleport.meta.config import Training
+from meta_teleport.meta.trainer import Trainer
+from meta_teleport.rules.rule import Rule
+from meta_teleport.runs.checkpoint import load_tensors, save_tensors
+from meta_teleport.runs.run import Run
+from meta_teleport.tasks.family import TaskFamily
+
+
+class Progress(NamedTuple):
+    """Where a run stands; rate in task-steps per second, failed counted since the run began."""
+
+    meta_step: int
+    meta_steps: int
+    meta_loss: float
+    rate: float
+    failed: int
+
+
+class TrainingSummary(NamedTuple):
+    """What a call of :func:`train` did; ``finished`` is False if it was asked to stop."""
+
+    meta_step: int
+    finished: bool
+    meta_loss: float
+    failed: int
+    seconds: float
+
+
+def train(
+    rule: Rule,
+    family: TaskFamily,
+    training: Training,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    run: Run | None = None,
+    resume: bool = False,
+    report: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainingSummary:
+    """Meta-trains ``rule`` in place on ``family``.
+
+    With a ``run`` the metrics, the rule and the state of the run are kept in its folder; ``resume`` goes on from
+    there. ``report`` is told after every meta-step; when ``should_stop`` says so the run saves and returns.
+
+    Raises ``UserError`` for a rule without meta-parameters and for a state that does not fit.
+    """
+    if not any(True for _ in rule.parameters()):
+        raise UserError(f"{type(rule).__name__} has no meta-parameters: there is nothing to train, evaluate it instead")
+    trainer = Trainer(rule, family, training, seed, device, dtype)
+    if resume and run is not None:
+        trainer.restore(*load_tensors(run.state_path, device))
+        run.rewind(trainer.meta_step)
+    began, done, meta_loss = time.perf_counter(), 0, float("nan")
+    finished = True
+    while trainer.meta_step < training.meta_steps:
+        if should_stop is not None and should_stop():
+            finished = False
+            break
+        population, estimate = trainer.population, trainer.step()
+        meta_loss, step = float(estimate.meta_loss), trainer.meta_step
+        done += training.tasks * training.window
+        progress = Progress(step, training.meta_steps, meta_loss, done / (time.perf_counter() - began), trainer.failed)
+        if report is not None:
+            report(progress)
+        if run is not None and (step % training.log_every == 0 or step == training.meta_steps):
+            last = estimate.losses[-1][estimate.carry.alive]
+            run.log(step, {**_metrics(progress, last, population.horizon), **trainer.member_losses()})
+        if run is not None and step % training.save_every == 0:
+            _save(trainer, run)
+    if run is not None:
+        _save(trainer, run)
+    seconds = time.perf_counter() - began
+    return TrainingSummary(trainer.meta_step, finished, meta_loss, trainer.failed, seconds)
+
+
+def _metrics(progress: Progress, losses: Tensor, horizon: int) -> dict[str, float]:
+    median = float(losses.median()) if losses.numel() else float("nan")
+    return {
+        "meta_loss": progress.meta_loss,
+        "median_loss": median,
+        "task_steps_per_second": progress.rate,
+        "failed": progress.failed,
+        "horizon": horizon,
+    }
+
+
+def _save(trainer: Trainer, run: Run) -> None:
+    tensors, numbers = trainer.state()
+    save_tensors(run.state_path, tensors, numbers)
+    save(trainer.rule, run.rule_path, run.config, trainer.meta_step)

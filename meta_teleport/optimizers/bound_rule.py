@@ -1,0 +1,135 @@
+"""A rule at one model: its copy there, what it observes, and its state."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from meta_teleport.errors import UserError
+from meta_teleport.optimizers.activation_hooks import GramHooks
+from meta_teleport.params import Params
+from meta_teleport.rules.rule import Observation, Proposal, Rule, describe, shapes_of
+from meta_teleport.symmetry.symmetry import Element, Symmetry
+
+
+class BoundRule:
+    """A copy of ``rule``, in the precision and on the device of the named ``parameters`` of ``model``, and its state,
+    which begins with the first proposal. ``hooks`` read activations if the rule does.
+
+    Raises ``UserError`` for a rule that is built for another network, or reads the activations of single points.
+    """
+
+    def __init__(self, rule: Rule, model: nn.Module, parameters: dict[str, nn.Parameter], symmetry: Symmetry) -> None:
+        self.parameters, self.symmetry, self.state = parameters, symmetry, None
+        if rule.observes_hidden:
+            raise UserError(
+                f"{type(rule).__name__} reads the activations of every single point, which hooks do not keep: choose a "
+                "rule that reads their second moments"
+            )
+        _require_fit(rule, self.params(), symmetry)
+        self.like = next(iter(parameters.values())).detach()
+        self.rule = deepcopy(rule).to(self.like).requires_grad_(False)
+        self.hooks = GramHooks(model, symmetry if rule.observes_grams else Symmetry(()))
+
+    def require_unchanged(self) -> None:
+        """Raises ``UserError`` if the model is now in another precision or on another device."""
+        like, now = self.like, next(iter(self.parameters.values()))
+        if (now.dtype, now.device) != (like.dtype, like.device):
+            raise UserError(
+                f"the model is {now.dtype} on {now.device} now, and was {like.dtype} on {like.device} when the "
+                "optimizer was made: convert it first, and make the optimizer then"
+            )
+
+    def params(self) -> Params:
+        """The parameters as ``(1, *shape)``, not copied."""
+        return {name: p.detach().unsqueeze(0) for name, p in self.parameters.items()}
+
+    def gradients(self) -> Params:
+        """What lies in ``.grad`` as ``(1, *shape)``, not copied; zero where there is none.
+
+        Raises ``UserError`` for a sparse gradient, and if there is none at all.
+        """
+        if all(p.grad is None for p in self.parameters.values()):
+            raise UserError("no parameter has a gradient: compute the loss from the model and call backward, then step")
+        return {name: _gradient(name, p).unsqueeze(0) for name, p in self.parameters.items()}
+
+    def loss(self, loss: Tensor | float) -> Tensor:
+        """The loss as ``(1,)``. Raises ``UserError`` if it is not one finite number."""
+        value = torch.as_tensor(loss).detach()
+        if value.numel() != 1:
+            raise UserError(f"the loss has shape {tuple(value.shape)}, not one number: take its .mean(), for instance")
+        if not bool(torch.isfinite(value)):
+            raise UserError(f"the loss is {float(value)}: go back to a checkpoint, or take a smaller lr")
+        return value.to(self.like).reshape(1)
+
+    def propose(self, params: Params, gradients: Params, loss: Tensor, step: int) -> Proposal:
+        """What the rule proposes after ``step`` steps, seeing a loss ``(1,)``; its state goes on."""
+        observation = Observation(
+            params,
+            gradients,
+            loss,
+            torch.full((1,), step, device=self.like.device),
+            grams=self.hooks.grams(),
+            symmetry=self.symmetry,
+        )
+        self.hooks.clear()
+        proposal, self.state = self.rule(observation, self._blank() if self.state is None else self.state)
+        return proposal
+
+    def transport(self, elements: tuple[Element, ...]) -> None:
+        """The elements have acted: the state moves along."""
+        self.state = self.rule.transport(self.state, self.symmetry, elements)
+
+    def release(self) -> None:
+        """Copies what the state holds of parameters and gradients, which are about to change in place."""
+        held = {t.data_ptr() for p in self.parameters.values() for t in (p, p.grad) if t is not None}
+        if _holds(self.state, held):
+            self.state = tree_map(torch.clone, self.state)
+
+    def state_dict(self) -> list[Tensor] | None:
+        """The tensors of the state, None before the first proposal."""
+        return None if self.state is None else tree_flatten(self.state)[0]
+
+    def load_state_dict(self, tensors: list[Tensor] | None) -> None:
+        """Takes over what :meth:`state_dict` gave. Raises ``UserError`` if that was of another rule or model."""
+        if tensors is None:
+            self.state = None
+            return
+        blank, structure = tree_flatten(self._blank())
+        if [t.shape for t in blank] != [t.shape for t in tensors]:
+            raise UserError(
+                "this state is of another rule or of another model: make the optimizer as that one was made"
+            )
+        self.state = tree_unflatten([t.to(b, copy=True) for t, b in zip(tensors, blank, strict=True)], structure)
+
+    def _blank(self) -> Any:
+        """The state before the first proposal."""
+        return self.rule.init({name: p.clone() for name, p in self.params().items()}, self.symmetry)
+
+
+def _gradient(name: str, p: Tensor) -> Tensor:
+    if p.grad is None:
+        return torch.zeros_like(p)
+    if p.grad.layout != torch.strided:
+        raise UserError(f"the gradient of '{name}' is sparse, which rules do not read: use sparse=False")
+    return p.grad
+
+
+def _holds(state: Any, addresses: set[int]) -> bool:
+    """Whether a tensor of the state lies at one of the addresses."""
+    if isinstance(state, Tensor):
+        return state.data_ptr() in addresses
+    return any(_holds(leaf, addresses) for leaf in (state.values() if isinstance(state, dict) else state))
+
+
+def _require_fit(rule: Rule, params: Params, symmetry: Symmetry) -> None:
+    """Raises ``UserError`` if the rule is built for another network; sites count only if it proposes elements."""
+    own, found = getattr(rule, "shapes", None), shapes_of(params, symmetry)
+    if own is None or own == (found if rule.meta_groups()["element"] else found._replace(sites=own.sites)):
+        return
+    raise UserError(
+        f"this {type(rule).__name__} fits networks of {describe(own)} and the model has {describe(found)}: train a "
+        "rule on these, or take one that fits every network"
+    )

@@ -1,0 +1,243 @@
+"""A rule as a ``torch.optim.Optimizer`` for a model of one's own."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from meta_teleport.errors import UserError
+from meta_teleport.optimizers.bound_rule import BoundRule
+from meta_teleport.optimizers.closure_loss import Trial
+from meta_teleport.params import Params
+from meta_teleport.rules.backtracking import lengths
+from meta_teleport.rules.rule import Rule
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.acceptance import LIMIT, teleported
+from meta_teleport.teleportation.conditions import require_linear, require_tolerance, trainable_parameters
+
+Closure = Callable[[], Any]
+PATIENCE = 5
+"""How many teleports in a row are undone before a warning."""
+
+
+class LearnedOptimizer(Optimizer):
+    """Algorithm 1 on one's own model: ``rule`` reads gradients and loss, proposes f and T per site, and
+
+        w <- exp(T) . ((1 - lr weight_decay) w + lr f)
+
+    so ``lr`` is a factor on the learned update, 1 for the rule as it was trained, and learning rate schedulers scale
+    it; teleports, which leave the loss alone, are not scaled. ``weight_decay`` is decoupled, the part of w that goes
+    per step at lr 1. Both may differ between parameter groups.
+
+    ``step(loss)`` takes the loss tensor: gradients are cleared, it calls ``backward`` itself, and afterwards ``.grad``
+    holds the gradients of this loss at the weights before the step. ``step(closure)`` takes a function that, as for any
+    torch optimizer, clears the gradients, computes the loss, calls ``backward`` and returns the loss; ``.grad`` is as
+    the closure left it. Both return the loss. Rules read it, so one of the two is needed; rules that backtrack take a
+    closure only, and evaluate it once more, or several times where lr f would raise the loss.
+
+    ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out, and without any site
+    the update is all there is. ``params``: parameter groups as for any torch optimizer, by default all trainable
+    parameters. A parameter in no group stays where it is, and so does one without a gradient at this step, with the
+    sites that it belongs to. What was frozen when the optimizer was made cannot join later.
+
+    A teleport is undone (``undone`` counts them) if a parameter does not stay finite, if rounding could move the loss
+    by more than ``tolerance`` (eps times the condition number of an element), and, where step is given a closure, if
+    the loss on its batch does move by more. That takes two more evaluations of the closure, which must therefore see
+    the same batch at every call, in full precision; ``checked=False`` leaves them out. Sites leave the outputs alone: a
+    loss that reads weights or activations as well does move, which ``step(loss)`` cannot see. Rules read the logarithm
+    of the loss: it should not be negative.
+
+    Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
+    nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
+    ``state_dict`` has all that changes, recurrent state included, and not the rule.
+
+    Raises ``UserError`` for models that cannot move, parameters of another model, sites that are not exact, rules that
+    are built for another network or read single activations, and settings that are none.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        model: nn.Module,
+        symmetry: Symmetry,
+        params: Iterable[Any] | None = None,
+        *,
+        lr: float = 1.0,
+        weight_decay: float = 0.0,
+        tolerance: float = LIMIT,
+        checked: bool = True,
+    ) -> None:
+        require_tolerance(tolerance)
+        trainable_parameters(model)
+        require_linear(symmetry.continuous)
+        symmetry.continuous.require_fit(model)
+        self.model, self.taken, self.undone = model, 0, 0
+        self._rule, self._given, self._begun = rule, symmetry.continuous, False
+        self._tolerance, self._checked, self._in_a_row = tolerance, checked, 0
+        chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
+        super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
+        self._bound, self._begun = self._bind(), True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # schedulers put a step into an optimizer that is bound to this very one
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The sites that teleport."""
+        return self._bound.symmetry
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """One more group. Raises ``UserError`` for tensors that are not parameters of the model, for settings below
+        zero, and after the first step, as recurrent states have a row per parameter."""
+        if self.taken:
+            raise UserError("groups cannot be added after the first step: make an optimizer with all of them")
+        super().add_param_group(param_group)
+        for name in ("lr", "weight_decay"):
+            if not float(self.param_groups[-1][name]) >= 0:
+                raise UserError(f"{name}={self.param_groups[-1][name]}: give a number that is not negative")
+        if self._begun:
+            self.close()
+            self._bound = self._bind()
+
+    @torch.no_grad()
+    def step(self, closure: Tensor | Closure | None = None) -> Any:
+        """One step; ``closure`` is the loss, or a function that computes it and calls backward. Returns the loss.
+
+        Raises ``UserError``, before anything has moved, without either, for a loss that is not one finite number, and
+        if there are no gradients.
+        """
+        bound = self._bound
+        bound.require_unchanged()
+        self._require_frozen()
+        loss = self._evaluate(closure)
+        with torch.autocast(bound.like.device.type, enabled=False):
+            params = bound.params()
+            gradients, value = bound.gradients(), bound.loss(loss)
+            proposal = bound.propose(params, gradients, value, self.taken)
+            length = 1.0
+            if callable(closure) and bound.rule.backtracking:
+                length = self._length(params, gradients, proposal.update, value, closure)
+            if proposal.algebra:
+                moved = {name: p.clone() for name, p in params.items()}
+                self._update(moved, proposal.update, length)
+                moved = self._teleported(moved, proposal.algebra, closure if callable(closure) else None)
+                bound.release()
+                torch._foreach_copy_(list(params.values()), list(moved.values()))
+            else:
+                bound.release()
+                self._update(params, proposal.update, length)
+        self.taken += 1
+        return loss
+
+    def close(self) -> None:
+        """Removes the hooks from the model: activations are unknown from here on."""
+        self._bound.hooks.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups and, as ``learned``, step counts and the state of the rule: an optimizer of the same rule and model
+        that takes them over goes on bitwise as this one would."""
+        learned = {"taken": self.taken, "undone": self.undone, "state": self._bound.state_dict()}
+        return {**super().state_dict(), "learned": learned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave. Raises ``UserError`` if that was of another rule or model."""
+        if "learned" not in state_dict:
+            raise UserError("this state dict is of another optimizer: give one that a learned optimizer has made")
+        learned = state_dict["learned"]
+        self._bound.load_state_dict(learned["state"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
+        self.taken, self.undone = learned["taken"], learned["undone"]
+
+    def _bind(self) -> BoundRule:
+        """The rule at the parameters that are in a group, and at the sites that move no others."""
+        known = dict(self.model.named_parameters())
+        held = {p for group in self.param_groups for p in group["params"]}
+        if not held <= set(known.values()):
+            raise UserError(
+                "a group holds a tensor that is not a parameter of the model: take them from model.parameters(), of "
+                "the same model object"
+            )
+        parameters = {name: p for name, p in known.items() if p in held and p.requires_grad}
+        self._frozen = {name: p for name, p in known.items() if p in held and not p.requires_grad}
+        if not parameters:
+            raise UserError("no group holds a trainable parameter: set requires_grad on those that may move")
+        free = tuple(site for site in self._given.sites if set(site.parameters) <= parameters.keys())
+        return BoundRule(self._rule, self.model, parameters, Symmetry(free))
+
+    def _require_frozen(self) -> None:
+        for name, p in self._frozen.items():
+            if p.requires_grad:
+                raise UserError(
+                    f"'{name}' was frozen when this optimizer was made and is trainable now: make a new optimizer"
+                )
+
+    def _evaluate(self, closure: Tensor | Closure | None) -> Any:
+        """The loss, its gradients in ``.grad``."""
+        if self._bound.rule.backtracking and not callable(closure):
+            raise UserError("this rule shortens updates that raise the loss: call step(closure), so that it can look")
+        if closure is None:
+            raise UserError("a learned rule reads the loss: call step(loss), which calls backward, or step(closure)")
+        if callable(closure):
+            with torch.enable_grad():
+                return closure()
+        if not isinstance(closure, Tensor) or closure.numel() != 1 or not closure.requires_grad:
+            raise UserError("step(loss) needs one number with a graph: compute the loss from the model, and reduce it")
+        self.zero_grad()
+        closure.backward()
+        return closure.detach()
+
+    def _settings(self) -> dict[str, tuple[float, float]]:
+        """lr and weight decay by name; both 0 without a gradient."""
+        found = {p: (float(g["lr"]), float(g["weight_decay"])) for g in self.param_groups for p in g["params"]}
+        return {name: (0.0, 0.0) if p.grad is None else found[p] for name, p in self._bound.parameters.items()}
+
+    def _update(self, params: Params, update: Params, length: float) -> None:
+        """Weight decay and ``length`` times the update, in place."""
+        for name, (lr, decay) in self._settings().items():
+            if decay:
+                params[name].mul_(1 - lr * decay)
+            if lr * length:  # an update that is not finite has length 0, and 0 times it is not 0
+                params[name].add_(update[name], alpha=lr * length)
+
+    def _length(self, params: Params, gradients: Params, update: Params, loss: Tensor, closure: Closure) -> float:
+        """c for a rule that backtracks: c lr f does not raise the loss."""
+        settings = self._settings()
+        scaled = {name: settings[name][0] * f for name, f in update.items()}
+        with self._bound.hooks.reading(False):
+            return float(lengths(scaled, params, gradients, loss, self._trial(closure).loss))
+
+    def _trial(self, closure: Closure) -> Trial:
+        return Trial(self.model, closure, self._bound.parameters)
+
+    def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
+        """The parameters moved by the proposed elements, with the state of the rule; or as they were."""
+        bound = self._bound
+        still = {name for name, p in bound.parameters.items() if p.grad is None}
+        algebra = tuple(
+            t if still.isdisjoint(site.parameters) else torch.zeros_like(t)
+            for site, t in zip(bound.symmetry.sites, algebra, strict=True)
+        )
+        loss = self._trial(closure).loss if closure and self._checked else None
+        with bound.hooks.reading(False):
+            found = teleported(bound.symmetry, updated, algebra, self._tolerance, loss)
+        if found is None:
+            self._undo(loss is not None)
+            return updated
+        self._in_a_row, (moved, elements) = 0, found
+        bound.transport(elements)
+        return moved
+
+    def _undo(self, looked: bool) -> None:
+        """Counts a teleport that is not carried out, and warns where a closure has been looked at and none ever is."""
+        self.undone, self._in_a_row = self.undone + 1, self._in_a_row + looked
+        if looked and self._in_a_row == PATIENCE:
+            warnings.warn(
+                f"the last {PATIENCE} teleports were undone, as the loss did not stay where it was: let the closure "
+                "compute the same loss at every call (one batch, full precision, of the outputs alone), or call "
+                "step(loss), which does not look",
+                stacklevel=4,
+            )

@@ -1,0 +1,76 @@
+"""A rule that chooses teleports alone: its elements between the steps of any torch optimizer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meta_teleport.errors import UserError
+from meta_teleport.optimizers.bound_rule import BoundRule
+from meta_teleport.params import Params
+from meta_teleport.rules.rule import Rule
+from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.conditions import trainable_sites
+from meta_teleport.teleportation.objectives import Loss
+from meta_teleport.teleportation.strategies import Found, Proposer
+
+Shown = tuple[Params, Params, Tensor | float]
+
+
+class RuleProposer(Proposer):
+    """The elements of ``rule`` for ``model``; its updates are not used.
+
+    When to teleport is not the rule's to say: a rule that moves at every n-th step only, or up to a horizon, is asked
+    as if it were time. Its state goes on, and its running means see a gradient, when it is asked.
+
+    Raises ``UserError`` where :class:`BoundRule` does, and for a rule that proposes no elements.
+    """
+
+    def __init__(self, rule: Rule, model: nn.Module, symmetry: Symmetry) -> None:
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._bound = BoundRule(rule, model, parameters, trainable_sites(model, symmetry))
+        if hasattr(self._bound.rule, "scheduled"):
+            setattr(self._bound.rule, "scheduled", False)  # noqa: B010
+        self._step = 0
+        self._shown: Shown | None = None
+        self._elements: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def look(self, step: int, params: Params | None = None, loss: Tensor | float | None = None) -> None:
+        self._step, self._shown = step, None
+        if params is None:
+            return
+        if loss is None:
+            raise UserError(
+                "the rule reads the loss: pass a closure to step, call report(loss=...) before step, or give loss=... "
+                "and batches=..."
+            )
+        self._shown = params, self._bound.gradients(), loss
+
+    def propose(self, symmetry: Symmetry, params: Params, loss: Loss) -> Found:
+        bound = self._bound
+        if params.keys() != bound.parameters.keys() or symmetry.sites != bound.symmetry.sites:
+            raise UserError("other parameters are trainable than when the rule began: make a wrapper for these")
+        seen, gradients, value = self._shown or self._evaluate(params, loss)
+        proposal = bound.propose(seen, gradients, bound.loss(value), self._step)
+        bound.release()
+        if not proposal.algebra:
+            raise UserError(f"this {type(bound.rule).__name__} proposes updates only: choose a rule with elements")
+        self._elements = symmetry.exp_pairs(proposal.algebra)
+        return Found(symmetry.move(params, self._elements), [g for g, _ in self._elements])
+
+    def accept(self) -> None:
+        self._bound.transport(self._elements)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self._bound.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._bound.load_state_dict(state["state"])
+
+    def _evaluate(self, params: Params, loss: Loss) -> Shown:
+        """Gradients and loss on the batch that the teleport is for."""
+        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+        with torch.enable_grad(), self._bound.hooks.reading():
+            value = loss(leaves)
+            found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return params, dict(zip(leaves, found, strict=True)), value.detach()

@@ -1,0 +1,142 @@
+"""Classes by name: what a config or a command line calls a family or a rule, made into an instance."""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from typing import Any
+
+from meta_teleport.errors import UserError
+
+PACKAGE = "meta_teleport"
+ROOMS = ("rules", "learned", "equivariant", "tasks")
+"""Where the families and rules of this package are."""
+
+
+def known(base: type) -> dict[str, type]:
+    """The classes below ``base`` that can be built, by name: those of this package and those imported.
+
+    Where two classes share a name it is the one of this package that stands here; :func:`resolve` refuses such a name.
+    """
+    found = {cls.__name__: cls for cls in _buildable(base) if not _is_ours(cls)}
+    found |= {cls.__name__: cls for cls in _buildable(base) if _is_ours(cls)}
+    return dict(sorted(found.items()))
+
+
+def resolve(name: str, base: type, trusted: bool = False) -> type:
+    """The subclass of ``base`` by class name or full path, ``package.module.Class``.
+
+    A path into this package counts by its class name alone, wherever the class stood when the path was written, and a
+    bare name in a file is that of a class of this package, if there is one. Other modules are looked into if they are
+    imported already, so that reading a file never imports a stranger's code; with ``trusted`` (the user has typed the
+    name) the module is imported.
+
+    Raises ``UserError`` for a name that leads nowhere, and for one that several modules define.
+    """
+    module_name, _, class_name = name.rpartition(".")
+    cls: Any
+    if not module_name:
+        namesakes = [cls for cls in _buildable(base) if cls.__name__ == class_name]
+        ours = [cls for cls in namesakes if _is_ours(cls)]
+        cls = _only(class_name, namesakes if trusted else ours or namesakes)
+    elif module_name.split(".")[0] == PACKAGE:
+        cls = next((cls for cls in _buildable(base) if cls.__name__ == class_name and _is_ours(cls)), None)
+    else:
+        if trusted:
+            import_module(module_name)
+        elif module_name not in sys.modules:
+            raise UserError(
+                f"class '{name}' is not of this package: import {module_name} first (--import {module_name})"
+            )
+        cls = getattr(sys.modules[module_name], class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, base) and not inspect.isabstract(cls)):
+        raise UserError(
+            f"there is no {base.__name__} '{name}': choose one of {', '.join(known(base))}, or give the path of a "
+            "class of your own as package.module.Class"
+        )
+    return cls
+
+
+def class_path(cls: type) -> str:
+    """What files call a class: its bare name if it is of this package, the full path otherwise; :func:`resolve` reads
+    both."""
+    return cls.__name__ if _is_ours(cls) else import_path(cls)
+
+
+def import_path(cls: type) -> str:
+    """The full path of a class, as Python imports it today."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _buildable(base: type) -> list[type]:
+    """All classes below ``base`` that can be built and are part of an imported module, those of this package first
+    imported."""
+    for room in ROOMS:
+        for module in pkgutil.iter_modules(importlib.import_module(f"{PACKAGE}.{room}").__path__):
+            importlib.import_module(f"{PACKAGE}.{room}.{module.name}")
+    found, queue = [], [base]
+    while queue:
+        below: list[type] = queue.pop().__subclasses__()
+        queue += below
+        found += [cls for cls in below if not inspect.isabstract(cls) and cls not in found]
+    return [cls for cls in found if getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls]
+
+
+def _only(name: str, found: list[type]) -> type | None:
+    """The one class of that name. A module that was imported anew counts once, by its path."""
+    paths = {import_path(cls): cls for cls in found}
+    if len(paths) > 1:
+        own = {path: f"{PACKAGE}.{name}" if _is_ours(cls) else path for path, cls in paths.items()}
+        raise UserError(f"several modules define a class '{name}': write {' or '.join(sorted(own.values()))}")
+    return next(iter(paths.values()), None)
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == PACKAGE
+
+
+def import_module(name: str) -> None:
+    """Imports a module that the user has named. Raises ``UserError`` if that fails."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"module '{name}' cannot be imported ({type(error).__name__}: {reason})") from None
+
+
+def call_factory(path: str) -> Any:
+    """What the callable ``package.module:name`` returns, called without arguments.
+
+    Raises ``UserError`` if it cannot be found or fails.
+    """
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise UserError(f"'{path}' names no factory: write package.module:name")
+    import_module(module)
+    factory = getattr(sys.modules[module], name, None)
+    if not callable(factory):
+        raise UserError(f"module '{module}' has no callable '{name}': check the name after the colon")
+    try:
+        return factory()
+    except Exception as error:
+        raise UserError(f"{path} failed ({type(error).__name__}: {' '.join(str(error).split())})") from None
+
+
+def construct(spec: dict[str, Any], base: type, *args: Any, **extra: Any) -> Any:
+    """An instance of the class that ``spec = {"class_path": ..., "init_args": {...}}`` names, a subclass of ``base``.
+
+    ``args`` come first, ``extra`` goes beside the ``init_args``. See :func:`resolve` for what is imported.
+
+    Raises ``UserError`` for unknown classes and arguments.
+    """
+    try:
+        cls, arguments = resolve(spec["class_path"], base), {**spec.get("init_args", {}), **extra}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{spec!r} names no {base.__name__}: give class_path and init_args") from None
+    signature = inspect.signature(cls)
+    try:
+        signature.bind(*args, **arguments)
+    except TypeError as error:
+        names = ", ".join(list(signature.parameters)[len(args) :]) or "nothing"
+        raise UserError(f"{cls.__name__}: {error}; its arguments are {names}") from None
+    return cls(*args, **arguments)
