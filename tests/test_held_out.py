@@ -4,6 +4,7 @@ sizes."""
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from meta_teleport.classes import construct  # noqa: E402
 from meta_teleport.learned.classical import Adam, GradientDescent  # noqa: E402
 from meta_teleport.learned.load import build  # noqa: E402
 from meta_teleport.learned.rule import Observation, Rule  # noqa: E402
+from meta_teleport.meta.training import Progress, train  # noqa: E402
 from meta_teleport.meta.unroll import start, unroll  # noqa: E402
 from meta_teleport.methods import Method  # noqa: E402
 from meta_teleport.params import Params, axpy  # noqa: E402
@@ -452,6 +454,19 @@ def test_a_finished_meta_training_is_not_repeated(tmp_path: Path) -> None:
         not torch.equal(p, q)
         for p, q in zip(first.parameters(), build(spec_of("f1", "random teleport", 0), None).parameters(), strict=True)
     )
+
+
+@pytest.mark.slow
+def test_meta_training_on_functions_succeeds_from_every_meta_seed() -> None:
+    """A quarter of the recipe's meta-steps."""
+    training = replace(RECIPES["f4"].training, meta_steps=30)
+    ends = []
+    for seed in range(5):
+        seen: list[Progress] = []
+        rule = build(spec_of("f4", "rule", seed), None, seed)
+        train(rule, mixture("f4", False), training, seed=seed, dtype=FAMILIES["f4"].dtype, report=seen.append)
+        ends.append(sum(now.meta_loss for now in seen[-6:]) / 6)
+    assert max(ends) < -30, ends
 
 
 @pytest.mark.slow
