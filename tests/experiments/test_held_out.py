@@ -4,6 +4,7 @@ sizes."""
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from experiments.lab.rules import Falling, InGauge, Muon, Shampoo, fourth_root, 
 from meta_teleport.evaluation.methods import Method
 from meta_teleport.evaluation.tuning import decades
 from meta_teleport.learned.serialization import build
+from meta_teleport.meta.loop import Progress, train
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params, axpy, unflatten, where
 from meta_teleport.registry import construct
@@ -479,6 +481,19 @@ def test_a_finished_meta_training_is_not_repeated(tmp_path: Path) -> None:
         not torch.equal(p, q)
         for p, q in zip(first.parameters(), build(spec_of("f1", "random teleport", 0), None).parameters(), strict=True)
     )
+
+
+@pytest.mark.slow
+def test_meta_training_on_functions_succeeds_from_every_meta_seed() -> None:
+    """A quarter of the recipe's meta-steps."""
+    training = replace(RECIPES["f4"].training, meta_steps=30)
+    ends = []
+    for seed in range(5):
+        seen: list[Progress] = []
+        rule = build(spec_of("f4", "rule", seed), None, seed)
+        train(rule, mixture("f4", False), training, seed=seed, dtype=FAMILIES["f4"].dtype, report=seen.append)
+        ends.append(sum(now.meta_loss for now in seen[-6:]) / 6)
+    assert max(ends) < -30, ends
 
 
 @pytest.mark.slow
