@@ -35,13 +35,13 @@ from experiments.architectures.training import (
     train_entries,
     tuned,
 )
-from experiments.correlation.run import FAR_SCALES, both_ways
 from experiments.lab.correlations import correlations
 from experiments.lab.image_teleports import randomized
 from experiments.lab.image_training import Plan, train
-from experiments.lab.measures import curvature, gaussian, loss, measured, sharpness
+from experiments.lab.measures import FAR_SCALES, both_ways, curvature, gaussian, loss, measured, sharpness
 from experiments.lab.networks import networks
-from experiments.lab.script import images_of, parser, run, save_figure, say, write_results
+from experiments.lab.progress import say
+from experiments.lab.script import images_of, parser, run, save_figure, write_results
 from meta_teleport.optimizers.copies import Copies, Search
 from meta_teleport.params import Params, dot
 from meta_teleport.runs.checkpoint import write_atomically

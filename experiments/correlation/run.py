@@ -29,8 +29,19 @@ from torch import Tensor
 from experiments.correlation.report import markdown, plot
 from experiments.lab.correlations import correlations
 from experiments.lab.image_training import Curves, Plan, train
-from experiments.lab.measures import Measure, curvature, gaussian, loss, measured, published_curvature, sharpness
-from experiments.lab.script import images_of, parser, run, save_figure, say, write_results
+from experiments.lab.measures import (
+    FAR_SCALES,
+    Measure,
+    both_ways,
+    curvature,
+    gaussian,
+    loss,
+    measured,
+    published_curvature,
+    sharpness,
+)
+from experiments.lab.progress import say
+from experiments.lab.script import images_of, parser, run, save_figure, write_results
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.runs.checkpoint import write_atomically
@@ -44,7 +55,6 @@ MEASURED_BATCH = 200
 SHARPNESS_BATCHES, WIDE_BATCHES, CURVATURE_BATCHES = 200, 100, 60
 SCALES = tuple(1 + 10 * i for i in range(20))
 """Published distances t, in units of ``Setting.finest``."""
-FAR_SCALES = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,6 @@ def measures_of(copies: Copies, setting: Setting) -> dict[str, tuple[Measure, in
         "curvature, action (a)": (curvature(copies, a, gaussian), bent),
         "curvature, action (b)": (curvature(copies, b, gaussian), bent),
     }
-
-
-def both_ways(scales: Sequence[float]) -> tuple[float, ...]:
-    """Forth and back along each direction, so that the slope of the loss drops out of the mean."""
-    return (*scales, *(-t for t in scales))
 
 
 def trained(

@@ -29,8 +29,8 @@ from experiments.cost.networks import NETWORKS, TOY_NETWORKS, Build, Network, lo
 from experiments.cost.report import markdown, plot
 from experiments.cost.sizes import exponents, sizes
 from experiments.cost.training import OPTIMIZERS, Training
-from experiments.lab.image_training import Stopped
 from experiments.lab.output_folder import output_folder
+from experiments.lab.progress import Stopped
 from experiments.lab.script import run, save_figure
 from experiments.lab.timing import Clock, Counted, Work, all_cores
 from meta_teleport.cli.terminal import counting_bar, stopping

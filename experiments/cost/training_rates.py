@@ -18,15 +18,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.correlation.run import BATCH, MNIST
 from experiments.lab.figures import COLOURS
-from experiments.lab.script import images_of, parser, run, save_figure, say, write_results
+from experiments.lab.progress import say
+from experiments.lab.script import images_of, parser, run, save_figure, write_results
 from experiments.lab.timing import Clock, Work
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.tasks.images import Images, Order, order
 
+HIDDEN, STEP, BATCH = (16, 10), 1e-2, 20
+"""As published for MNIST: the network, the step size, the images per step."""
 SEEDS = (1, 3, 10, 30, 100, 300)
 BURSTS, BURST_S = 6, 0.6
 SMOKE_SEEDS, SMOKE_BURSTS, SMOKE_BURST_S = (1, 10), 2, 0.02
@@ -36,12 +38,12 @@ PLAIN, LOADER = "plain loop", "plain loop, DataLoader"
 
 def network(images: Images) -> MLP:
     """The published network, for images of this size."""
-    return MLP((images.x_train.shape[1], *MNIST.hidden, images.classes))
+    return MLP((images.x_train.shape[1], *HIDDEN, images.classes))
 
 
 def batched(images: Images, seeds: int, kind: Order) -> Iterator[None]:
     """Trains all seeds as one program, step by step."""
-    copies = Copies(lambda: network(images), range(seeds), [partial(torch.optim.SGD, lr=MNIST.step)])
+    copies = Copies(lambda: network(images), range(seeds), [partial(torch.optim.SGD, lr=STEP)])
     drawn = order(kind, len(images.x_train), BATCH, 0, copies.seeds)
     while True:
         for index in drawn:
@@ -61,7 +63,7 @@ def loaded(images: Images) -> Iterator[None]:
 
 def _looped(images: Images, batches: Callable[[], Iterator[Sequence[Tensor]]]) -> Iterator[None]:
     model = network(images)
-    optimizer = torch.optim.SGD(model.parameters(), lr=MNIST.step)
+    optimizer = torch.optim.SGD(model.parameters(), lr=STEP)
     while True:
         for x, y in batches():
             optimizer.zero_grad()

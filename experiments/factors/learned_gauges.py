@@ -44,8 +44,9 @@ from experiments.factors.run import (
     uneven,
 )
 from experiments.factors.sweeps import Benchmark, Entry
-from experiments.factors.teleported_training import Method, ScaledGradientDescent
+from experiments.factors.teleported_training import Method
 from experiments.lab.output_folder import output_folder
+from experiments.lab.rules import ScaledGradientDescent
 from meta_teleport.equivariant.equivariant import Equivariant
 from meta_teleport.errors import UserError
 from meta_teleport.evaluation.statistics import compare

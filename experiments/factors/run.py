@@ -23,8 +23,9 @@ from torch import Tensor
 from experiments.factors.adapters import adaptation
 from experiments.factors.report import markdown, plot
 from experiments.factors.sweeps import Allowed, Benchmark, Entry, results
-from experiments.factors.teleported_training import Method, ScaledGradientDescent
+from experiments.factors.teleported_training import Method
 from experiments.lab.output_folder import output_folder
+from experiments.lab.rules import ScaledGradientDescent
 from meta_teleport.params import Params
 from meta_teleport.rules.classical import Adam, Momentum
 from meta_teleport.runs.run import provenance, read_json, write_json

@@ -1,24 +1,21 @@
 """Training with teleports to a gauge, many problems and step sizes as one batched program."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from experiments.lab.rules import Gauge, moved_state
 from meta_teleport.params import Params, axpy, per_task
-from meta_teleport.rules.classical import Moments, NoState
-from meta_teleport.rules.rule import Observation, Proposal, Rule
+from meta_teleport.rules.rule import Observation, Rule
 from meta_teleport.symmetry.site import Site
-from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.symmetry.views import View
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.teleportation.acceptance import LIMIT
 
 EVERY = 10
 
-Gauge = Callable[[Site, Params], Tensor]
 Measure = Callable[[Params], Tensor]
 
 
@@ -53,35 +50,6 @@ class Trained(NamedTuple):
     skipped: float
 
 
-class ScaledGradientDescent(Rule):
-    """``B <- B - lr dL/dB (A A^T)^-1``, ``A <- A - lr (B^T B)^-1 dL/dA`` (Tong, Ma and Chi 2021): what gradient descent
-    does to each factor after a teleport that whitens the other one."""
-
-    def __init__(self, lr: Tensor) -> None:
-        super().__init__()
-        self.lr = lr
-
-    def init(self, params: Params, symmetry: Symmetry) -> NoState:
-        self.sites = symmetry.sites
-        return NoState()
-
-    def forward(self, observation: Observation, state: NoState) -> tuple[Proposal, NoState]:
-        update = {name: torch.zeros_like(gradient) for name, gradient in observation.gradients.items()}
-        for site in self.sites:
-            for views, others in ((site.producers, site.consumers), (site.consumers, site.producers)):
-                gram = _gram(others, observation.params)
-                for view in views:
-                    gradient = observation.gradients[view.name]
-                    scaled = torch.linalg.solve_ex(gram, view.matrix(gradient).double())[0].to(gradient.dtype)
-                    update[view.name] = -per_task(self.lr, gradient) * view.restore(scaled, gradient)
-        return Proposal(update), state
-
-
-def _gram(views: Sequence[View], params: Params) -> Tensor:
-    matrices = [view.matrix(params[view.name]).double() for view in views]
-    return torch.stack([matrix @ matrix.mT for matrix in matrices]).sum(0)
-
-
 def size_of(g: Tensor) -> Tensor:
     """How far an element stretches: the norm of the logarithms of its singular values, ``(tasks,)``."""
     return torch.linalg.svdvals(g.double()).log().norm(dim=-1)
@@ -110,13 +78,6 @@ def element(gauge: Gauge, site: Site, params: Params) -> tuple[Tensor, Tensor]:
     worst = LIMIT / torch.finfo(params[site.parameters[0]].dtype).eps
     used = g.isfinite().all(-1).all(-1) & (values[..., 0] < worst * values[..., -1])
     return torch.where(used[:, None, None], g, torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)), used
-
-
-def moved_state(site: Site, state: Any, g: Tensor) -> Any:
-    """The optimizer's moments moved with the parameters."""
-    if isinstance(state, Moments):
-        return Moments(site.transport(state.first, g), site.transport_squares(state.second, g))
-    return site.transport(state, g) if isinstance(state, dict) else state
 
 
 def train(

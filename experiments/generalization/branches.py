@@ -10,7 +10,7 @@ from experiments.generalization.probes import probe
 from experiments.generalization.runs import BATCH, TELEPORT_BATCH, Epochs, copies_of, place, setting_of, teleport_batch
 from experiments.generalization.teleports import PLAIN, PUBLISHED_BATCHES, Teleports, Variant
 from experiments.lab.image_training import Curves, Plan, train
-from experiments.lab.script import say
+from experiments.lab.progress import say
 from experiments.lab.teleport_log import TeleportLog
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies

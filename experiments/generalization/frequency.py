@@ -7,7 +7,7 @@ from typing import Any
 from experiments.generalization.runs import BATCH, Epochs, copies_of, place, setting_of, teleport_batch
 from experiments.generalization.teleports import PLAIN, Teleports, Variant
 from experiments.lab.image_training import Plan, train
-from experiments.lab.script import say
+from experiments.lab.progress import say
 from experiments.lab.teleport_log import TeleportLog
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies

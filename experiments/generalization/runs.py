@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.lab.image_training import Plan, train
-from experiments.lab.script import say
+from experiments.lab.progress import say
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.tasks.images import Images

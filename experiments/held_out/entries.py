@@ -12,7 +12,7 @@ from experiments.held_out.methods import Contestant, closed_form, contestants
 from experiments.held_out.published import NAME as PUBLISHED
 from experiments.held_out.published import TASKS as PUBLISHED_TASKS
 from experiments.held_out.published import published_rule
-from experiments.held_out.rules import KINDS, trained
+from experiments.held_out.rules import KINDS, trained_rule
 from experiments.held_out.runs import run
 from experiments.held_out.tuning import PROOF_SEED, PROOF_TASKS, settled, tuned
 from experiments.held_out.tuning import SEED as TUNING_SEED
@@ -96,7 +96,7 @@ def _contestants(bench: Bench) -> Iterator[Entry]:
 
 def rule_on(out: Path, bench: Bench, kind: str, seed: int, multiple: int | None) -> Made:
     """One rule of one meta-seed, told that its horizon is as long as the run if a ``multiple`` is given."""
-    rule, _ = trained(out, bench.family, kind, seed, bench.smoke)
+    rule = trained_rule(out, bench.family, kind, seed, bench.smoke)
     rule.backtracking = rule.backtracking or bench.setting.backtracking
     if multiple is not None:
         rule = rule.lasting(multiple * bench.setting.horizon)

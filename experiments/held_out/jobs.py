@@ -1,24 +1,15 @@
 """The pieces of work of held_out.py: meta-trainings, runs, and the clock, each finished once its file exists."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from experiments.held_out.bench import Bench
 from experiments.held_out.clock import clock
 from experiments.held_out.entries import entries
-from experiments.held_out.rules import FINISHED, KINDS, folder_of, trained
-
-
-@dataclass(frozen=True)
-class Job:
-    """One piece of work, finished once ``path`` exists. Of a family's measurements what is learned comes ``first``."""
-
-    label: str
-    path: Path
-    work: Callable[[], object]
-    first: bool = False
+from experiments.held_out.rules import KINDS, folder_of, trained_rule
+from experiments.lab.meta_training import FINISHED
+from experiments.lab.progress import Job
 
 
 def training_jobs(out: Path, family: str, seeds: int, smoke: bool) -> Iterator[Job]:
@@ -26,14 +17,15 @@ def training_jobs(out: Path, family: str, seeds: int, smoke: bool) -> Iterator[J
     for seed in range(seeds):
         for kind in KINDS:
             path = folder_of(out, family, kind, seed) / FINISHED
-            work = partial(trained, out, family, kind, seed, smoke)
+            work = partial(trained_rule, out, family, kind, seed, smoke)
             yield Job(f"{family}: meta-training, {kind}, seed {seed}", path, work)
 
 
-def measuring_jobs(out: Path, bench: Bench, seeds: int) -> Iterator[Job]:
-    """All runs on one member."""
-    for entry in entries(out, bench, seeds):
-        yield Job(f"{bench.label}: {entry.name}{entry.version}", entry.path, entry.measure, entry.name == KINDS[0])
+def measuring_jobs(out: Path, benches: Sequence[Bench], seeds: int) -> Iterator[Job]:
+    """All runs on some members, those of the rule first."""
+    runs = [entry for bench in benches for entry in entries(out, bench, seeds)]
+    for entry in sorted(runs, key=lambda entry: entry.name != KINDS[0]):
+        yield Job(f"{entry.bench.label}: {entry.name}{entry.version}", entry.path, entry.measure)
 
 
 def clock_jobs(out: Path, bench: Bench) -> Iterator[Job]:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from experiments.factors.teleported_training import Gauge, ScaledGradientDescent
 from experiments.held_out.least_squares import LevenbergMarquardt
 from experiments.held_out.members import Setting
-from experiments.lab.rules import Falling, InGauge, Muon, Shampoo
+from experiments.lab.rules import Falling, Gauge, InGauge, Muon, ScaledGradientDescent, Shampoo
 from meta_teleport.evaluation.controls import Still, closed_form_controls
 from meta_teleport.evaluation.methods import Jumps, Method, ascent, baseline
 from meta_teleport.evaluation.tuning import decades

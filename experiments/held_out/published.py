@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.learning_to_teleport.run import FAMILIES, trained
+from experiments.lab.meta_training import trained
+from experiments.lab.published import ACTION, RULES, TRAINING, shortened
 from meta_teleport.registry import class_path, construct
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.factorization import Factorization
@@ -12,11 +13,11 @@ from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
 
 NAME = "LSTM(update, tele) as published"
-SETTINGS, RULE = "published", "LSTMUpdateTele"
-GAUSSIAN: dict[str, Any] = {"width": 16, "data": "gaussian", **FAMILIES[SETTINGS]}
+RULE = "LSTMUpdateTele"
+GAUSSIAN: dict[str, Any] = {"width": 16, "data": "gaussian", **ACTION}
 FACTORS: dict[str, Any] = {"rank": 4, "inputs": 24, "outputs": 24}
 TASKS: dict[tuple[str, str], tuple[type[TaskFamily], dict[str, Any]]] = {
-    ("f1", "width 20"): (Regression, FAMILIES[SETTINGS]),
+    ("f1", "width 20"): (Regression, ACTION),
     ("f2", "width 16"): (Regression, GAUSSIAN),
     ("f2-large", "width 16, n = 8 d"): (
         Regression,
@@ -40,6 +41,8 @@ def published_task(family: str, member: str) -> dict[str, Any]:
 
 def published_rule(out: Path, family: str, member: str, seed: int, smoke: bool) -> tuple[Rule, TaskFamily]:
     """The rule, meta-trained now as far as it has not been before in its authors' way, and the family of its tasks."""
-    task = published_task(family, member)
-    rule = trained(out / "lstm" / family, SETTINGS, RULE, seed, smoke, task, lambda progress: None)
-    return rule, construct(task, TaskFamily)
+    task, training = published_task(family, member), TRAINING[RULE]
+    tasks: TaskFamily = construct(task, TaskFamily)
+    spec, training = {"class_path": RULE, "init_args": RULES[RULE]}, shortened(training) if smoke else training
+    folder = out / "lstm" / family / "published" / RULE / f"seed{seed}"
+    return trained(folder, f"{family}, {NAME}, seed {seed}", spec, task, tasks, training, seed), tasks

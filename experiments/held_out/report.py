@@ -12,10 +12,11 @@ from experiments.held_out.families import FAMILIES
 from experiments.held_out.figure import plot
 from experiments.held_out.goals import goals
 from experiments.held_out.recipes import RECIPES
-from experiments.held_out.rules import FINISHED, KINDS, folder_of
+from experiments.held_out.rules import KINDS, folder_of
 from experiments.held_out.runs import Outcome
 from experiments.held_out.statistics import Curves, against, median, numbers
 from experiments.held_out.tables import markdown
+from experiments.lab.meta_training import FINISHED
 from experiments.lab.script import save_figure
 from meta_teleport.runs.run import provenance, read_json, write_json
 

@@ -9,34 +9,17 @@ stop. Families and recipes: ``held_out_families.py``, ``held_out_recipes.py``; m
 """
 
 import argparse
-import time
 
 from experiments.held_out.bench import bench_of
 from experiments.held_out.families import FAMILIES
-from experiments.held_out.jobs import Job, clock_jobs, measuring_jobs, training_jobs
+from experiments.held_out.jobs import clock_jobs, measuring_jobs, training_jobs
 from experiments.held_out.report import report
 from experiments.lab.output_folder import output_folder
+from experiments.lab.progress import work_through
 from experiments.lab.script import run as run_script
-from experiments.lab.script import say
-from meta_teleport.cli.terminal import counting_bar
 
 PARTS = ("train", "measure", "clock", "report")
 SMOKE_MEMBERS = 2
-
-
-def work_through(jobs: list[Job]) -> None:
-    """One job after the other, with the time left."""
-    jobs = sorted(jobs, key=lambda job: not job.first)
-    open_jobs = [job for job in jobs if not job.path.exists()]
-    began, done = time.perf_counter(), len(jobs) - len(open_jobs)
-    with counting_bar(len(jobs), done) as show:
-        for number, job in enumerate(open_jobs):
-            show(done + number, job.label)
-            started = time.perf_counter()
-            job.work()
-            spent, now = time.perf_counter() - started, time.perf_counter()
-            left = (now - began) / (number + 1) * (len(open_jobs) - number - 1)
-            say(f"{job.label}: {spent:.1f} s, about {left / 60:.0f} min left of {len(open_jobs) - number - 1} jobs")
 
 
 def main() -> None:
@@ -58,7 +41,7 @@ def main() -> None:
         members = FAMILIES[family].members[: SMOKE_MEMBERS if args.smoke else None]
         benches = [bench_of(args.out, family, member, args.smoke) for member in members]
         if "measure" in parts:
-            work_through([job for bench in benches for job in measuring_jobs(args.out, bench, args.meta_seeds)])
+            work_through(list(measuring_jobs(args.out, benches, args.meta_seeds)))
         if "clock" in parts:
             work_through([job for bench in benches for job in clock_jobs(args.out, bench)])
         if "report" in parts:

@@ -9,20 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.lab.progress import Stopped, kept_tensors
 from meta_teleport.cli.terminal import counting_bar, stopping
-from meta_teleport.errors import UserError
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.runs.checkpoint import load_tensors, save_tensors
+from meta_teleport.runs.checkpoint import save_tensors
 from meta_teleport.tasks.images import Images, Order, order
 
 SAVE_EVERY_S = 5.0
 SHOW_EVERY = 50
 
 BeforeStep = Callable[[int, int], None]
-
-
-class Stopped(Exception):
-    """The run was asked to stop; what was finished is saved, and the same command goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +108,10 @@ def _save(copies: Copies, keep: Path, meta: dict[str, Any], rows: list[tuple[Ten
 def _resumed(
     copies: Copies, plan: Plan, keep: Path | None, key: dict[str, Any]
 ) -> tuple[int, list[tuple[Tensor, ...]]]:
-    if keep is None or not keep.exists():
+    found = None if keep is None else kept_tensors(keep, key, next(iter(copies.params.values())).device)
+    if found is None:
         return plan.first, []
-    tensors, meta = load_tensors(keep, next(iter(copies.params.values())).device)
-    other = [name for name, value in key.items() if meta.get(name) != value]
-    if other:
-        raise UserError(f"{keep} belongs to a run with other {', '.join(other)}: delete it, or choose another --out")
+    tensors, meta = found
     copies.restore(tensors)
     columns = (tensors[f"curves.{i}"].unbind() for i in range(len(Curves._fields)))
     return int(meta["epoch"]), list(zip(*columns, strict=True))

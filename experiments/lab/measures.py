@@ -15,18 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.lab.image_training import Stopped
+from experiments.lab.progress import Stopped, kept_tensors, require_same
 from meta_teleport.cli.terminal import counting_bar, stopping
 from meta_teleport.errors import UserError
 from meta_teleport.linalg.pseudo_inverse import invert_columns
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.params import Params, detach
-from meta_teleport.runs.checkpoint import load_tensors, save_tensors
+from meta_teleport.runs.checkpoint import save_tensors
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
 from meta_teleport.teleportation.curvature import curvature_of, kappa, unit_algebra
 from meta_teleport.teleportation.objectives import Sharpness
 
+FAR_SCALES = (1.0, 2.0, 3.0, 4.0, 5.0)
+"""Distances beyond those of the paper's searches."""
 CHUNK = 20
 """Copies whose curvature is computed at a time."""
 
@@ -62,6 +64,11 @@ def sharpness(copies: Copies, scales: Sequence[float], nonnegative: bool, fresh:
         return torch.stack(values).mean(0)
 
     return measure
+
+
+def both_ways(scales: Sequence[float]) -> tuple[float, ...]:
+    """Forth and back along each direction, so that the slope of the loss drops out of the mean."""
+    return (*scales, *(-t for t in scales))
 
 
 def curvature(copies: Copies, symmetry: Symmetry, draw: Draw) -> Measure:
@@ -155,9 +162,10 @@ def measured(
 
 def _kept(keep: Path, size: int, counts: dict[str, int]) -> tuple[dict[str, Tensor], float]:
     """What is finished, and the seconds that it took."""
-    if not keep.exists():
+    found = kept_tensors(keep, {"size": size})
+    if found is None:
         return {}, 0.0
-    done, meta = load_tensors(keep)
-    if meta.get("size") != size or any(len(rows) != counts.get(name, len(rows)) for name, rows in done.items()):
-        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
+    done, meta = found
+    lengths = {name: len(rows) for name, rows in done.items()}
+    require_same(keep, lengths, {name: counts.get(name, length) for name, length in lengths.items()})
     return done, float(meta["seconds"])

@@ -1,25 +1,28 @@
-"""Hand-written optimizers of held_out.py behind the contract of a rule, batched over tasks.
+"""Hand-written optimizers behind the contract of a rule, batched over tasks.
 
 Settings are numbers, or tensors ``(tasks,)`` with one setting per task. Parameters that are no matrices take Adam's
 update.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from experiments.factors.teleported_training import Gauge, moved_state
 from meta_teleport.learned.orthogonal import newton_schulz
 from meta_teleport.params import Params, axpy, per_task
-from meta_teleport.rules.classical import Adam, Moments, Setting
+from meta_teleport.rules.classical import Adam, Moments, NoState, Setting
 from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.views import View
 from meta_teleport.teleportation.acceptance import LIMIT
 
 FLOOR = 1e-6
+
+Gauge = Callable[[Site, Params], Tensor]
 
 
 class Falling(Rule):
@@ -73,6 +76,13 @@ def usable(g: Tensor, site: Site) -> Tensor:
     used = used & g.isfinite().flatten(used.ndim).all(-1)
     identity = site.group.identity(len(g), dtype=g.dtype, device=g.device)
     return torch.where(used.reshape(used.shape + (1,) * (g.ndim - used.ndim)), g, identity)
+
+
+def moved_state(site: Site, state: Any, g: Tensor) -> Any:
+    """The optimizer's moments moved with the parameters."""
+    if isinstance(state, Moments):
+        return Moments(site.transport(state.first, g), site.transport_squares(state.second, g))
+    return site.transport(state, g) if isinstance(state, dict) else state
 
 
 class MuonState(NamedTuple):
@@ -179,3 +189,32 @@ def _adam(adam: Adam, observation: Observation, moments: Moments, matrices: Para
 
 def _in_order(observation: Observation, update: Params) -> Params:
     return {name: update[name] for name in observation.params}
+
+
+class ScaledGradientDescent(Rule):
+    """``B <- B - lr dL/dB (A A^T)^-1``, ``A <- A - lr (B^T B)^-1 dL/dA`` (Tong, Ma and Chi 2021): what gradient descent
+    does to each factor after a teleport that whitens the other one."""
+
+    def __init__(self, lr: Tensor) -> None:
+        super().__init__()
+        self.lr = lr
+
+    def init(self, params: Params, symmetry: Symmetry) -> NoState:
+        self.sites = symmetry.sites
+        return NoState()
+
+    def forward(self, observation: Observation, state: NoState) -> tuple[Proposal, NoState]:
+        update = {name: torch.zeros_like(gradient) for name, gradient in observation.gradients.items()}
+        for site in self.sites:
+            for views, others in ((site.producers, site.consumers), (site.consumers, site.producers)):
+                gram = _gram(others, observation.params)
+                for view in views:
+                    gradient = observation.gradients[view.name]
+                    scaled = torch.linalg.solve_ex(gram, view.matrix(gradient).double())[0].to(gradient.dtype)
+                    update[view.name] = -per_task(self.lr, gradient) * view.restore(scaled, gradient)
+        return Proposal(update), state
+
+
+def _gram(views: Sequence[View], params: Params) -> Tensor:
+    matrices = [view.matrix(params[view.name]).double() for view in views]
+    return torch.stack([matrix @ matrix.mT for matrix in matrices]).sum(0)

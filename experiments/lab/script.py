@@ -11,8 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.lab.image_training import Stopped
 from experiments.lab.output_folder import make_folder
+from experiments.lab.progress import Stopped, say
 from meta_teleport.errors import UserError
 from meta_teleport.runs.run import provenance, write_json
 from meta_teleport.tasks.images import Images, load_images
@@ -64,11 +64,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     with Image.open(path.with_suffix(".png")) as picture:
         small = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     small.save(path.with_suffix(".png"), optimize=True)
-
-
-def say(text: str) -> None:
-    """One line about a finished part, on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from meta_teleport.errors import UserError
+from experiments.lab.progress import require_same
 from meta_teleport.optimizers.copies import Jump
 from meta_teleport.runs.run import read_json, write_json
 
@@ -22,10 +22,7 @@ class TeleportLog:
         self._jumps: dict[str, dict[str, dict[str, Any]]] = {}
         if path.exists():
             found = read_json(path)
-            if found.get("settings") != self.settings:
-                raise UserError(
-                    f"{path} belongs to a run with other settings: delete its folder, or choose another --out"
-                )
+            require_same(path, found, {"settings": self.settings})
             self._jumps = found["jumps"]
 
     def add(self, setting: str, number: int, jump: Jump) -> None:

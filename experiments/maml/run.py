@@ -20,20 +20,21 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.lab.script import parser, run, say, write_results
+from experiments.lab.progress import kept, say
+from experiments.lab.script import parser, run, write_results
 from experiments.maml.report import markdown, plot, summary
-from experiments.maml.rules import CONTROLS, query_curves, trained
+from experiments.maml.rules import CONTROLS, RULE, query_curves, trained_rule
 from experiments.maml.runs import TELEPORTS, Adaptation, Runs, begun, measure, tasks_of
 from experiments.maml.training import Plan, meta_train
 from meta_teleport.errors import UserError
 from meta_teleport.meta.config import Training
 from meta_teleport.runs.checkpoint import write_atomically
-from meta_teleport.runs.run import read_json, write_json
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
 from meta_teleport.tasks.images import load_images
 
@@ -46,7 +47,7 @@ OTHER_PIXELS = 7
 PLAN = Plan(teleports=TELEPORTS, rates=(0.1, 0.3, 1.0), updates=500, tasks=8, steps=5, outer_rate=3e-3)
 START_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 TRAINING = Training(meta_steps=250, tasks=32, window=5, horizon=10, objective="sum")
-RULE, SHOWN = "LSTMUpdateTele", "LSTM(update, tele)"
+SHOWN = "LSTM(update, tele)"
 LAST_STEP = 10
 TUNING_TASKS, HELD_OUT_TASKS = 40, 200
 TUNING, HELD_OUT = 10**6, 10**6 + 1
@@ -116,7 +117,7 @@ def rule_curves(
         losses, accuracies = zip(*pairs, strict=True)
         return torch.stack(losses, 1), torch.stack(accuracies, 1)
 
-    rules = [trained(RULE, own, training, seed, out / RULE / f"seed{seed}") for seed, own in enumerate(arguments)]
+    rules = [trained_rule(own, training, seed, out / RULE / f"seed{seed}") for seed, own in enumerate(arguments)]
     yield SHOWN, *curves(rules)
     for control, wrap in CONTROLS.items():
         yield f"{SHOWN}, {control}", *curves([wrap(rule, tasks) for rule, tasks in zip(rules, parts, strict=True)])
@@ -127,14 +128,8 @@ def measured(data: str, args: Namespace, plan: Plan, training: Training) -> dict
 
     Raises ``UserError`` for a file of other settings.
     """
-    path = args.out / Path(data).stem / "measured.json"
     key = {"plan": repr(plan), "training": repr(training), "seeds": args.seeds}
-    if not path.exists():
-        write_json(path, {"key": key, "found": measure_data(data, args, plan, training)})
-    content = read_json(path)
-    if content["key"] != key:
-        raise UserError(f"{path} belongs to a run with other settings: delete it, or choose another --out")
-    return dict(content["found"])
+    return kept(args.out / Path(data).stem / "measured.json", partial(measure_data, data, args, plan, training), key)
 
 
 def measure_data(data: str, args: Namespace, plan: Plan, training: Training) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.lab.image_training import Stopped
+from experiments.lab.progress import Stopped, kept_tensors
 from experiments.maml.runs import TELEPORTS, Runs, adapt, begun, tasks_of
 from meta_teleport.cli.terminal import counting_bar, stopping
-from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.runs.checkpoint import load_tensors, save_tensors
+from meta_teleport.runs.checkpoint import save_tensors
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
 
 SAVE_EVERY = 100
@@ -67,6 +66,7 @@ def _descend(runs: Runs, adam: torch.optim.Adam, tasks: FewShotTasks, plan: Plan
 
 
 def _key(plan: Plan, seeds: int) -> dict[str, str]:
+    """What a file of progress must agree on with the run that takes it up."""
     return {"plan": repr(plan), "seeds": str(seeds)}
 
 
@@ -82,11 +82,10 @@ def _save(
 
 def _resumed(params: Params, adam: torch.optim.Adam, plan: Plan, seeds: int, keep: Path) -> tuple[int, float]:
     """How many updates are in the file, and their seconds; parameters and moments are set to those in it."""
-    if not keep.exists():
+    found = kept_tensors(keep, _key(plan, seeds))
+    if found is None:
         return 0, 0.0
-    tensors, meta = load_tensors(keep)
-    if {name: meta.get(name) for name in _key(plan, seeds)} != _key(plan, seeds):
-        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
+    tensors, meta = found
     for name, p in params.items():
         p.data.copy_(tensors[f"params.{name}"])
         lead = f"adam.{name}."

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from experiments.lab.image_training import Plan
-from experiments.lab.script import images_of, parser, run, save_figure, say, write_results
+from experiments.lab.progress import say
+from experiments.lab.script import images_of, parser, run, save_figure, write_results
 from experiments.optimizers.bench import TUNING_SEEDS, Bench, Entry, Method, Teleports
 from experiments.optimizers.report import markdown, plot
 from experiments.optimizers.run import build

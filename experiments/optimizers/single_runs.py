@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.optim import LBFGS, Optimizer
 
 import meta_teleport as mt
+from experiments.lab.progress import kept
 from experiments.optimizers.bench import EARLY, Bench, Entry
 from experiments.optimizers.levenberg_marquardt import LevenbergMarquardt
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.transport import reset_state
-from meta_teleport.runs.run import read_json, write_json
 from meta_teleport.symmetry.mlp import mlp_symmetry
 
 Batch = tuple[Tensor, Tensor]
@@ -49,10 +49,7 @@ class Single:
         path = folder / f"{self.entry.key} | seed {self.seed} | {self.batch} x {self.steps} | {kind}.json".replace(
             " ", ""
         )
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, self._train())
-        return dict(read_json(path))
+        return kept(path, self._train, {})
 
     def _train(self) -> dict[str, list[float]]:
         with torch.random.fork_rng(devices=[]):

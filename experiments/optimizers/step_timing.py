@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from experiments.lab.progress import kept
 from experiments.lab.timing import Clock, Work
 from experiments.optimizers.bench import Bench, Entry
 from experiments.optimizers.variants import PLAIN, Variant
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.runs.run import read_json, write_json
 
 BURSTS = 5
 
@@ -20,8 +20,10 @@ Seconds = dict[str, dict[str, float]]
 def seconds_per(bench: Bench, entries: Sequence[Entry], batch: int, burst_s: float, keep: Path) -> Seconds:
     """Seconds per ``step`` of every method on ``batch`` images and per ``teleport`` of every variant (between steps of
     the first method), by name; medians over bursts. Measured once, and kept in a file."""
-    if keep.exists():
-        return {kind: dict(found) for kind, found in read_json(keep).items()}
+    return kept(keep, partial(_measured, bench, entries, batch, burst_s), {})
+
+
+def _measured(bench: Bench, entries: Sequence[Entry], batch: int, burst_s: float) -> Seconds:
     images, methods = bench.images, {entry.method.name: entry for entry in reversed(entries)}
     clock = Clock(BURSTS, burst_s, str(images.x_train.device))
     x, y = images.x_train[None, :batch], images.y_train[None, :batch]
@@ -31,10 +33,7 @@ def seconds_per(bench: Bench, entries: Sequence[Entry], batch: int, burst_s: flo
     names = dict.fromkeys(entry.variant for entry in entries if entry.variant != PLAIN)
     copies = _alone(bench, entries[0])
     teleports = {name: _median(clock, _teleport(bench, copies, ways[name])) for name in names}
-    seconds = {"step": steps, "teleport": teleports}
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    write_json(keep, seconds)
-    return seconds
+    return {"step": steps, "teleport": teleports}
 
 
 def _alone(bench: Bench, entry: Entry) -> Copies:

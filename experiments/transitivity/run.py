@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from experiments.lab.image_training import Stopped
 from experiments.lab.output_folder import output_folder
-from experiments.lab.script import run, save_figure, say, write_results
+from experiments.lab.progress import Stopped, say
+from experiments.lab.script import run, save_figure, write_results
 from experiments.transitivity.networks import CASES, SMOKE, WIDE, Case
 from experiments.transitivity.orbit_dimensions import dimensions
 from experiments.transitivity.report import markdown, plot

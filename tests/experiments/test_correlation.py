@@ -17,7 +17,8 @@ import meta_teleport as mt
 from experiments.correlation import run as correlation
 from experiments.lab import correlations as statistics
 from experiments.lab import measures
-from experiments.lab.image_training import Plan, Stopped
+from experiments.lab.image_training import Plan
+from experiments.lab.progress import Stopped
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.symmetry.mlp import mlp_symmetry

@@ -20,13 +20,13 @@ from experiments.factors.adapters import adaptation
 from experiments.factors.sweeps import RESAMPLES, Benchmark, Entry, Sweep, median_interval, results, sweep
 from experiments.factors.teleported_training import (
     Method,
-    ScaledGradientDescent,
     element,
     observe,
     random_like,
     size_of,
     train,
 )
+from experiments.lab.rules import ScaledGradientDescent
 from meta_teleport.params import Params
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
 from meta_teleport.symmetry.site import Site

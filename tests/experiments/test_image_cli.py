@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.lab.image_training import Stopped
+from experiments.lab.progress import Stopped
 from experiments.lab.script import FAILED, STOPPED, images_of, parser, run
 
 

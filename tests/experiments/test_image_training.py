@@ -11,7 +11,8 @@ import torch
 from torch.optim import SGD, Adam, AdamW
 
 from experiments.lab import image_training
-from experiments.lab.image_training import Curves, Plan, Stopped, train
+from experiments.lab.image_training import Curves, Plan, train
+from experiments.lab.progress import Stopped
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.lab.image_training import Stopped
+from experiments.lab.progress import Stopped
 from experiments.maml import training as maml_training
 from experiments.maml.runs import SIZES, TELEPORTS, Runs, adapt, begun, elements_of, measure, tasks_of, teleported
 from experiments.maml.training import Plan, meta_train

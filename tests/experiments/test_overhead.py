@@ -18,7 +18,7 @@ from experiments.cost import teleports as overhead
 from experiments.cost.networks import TOY_NETWORKS, Network, loss
 from experiments.cost.training import Training
 from experiments.lab import timing as overhead_timing
-from experiments.lab.image_training import Stopped
+from experiments.lab.progress import Stopped
 from experiments.lab.timing import Clock, Counted, Work
 from meta_teleport.errors import UserError
 

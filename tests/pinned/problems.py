@@ -12,13 +12,14 @@ from waves import wave, waves
 from experiments.factors.learned_gauges import RULES, equivariant, lasting, learned
 from experiments.factors.run import adam, uneven
 from experiments.factors.sweeps import Benchmark, Entry, results
-from experiments.factors.teleported_training import Method, ScaledGradientDescent
+from experiments.factors.teleported_training import Method
 from experiments.held_out.members import Setting
 from experiments.held_out.methods import contestants
 from experiments.held_out.runs import Outcome
 from experiments.held_out.statistics import against, numbers
 from experiments.held_out.tuning import settled, tuned
 from experiments.lab.intervals import compare_over_seeds
+from experiments.lab.rules import ScaledGradientDescent
 from experiments.lab.timing import Clock, Work
 from experiments.maml.report import summary
 from experiments.maml.runs import measure, tasks_of
