@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.architectures.training import PLAIN
-from experiments.correlation.report import interval_of, scatter
-from experiments.optimizers.report import difference
+from experiments.lab.figures import scatter
+from experiments.lab.intervals import Row, difference
+from experiments.lab.tables import interval, interval_of, titled
 
 Results = list[dict[str, Any]]
-Row = dict[str, Any]
 
 KINDS = {"teleport": "#0072B2", "random": "#D55E00", "reset": "#009E73"}
 """Colours of the variants, by their first word."""
@@ -44,11 +44,6 @@ def having(results: Results, part: str) -> Iterator[dict[str, Any]]:
     return (content for content in results if all(part in found for found in content["networks"].values()))
 
 
-def _table(title: str, header: list[str], lines: list[list[str]]) -> str:
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
-    return f"**{title}**\n\n{rows}\n"
-
-
 def _sites(content: dict[str, Any]) -> str:
     header = ["network", "parameters", "moved", "sites", "drift", "gradient norm squared: search", "random"]
     lines = []
@@ -57,14 +52,14 @@ def _sites(content: dict[str, Any]) -> str:
         moved = f"{found['moved'] / found['parameters']:.0%}"
         cells = [name, f"{found['parameters']}", moved, "<br>".join(found["sites"]), f"{found['drift']:.0e}"]
         lines.append([*cells, f"x {growth['search']:.2f}", f"x {growth['random']:.2f}"])
-    return _table(f"{content['data']}: sites that detection finds", header, lines)
+    return titled(f"**{content['data']}: sites that detection finds**", header, lines)
 
 
 def _speeds(content: dict[str, Any]) -> str:
     counts = list(next(iter(content["networks"].values()))["milliseconds"])
     lines = [[name, *(f"{ms:.1f}" for ms in f["milliseconds"].values())] for name, f in content["networks"].items()]
     title = f"{content['data']}: milliseconds of processor time per step of all copies, batches of {content['batch']}"
-    return _table(title, ["network", *(f"{count} copies" for count in counts)], lines)
+    return titled(f"**{title}**", ["network", *(f"{count} copies" for count in counts)], lines)
 
 
 def _correlations(content: dict[str, Any]) -> str:
@@ -81,7 +76,7 @@ def _correlations(content: dict[str, Any]) -> str:
             lines.append([name, measure, *(interval_of(values.get(target)) for target in TARGETS), reliability])
     epochs = next(iter(content["networks"].values()))["correlation"]["epochs"]
     title = f"{content['data']}: Pearson's r over seeds, 95 % intervals, after {epochs} epochs of SGD"
-    return _table(title, header, lines) + "\n" + "\n".join(f"{line}  " for line in told) + "\n"
+    return titled(f"**{title}**", header, lines) + "\n" + "\n".join(f"{line}  " for line in told) + "\n"
 
 
 def _comparison(content: dict[str, Any], name: str, part: dict[str, Any]) -> str:
@@ -92,7 +87,7 @@ def _comparison(content: dict[str, Any], name: str, part: dict[str, Any]) -> str
         f"{content['data']}, {name}: after {part['epochs']} epochs, means of {part['seeds']} seeds; differences to the "
         "plain optimizer, paired by seed, 95 % intervals"
     )
-    return _table(title, header, lines)
+    return titled(f"**{title}**", header, lines)
 
 
 def paired(part: dict[str, Any]) -> list[tuple[Row, Row]]:
@@ -104,9 +99,8 @@ def paired(part: dict[str, Any]) -> list[tuple[Row, Row]]:
 def _line(row: Row, plain: Row) -> list[str]:
     cells = [row["method"], row["variant"], f"{row['lr']:g}"]
     for key in LOSSES:
-        mean, low, high = difference(row, plain, key)
         cells.append(f"{np.mean(row['last'][key]):.4f}")
-        cells.append("" if row is plain else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+        cells.append("" if row is plain else interval(difference(row, plain, key), "+.4f"))
     return [*cells, f"{np.mean(row['last']['accuracy']):.4f}"]
 
 

@@ -3,8 +3,10 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from experiments.lab.figures import scatter
+from experiments.lab.tables import interval_of, table
 
 NAMES = {"digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 CIFAR10 = "CIFAR-10 (part)"
@@ -12,7 +14,6 @@ PANELS = {
     "sharpness": ("sharpness, published", "sharpness, published, less the loss", "sharpness, t to 5, less the loss"),
     "curvature": ("curvature, published", "curvature, action (a)", "curvature, action (b)"),
 }
-DOTS, LINE = "#0072B2", "#D55E00"
 TARGETS = {"test": "test loss", "gap": "gap", "test_given_train": "test loss, training loss given"}
 INTERVALS = {"ci95": "Fisher", "bootstrap_ci95": "bootstrap over seeds"}
 
@@ -63,7 +64,7 @@ def _training(runs: Runs) -> str:
                 f"{run['training_seconds'] / 60:.1f} + {run['measuring_seconds'] / 60:.1f}",
             ]
         )
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _correlations(runs: Runs, interval: str) -> str:
@@ -77,23 +78,11 @@ def _correlations(runs: Runs, interval: str) -> str:
         for run in runs
         for name, found in run["measures"].items()
     ]
-    return _table(["data", "measure", *TARGETS.values(), "reliability"], lines)
-
-
-def interval_of(found: dict[str, Any] | None, interval: str = "ci95") -> str:
-    """A correlation with its interval as text; nothing where there is none."""
-    if found is None:
-        return ""
-    low, high = found[interval]
-    return f"{found['r']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return table(["data", "measure", *TARGETS.values(), "reliability"], lines)
 
 
 def _spread(values: list[float]) -> str:
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
-
-
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
 def plot(runs: Runs, kind: str) -> Figure:
@@ -108,17 +97,3 @@ def plot(runs: Runs, kind: str) -> Figure:
     for axes, run in zip(grid[0], runs, strict=True):
         axes.set_title(f"{title(run)}\n{axes.get_title()}", fontsize=9)
     return figure
-
-
-def scatter(axes: Axes, run: dict[str, Any], name: str) -> None:
-    """Test loss against the measure ``name``, one dot per seed, with the line of least squares."""
-    found = run["measures"][name]
-    x, y = np.array(found["values"]), np.array(run["test_loss"])
-    axes.scatter(x, y, s=9, color=DOTS, alpha=0.7, linewidths=0)
-    ends = np.array([x.min(), x.max()])
-    axes.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=LINE, linewidth=1.2)
-    axes.set_title(f"r = {interval_of(found['test'])}", fontsize=9)
-    axes.set_xlabel(name, fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.locator_params(axis="x", nbins=4)
-    axes.ticklabel_format(useOffset=False)

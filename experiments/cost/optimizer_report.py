@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from experiments.cost.report import interval, table
+from experiments.cost.report import ratio
+from experiments.lab.tables import titled
 
 HEADER = ["rule", "width", "parameters", "sites", "iteration / Adam's", "step / Adam's", "step, ms", "Adam's, ms"]
 
@@ -17,6 +18,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             iteration, step = (row for row in own if (row["rule"], row["width"]) == (rule, width))
             sizes = [str(width), f"{step['parameters']:,}", str(step["sites"])]
             times = [f"{1e3 * step[name]:.2f}" for name in ("seconds", "reference_seconds")]
-            lines.append([rule, *sizes, interval(iteration), interval(step), *times])
-        tables.append(f"**{kind}**\n\n{table(HEADER, lines)}\n")
+            lines.append([rule, *sizes, ratio(iteration), ratio(step), *times])
+        tables.append(titled(f"**{kind}**", HEADER, lines))
     return "\n".join(tables)

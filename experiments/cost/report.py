@@ -6,38 +6,37 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.lab.tables import interval, titled
+
 COLOURS = {"MLP": "#0072B2", "CNN": "#D55E00", "transformer": "#009E73", "ReLU": "#0072B2", "linear": "#CC79A7"}
 DASHES = {"SGD": "-", "Adam": "--", "gradient norm, 10 steps": "-", "balanced": ":"}
 BOUND, BOUND_EVERY = 1.5, 100
 
 Rows = list[dict[str, Any]]
+Table = tuple[list[str], list[list[str]]]
+"""Header and lines."""
 
 
 def markdown(part: str, rows: Rows) -> str:
     """The table of one part; ratios with their 95 % intervals."""
-    title, table = {
+    title, parts = {
         "detection": ("Finding the symmetry", _detection),
         "teleports": ("One teleport, in forward-backward passes", _teleports),
         "training": ("Training: seconds per step over those of the bare optimizer", _training),
         "widths": ("An MLP 784-w-w-10: one teleport, in forward-backward passes", _widths),
     }[part]
-    return f"**{title}**\n\n{table(rows)}\n"
+    return titled(f"**{title}**", *parts(rows))
 
 
-def interval(row: dict[str, Any]) -> str:
+def ratio(row: dict[str, Any]) -> str:
     """The ratio and its interval, as in 1.23 [1.20, 1.26]."""
     if row.get("extrapolated"):
         return f"{row['ratio']:.2f} (extrapolated)"
-    return f"{_figures(row['ratio'])} [{', '.join(map(_figures, row['ci95']))}]"
+    return interval((row["ratio"], *row["ci95"]), _figures)
 
 
 def _figures(x: float) -> str:
     return f"{x:.2f}" if x < 10 else f"{x:.3g}"
-
-
-def table(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
 def _distinct(rows: Rows, *keys: str) -> list[tuple[Any, ...]]:
@@ -46,28 +45,28 @@ def _distinct(rows: Rows, *keys: str) -> list[tuple[Any, ...]]:
 
 def _cells(rows: Rows, line: tuple[str, ...], column: tuple[str, ...]) -> list[list[str]]:
     """One line for each value of the ``line`` keys, one column for each value of the ``column`` keys."""
-    found = {tuple(row[key] for key in line + column): interval(row) for row in rows}
+    found = {tuple(row[key] for key in line + column): ratio(row) for row in rows}
     columns = _distinct(rows, *column)
     return [[*map(str, x), *(found.get(x + y, "") for y in columns)] for x in _distinct(rows, *line)]
 
 
-def _teleports(rows: Rows) -> str:
+def _teleports(rows: Rows) -> Table:
     keys = ("teleport", "forward", "backward")
-    return table([*keys, *(name for (name,) in _distinct(rows, "network"))], _cells(rows, keys, ("network",)))
+    return [*keys, *(name for (name,) in _distinct(rows, "network"))], _cells(rows, keys, ("network",))
 
 
-def _training(rows: Rows) -> str:
+def _training(rows: Rows) -> Table:
     shown = [{**row, "every": row["every"] or "never"} for row in rows]
     header = ["optimizer", "teleport every", "state", *(name for (name,) in _distinct(rows, "network"))]
-    return table(header, _cells(shown, ("optimizer", "every", "state"), ("network",)))
+    return header, _cells(shown, ("optimizer", "every", "state"), ("network",))
 
 
-def _widths(rows: Rows) -> str:
+def _widths(rows: Rows) -> Table:
     columns = [f"{kind}: {name}" for kind, name in _distinct(rows, "network", "teleport")]
-    return table(["width", *columns], _cells(rows, ("width",), ("network", "teleport")))
+    return ["width", *columns], _cells(rows, ("width",), ("network", "teleport"))
 
 
-def _detection(rows: Rows) -> str:
+def _detection(rows: Rows) -> Table:
     lines = [
         [
             row["network"],
@@ -79,7 +78,7 @@ def _detection(rows: Rows) -> str:
         ]
         for row in rows
     ]
-    return table(["network", "parameters", "sites", "threads", "seconds (longest)", "forward-backward passes"], lines)
+    return ["network", "parameters", "sites", "threads", "seconds (longest)", "forward-backward passes"], lines
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -6,8 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from experiments.cost.report import interval, table
+from experiments.cost.report import ratio
 from experiments.cost.sizes import WIDE
+from experiments.lab.tables import interval, titled
 
 Rows = list[dict[str, Any]]
 
@@ -22,9 +23,10 @@ def markdown(rows: Rows, fits: Rows) -> str:
     for axis, title in (("width", "two hidden layers of width w"), ("depth", "hidden layers of one width")):
         own = [row for row in rows if row["against"] == axis]
         places = list(dict.fromkeys((row["width"], row["depth"], row["parameters"]) for row in own))
-        found = {(row["width"], row["depth"], row["teleport"]): interval(row) for row in own}
+        found = {(row["width"], row["depth"], row["teleport"]): ratio(row) for row in own}
         lines = [[str(w), str(d), f"{p:,}", *(found[w, d, name] for name in names)] for w, d, p in places]
-        parts.append(f"**One teleport in passes, {title}**\n\n{table(['w', 'layers', 'parameters', *names], lines)}\n")
+        columns = ["w", "layers", "parameters", *names]
+        parts.append(titled(f"**One teleport in passes, {title}**", columns, lines))
     header = [
         "teleport",
         "in the width",
@@ -44,14 +46,13 @@ def markdown(rows: Rows, fits: Rows) -> str:
         ]
         for fit in fits
     ]
-    return "\n".join([*parts, f"**Exponents of the passes, with 95 % intervals**\n\n{table(header, lines)}\n"])
+    return "\n".join([*parts, titled("**Exponents of the passes, with 95 % intervals**", header, lines)])
 
 
 def exponent(fit: dict[str, Any] | None) -> str:
     if fit is None:
         return ""
-    bounds = "" if fit["ci95"] is None else f" [{fit['ci95'][0]:+.2f}, {fit['ci95'][1]:+.2f}]"
-    return f"{fit['exponent']:+.2f}{bounds}"
+    return f"{fit['exponent']:+.2f}" if fit["ci95"] is None else interval((fit["exponent"], *fit["ci95"]))
 
 
 def plot(rows: Rows, fits: Rows) -> Figure:

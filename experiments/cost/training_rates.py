@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.lab.figures import COLOURS
 from experiments.lab.progress import say
 from experiments.lab.script import images_of, parser, run, save_figure, write_results
+from experiments.lab.tables import interval, table
 from experiments.lab.timing import Clock, Work
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
@@ -94,12 +95,11 @@ def row(clock: Clock, images: Images, name: str, seeds: int, program: Callable[[
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """One line per program and number of seeds."""
-    lines = ["| program | seeds | seed-steps per second | times the plain loop |", "|---|---|---|---|"]
+    lines = []
     for found in rows:
-        low, high = found["ci95"]
-        times = f"{found['times_plain']:.3g} [{low:.3g}, {high:.3g}]"
-        lines.append(f"| {found['program']} | {found['seeds']} | {found['seed_steps_per_second']:,.0f} | {times} |")
-    return "\n".join(lines) + "\n"
+        times = interval((found["times_plain"], *found["ci95"]), ".3g")
+        lines.append([found["program"], f"{found['seeds']}", f"{found['seed_steps_per_second']:,.0f}", times])
+    return table(["program", "seeds", "seed-steps per second", "times the plain loop"], lines) + "\n"
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:

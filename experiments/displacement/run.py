@@ -31,6 +31,7 @@ from experiments.displacement.curve_distances import (
 )
 from experiments.lab.output_folder import output_folder
 from experiments.lab.script import run, save_figure, write_results
+from experiments.lab.tables import table
 
 KAPPAS = {
     "parabola": np.arange(0, 80, 0.6),
@@ -99,27 +100,29 @@ def measure(smoke: bool) -> dict[str, Any]:
 
 def markdown(results: dict[str, Any]) -> str:
     """Three tables: m against kappa r, what follows for every published radius, and the published polyline."""
-    lines = ["| (1/r) E dist at kappa r = | 0 | " + " | ".join(f"{e:g}" for e in SHOWN) + " | limit |"]
-    lines.append("|---" * (len(SHOWN) + 3) + "|")
-    for name, row in results["table"].items():
-        cells = " | ".join(f"{value:.4f}" for value in row.values())
-        lines.append(f"| {name} | {LINE:.4f} | {cells} | {LIMITS[name]:.4f} |")
-    lines += ["", "| curve | r | curvatures | least at kappa | there | above a line's from kappa | in the range |"]
-    lines.append("|---" * 7 + "|")
-    for row in results["curves"]:
-        marks = Landmarks(**results["landmarks"][row["family"]])
-        low, high, r = min(row["kappa"]), max(row["kappa"]), row["r"]
-        lines.append(
-            f"| {row['family']} | {r:g} | {low:g} to {high:g} | {marks.lowest / r:.3g} | {marks.least:.4f} | "
-            f"{marks.back / r:.3g} | {direction(marks, r, high)} |"
-        )
-    lines += ["", "| r | kappa | parabola | published polyline, spacing 0.1 |", "|---|---|---|---|"]
-    for exact, drawn in zip(results["curves"], results["polylines"], strict=False):
-        known = dict(zip(exact["kappa"], exact["m"], strict=True))
-        worst = max(range(len(drawn["m"])), key=lambda i: abs(drawn["m"][i] - known[drawn["kappa"][i]]))
-        kappa = drawn["kappa"][worst]
-        lines.append(f"| {exact['r']:g} | {kappa:.3g} | {known[kappa]:.4f} | {drawn['m'][worst]:.4f} |")
-    return "\n".join(lines) + "\n"
+    header = ["(1/r) E dist at kappa r =", "0", *(f"{e:g}" for e in SHOWN), "limit"]
+    products = [
+        [name, *(f"{value:.4f}" for value in (LINE, *row.values(), LIMITS[name]))]
+        for name, row in results["table"].items()
+    ]
+    columns = ["curve", "r", "curvatures", "least at kappa", "there", "above a line's from kappa", "in the range"]
+    radii = [_radius(row, Landmarks(**results["landmarks"][row["family"]])) for row in results["curves"]]
+    spacing = ["r", "kappa", "parabola", "published polyline, spacing 0.1"]
+    worst = [_worst(*pair) for pair in zip(results["curves"], results["polylines"], strict=False)]
+    return "\n\n".join([table(header, products), table(columns, radii), table(spacing, worst)]) + "\n"
+
+
+def _radius(row: dict[str, Any], marks: Landmarks) -> list[str]:
+    low, high, r = min(row["kappa"]), max(row["kappa"]), row["r"]
+    places = [f"{marks.lowest / r:.3g}", f"{marks.least:.4f}", f"{marks.back / r:.3g}"]
+    return [row["family"], f"{r:g}", f"{low:g} to {high:g}", *places, direction(marks, r, high)]
+
+
+def _worst(exact: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
+    """Where the polyline is farthest from the parabola."""
+    known = dict(zip(exact["kappa"], exact["m"], strict=True))
+    kappa, m = max(zip(drawn["kappa"], drawn["m"], strict=True), key=lambda pair: abs(pair[1] - known[pair[0]]))
+    return [f"{exact['r']:g}", f"{kappa:.3g}", f"{known[kappa]:.4f}", f"{m:.4f}"]
 
 
 def direction(marks: Landmarks, r: float, high: float) -> str:

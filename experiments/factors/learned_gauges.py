@@ -47,6 +47,7 @@ from experiments.factors.sweeps import Benchmark, Entry
 from experiments.factors.teleported_training import Method
 from experiments.lab.output_folder import output_folder
 from experiments.lab.rules import ScaledGradientDescent
+from experiments.lab.tables import interval, table
 from meta_teleport.equivariant.equivariant import Equivariant
 from meta_teleport.errors import UserError
 from meta_teleport.evaluation.statistics import compare
@@ -103,23 +104,23 @@ def of_adapters(rules: Path, steps: int, beta2: float, lrs: Any) -> dict[str, En
     return dict(zip(OF_ADAPTERS, (Entry([teleports], lrs), Entry([alone], (1.0,))), strict=True))
 
 
-def paired(content: dict[str, Any]) -> list[str]:
+def paired(content: dict[str, Any]) -> str:
     """What is learned against what is not: ratios of errors problem by problem, geometric means with intervals."""
     parts: dict[str, dict[str, Any]] = {}
     if "factorization" in content:
         parts |= content["factorization"]["results"]
     if "lora" in content:
         parts["LoRA"] = content["lora"]["results"]["adapters"]
-    lines = ["| problem | learned | against | ratio of errors | lower error |", "|---|---|---|---|---|"]
+    lines: list[list[str]] = []
     for name, scopes in parts.items():
         for reports in scopes.values():
             errors = {method: torch.tensor(report["errors"]).unsqueeze(0) for method, report in reports.items()}
             for a, b in product(LEARNED, set(errors) - set(LEARNED)):
                 if a in errors:
                     found = compare(a, b, errors, 0, torch.Generator().manual_seed(0))
-                    ratio, low, high = (f"{10**x:.3g}" for x in (found.log10_ratio, *found.ci95))
-                    lines.append(f"| {name} | {a} | {b} | {ratio} [{low}, {high}] | {found.win_rate:.0%} |")
-    return [*lines[:2], *sorted(lines[2:]), ""]
+                    ratio = interval((10**x for x in (found.log10_ratio, *found.ci95)), ".3g")
+                    lines.append([name, a, b, ratio, f"{found.win_rate:.0%}"])
+    return table(["problem", "learned", "against", "ratio of errors", "lower error"], sorted(lines))
 
 
 def lasting(rule: Equivariant, steps: int, lr: Tensor) -> Equivariant:
@@ -180,7 +181,7 @@ def main() -> None:
             content[name] = {"results": part(args.rules, args.smoke)}
             content[name] |= {"seconds": round(time.perf_counter() - began), "provenance": provenance()}
             write_json(path, content)
-    tables = "\n".join([*paired(content), markdown(content)])
+    tables = f"{paired(content)}\n\n{markdown(content)}"
     (args.out / "learned_gauges.md").write_text(tables)
     plot(content, args.out / "learned_gauges.png")
     print(tables)

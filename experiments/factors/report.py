@@ -7,6 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.lab.tables import interval, titled
+
+HEADER = ("method", "median error", "ratio to Adam", "lower error", "settings", "left out")
 STYLES: dict[str, dict[str, Any]] = {
     "Adam": {"color": "black", "linewidth": 2.2},
     "Adam, moments reset": {"color": "black", "linestyle": ":"},
@@ -81,43 +84,30 @@ def _finish(axes: Axes, title: str | None, xlabel: str, ylabel: str) -> None:
 
 def markdown(content: dict[str, Any]) -> str:
     """One table per regime and scope."""
-    lines: list[str] = []
+    tables: list[str] = []
     if "factorization" in content:
         for regime, scopes in content["factorization"]["results"].items():
             for scope, reports in scopes.items():
-                lines += [f"**Factorisation, {regime}, {scope}**", "", *_table(reports), ""]
+                tables.append(titled(f"**Factorisation, {regime}, {scope}**", HEADER, map(_cells, reports.items())))
     if "lora" in content:
         found = content["lora"]["results"]
         for scope, reports in found["adapters"].items():
             start = f"excess {found['before']:.3f} before, {found['pretrained']:.3f} on the language of pre-training"
-            lines += [f"**LoRA adapters, {scope}** ({start})", "", *_table(reports), ""]
-    return "\n".join(lines)
+            tables.append(titled(f"**LoRA adapters, {scope}** ({start})", HEADER, map(_cells, reports.items())))
+    return "\n".join(tables)
 
 
-def _table(reports: dict[str, Any]) -> list[str]:
-    lines = [
-        "| method | median error | ratio to Adam | lower error | settings | left out |",
-        "|---|---|---|---|---|---|",
+def _cells(line: tuple[str, dict[str, Any]]) -> list[str]:
+    name, report = line
+    settings = ", ".join(f"{key} {value:g}" for key, value in report["settings"].items())
+    return [
+        name,
+        interval((report["median"], *report["ci95"]), _number),
+        interval((report["ratio"], *report["ratio_ci95"]), _number),
+        f"{report['wins']:.0%}" + (f", {report['diverged']} diverged" if report["diverged"] else ""),
+        settings + (" (edge of the grid)" if report["at_edge"] else ""),
+        f"{report['skipped']:.1%}" if report["skipped"] else "",
     ]
-    for name, report in reports.items():
-        settings = ", ".join(f"{key} {value:g}" for key, value in report["settings"].items())
-        edge = " (edge of the grid)" if report["at_edge"] else ""
-        diverged = f", {report['diverged']} diverged" if report["diverged"] else ""
-        left_out = f"{report['skipped']:.1%}" if report["skipped"] else ""
-        cells = (
-            name,
-            f"{_number(report['median'])} {_interval(report['ci95'])}",
-            f"{_number(report['ratio'])} {_interval(report['ratio_ci95'])}",
-            f"{report['wins']:.0%}{diverged}",
-            settings + edge,
-            left_out,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _interval(bounds: list[float]) -> str:
-    return f"[{', '.join(map(_number, bounds))}]"
 
 
 def _number(x: float) -> str:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from experiments.factors.teleported_training import Measure, Method, Trained, random_like, train
+from experiments.lab.intervals import median_interval
 from meta_teleport.evaluation.statistics import compare, log10
 from meta_teleport.tasks.family import Tasks
 
 WORST = 10.0
-RESAMPLES = 4000
 
 Allowed = Callable[[Method], bool]
 MeasureOf = Callable[[Any], Measure]
@@ -126,9 +126,3 @@ def report(fresh: Sweep, reference: Tensor) -> dict[str, Any]:
         "curve": {"step": fresh.steps, "median": fresh.errors[0, 0].quantile(0.5, -1).tolist()},
         "errors": errors.tolist(),
     }
-
-
-def median_interval(values: Tensor, generator: torch.Generator) -> list[float]:
-    """The 95 % percentile bootstrap interval of the median of ``values`` ``(problems,)``."""
-    drawn = values[torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)].quantile(0.5, 1)
-    return drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()

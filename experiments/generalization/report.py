@@ -1,12 +1,11 @@
 """Tables of generalization.py."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from experiments.generalization.frequency import EVERY
 from experiments.generalization.probes import ORTHANT, PUBLISHED, SCALING, SPHERE
-from experiments.generalization.statistics import Interval
 from experiments.generalization.teleports import PLAIN
+from experiments.lab.tables import interval, titled
 
 MOVED = ("training loss", "test loss", SPHERE, ORTHANT, SCALING, PUBLISHED)
 
@@ -40,7 +39,7 @@ def moved_table(content: dict[str, Any], moment: str) -> str:
         ]
         for row in branches["differences"]
     ]
-    return table(title, ["teleport", *MOVED, "drift: median, largest", "size"], lines)
+    return titled(title, ["teleport", *MOVED, "drift: median, largest", "size"], lines)
 
 
 def test_table(content: dict[str, Any]) -> str:
@@ -60,7 +59,7 @@ def test_table(content: dict[str, Any]) -> str:
         plain, seeds = row["variant"] == PLAIN, branches["seeds"]
         cells = [shown(found, plain, seeds) for found in (*(row["test"][epoch] for epoch in epochs), row["late"])]
         lines.append([row["variant"], *cells, shown(row["gap"][epochs[-1]], plain), shown(row["accuracy"], plain)])
-    return table(title, columns, lines)
+    return titled(title, columns, lines)
 
 
 def frequency_table(content: dict[str, Any], key: str) -> str:
@@ -76,30 +75,22 @@ def frequency_table(content: dict[str, Any], key: str) -> str:
     rows: dict[str, dict[str, str]] = {}
     for row in frequency["differences"]:
         rows.setdefault(row["variant"], {})[row["frequency"]] = shown(row[key], False, frequency["seeds"])
-    return table(title, ["teleport", *EVERY], [[name, *(cells[f] for f in EVERY)] for name, cells in rows.items()])
+    return titled(title, ["teleport", *EVERY], [[name, *(cells[f] for f in EVERY)] for name, cells in rows.items()])
 
 
-def shown(found: Interval, plain: bool, seeds: int | None = None) -> str:
+def shown(found: dict[str, Any], plain: bool, seeds: int | None = None) -> str:
     """A mean, or a difference with its interval and, where that is less than ``seeds``, the number of seeds."""
     if found["mean"] is None:
         return f"{found['seeds']} finite"
     if plain:
         return f"{found['mean']:.4f}"
     some = f" ({found['seeds']})" if seeds is not None and found["seeds"] != seeds else ""
-    return f"{signed(found['mean'])} [{signed(found['low'])}, {signed(found['high'])}]{some}"
+    return interval((found["mean"], found["low"], found["high"]), signed) + some
 
 
-def signed(value: float | None) -> str:
+def signed(value: float) -> str:
     """Four digits behind the point, or three in all where the number is large."""
-    assert value is not None
     return f"{value:+.4f}" if abs(value) < 10 else f"{value:+.3g}"
-
-
-def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table under its title."""
-    return "\n".join(
-        [title, "", *(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines]), ""]
-    )
 
 
 def _teleports(told: dict[str, Any] | None) -> list[str]:

@@ -5,30 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from experiments.generalization.probes import MEASURES
 from experiments.generalization.teleports import PLAIN
+from experiments.lab.intervals import paired
 from meta_teleport.evaluation.statistics import bootstrap
-
-Interval = dict[str, float | int | None]
-
-
-def paired(a: Sequence[float], b: Sequence[float], few: bool = False) -> Interval:
-    """The mean of ``a - b`` with its 95 % interval, and on how many seeds both are finite, which it is over.
-
-    By the bootstrap, or, for ``few`` seeds, by Student's t. Without two such seeds all three are None.
-    """
-    pairs = [x - y for x, y in zip(a, b, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    if len(pairs) < 2:
-        return {"mean": None, "low": None, "high": None, "seeds": len(pairs)}
-    values = torch.tensor(pairs, dtype=torch.float64)
-    if few:
-        low, high = (float(x) for x in stats.ttest_1samp(pairs, 0).confidence_interval(0.95))
-    else:
-        low, high = bootstrap(values, torch.Generator().manual_seed(0))
-    return {"mean": float(values.mean()), "low": low, "high": high, "seeds": len(pairs)}
 
 
 def compared_branches(branches: dict[str, Any], epochs: Sequence[int]) -> list[dict[str, Any]]:
@@ -64,7 +46,7 @@ def gap(row: dict[str, Any], epoch: int) -> list[float]:
     return [a - b for a, b in zip(row["test"][epoch], row["train"][epoch], strict=True)]
 
 
-def _against(row: dict[str, Any], plain: dict[str, Any], pick: Any) -> Interval:
+def _against(row: dict[str, Any], plain: dict[str, Any], pick: Any) -> dict[str, Any]:
     own = pick(row)
     return paired(own, [0.0] * len(own) if row["variant"] == PLAIN else pick(plain))
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from experiments.lab.tables import interval, table
+
 RANDOM = ("no teleport", "random teleport")
 
 
 def markdown(content: dict[str, Any]) -> str:
     """Meta-training, medians by size, and per size with all methods a table of these."""
-    lines = [f"# {content['title']}", "", *_training(content), "", *_goal_rows(content), "", *_sizes(content), ""]
+    lines = [f"# {content['title']}", "", *_training(content), "", _goal_rows(content), "", *_sizes(content), ""]
     for name, row in content["members"].items():
         if len(row["methods"]) > len(RANDOM) + 3:
             lines += [f"## {name}" + ("" if row["seen"] else " (unseen)"), "", *_methods(row), ""]
@@ -26,18 +28,28 @@ def _training(content: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _goal_rows(content: dict[str, Any]) -> list[str]:
-    rows = [f"| {goal['claim']} | {goal['measured']} | {goal['verdict']} |" for goal in content["goals"]]
-    return ["| goal | measured | verdict |", "|---|---|---|", *rows]
+def _goal_rows(content: dict[str, Any]) -> str:
+    rows = [[goal["claim"], goal["measured"], goal["verdict"]] for goal in content["goals"]]
+    return table(["goal", "measured", "verdict"], rows)
 
 
 def _sizes(content: dict[str, Any]) -> list[str]:
     """The rule on every member: medians, largest ratio to the start, failures; the control in closed form beside."""
     at = _goals(content)
-    head = ["tasks", "seen", "start", *(f"step {s}" for s in at), "largest / first", "failed", "undone", "s / step"]
+    head = [
+        "member",
+        "tasks",
+        "seen",
+        "start",
+        *(f"step {s}" for s in at),
+        "largest / first",
+        "failed",
+        "undone",
+        "s / step",
+    ]
     whitening = "hand-written teleporter"
     head += [f"{whitening}, step {s}" for s in at] + ["no teleport", "random teleport"]
-    lines = [f"| member | {' | '.join(head)} |", f"|---|{'---|' * len(head)}"]
+    lines = []
     for name, row in content["members"].items():
         rule = row["methods"]["rule"]
         cells = [str(row["tasks"]), "yes" if row["seen"] else "no", f"{rule['start']:.2g}"]
@@ -45,9 +57,9 @@ def _sizes(content: dict[str, Any]) -> list[str]:
         cells += [f"{rule['highest']:.3g}", str(rule["failed"]), str(rule["undone"]), f"{rule['seconds_per_step']:.1e}"]
         cells += [_value(row["methods"].get(whitening), s) for s in at]
         cells += [_value(row["methods"].get(twin), at[-2:][0]) for twin in RANDOM]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append([name, *cells])
     steps = f"step {at[-2:][0]}"
-    return [*lines, "", f"Medians over tasks and meta-seeds; the twins at {steps}."]
+    return [table(head, lines), "", f"Medians over tasks and meta-seeds; the twins at {steps}."]
 
 
 def _goals(content: dict[str, Any]) -> list[str]:
@@ -68,24 +80,23 @@ def _value(method: dict[str, Any] | None, step: Any) -> str:
 def _methods(row: dict[str, Any]) -> list[str]:
     """All methods on one member; the ratio is rule over method."""
     multiples = sorted({m for method in row["methods"].values() for m in method["median"]}, key=int)
-    head = [*(f"{m}x" for m in multiples), "rule / method, equal steps", "won", "equal time", "won"]
+    head = ["method", *(f"{m}x" for m in multiples), "rule / method, equal steps", "won", "equal time", "won"]
     head += ["largest / first", "failed", "s / step"]
-    lines = [f"| method | {' | '.join(head)} |", f"|---|{'---|' * len(head)}"]
+    lines = []
     for name, method in sorted(row["methods"].items(), key=lambda item: item[1]["median"][multiples[0]]):
         cells = [f"{method['median'][m]:.2e}" if m in method["median"] else "" for m in multiples]
         versus = row["comparisons"].get(name)
         for part in ("equal_steps", "equal_time"):
             cells += ["", ""] if versus is None else [_ratio(versus[part]), f"{versus[part]['win_rate']:.0%}"]
         cells += [f"{method['highest']:.3g}", str(method["failed"]), f"{method['seconds_per_step']:.1e}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append([name, *cells])
     note = (
         "log10 of the ratio, mean over tasks and meta-seeds, 95 % interval over both; * the method's runs end earlier"
     )
     clock = "; seconds clocked in turns" if row["clocked"] else "; seconds as measured, at different times"
-    return [*lines, "", f"{row['tasks']} tasks, {row['meta_seeds']} meta-seeds. {note}{clock}."]
+    return [table(head, lines), "", f"{row['tasks']} tasks, {row['meta_seeds']} meta-seeds. {note}{clock}."]
 
 
 def _ratio(versus: dict[str, Any]) -> str:
-    low, high = versus["ci95"]
     star = "" if versus.get("method_ran_as_long", True) else " *"
-    return f"{versus['log10_ratio']:+.2f} [{low:+.2f}, {high:+.2f}]{star}"
+    return interval((versus["log10_ratio"], *versus["ci95"])) + star

@@ -1,23 +1,20 @@
 """Pearson correlations over seeds, plain and partial, with 95 % intervals of two kinds.
 
-    r     of a measure m and a target y                          Fisher: tanh(artanh r +- 1.96 / sqrt(n - 3))
-    r.z   of what is left of both when z is regressed out        the same with n - 4
+    r     of a measure m and a target y                          Fisher, n seeds
+    r.z   of what is left of both when z is regressed out        Fisher, n - 1 seeds
 
 and percentile bootstrap intervals over seeds, which do not believe in normal distributions.
 """
 
-from math import atanh, sqrt, tanh
 from typing import Any
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 
+from experiments.lab.intervals import fisher, resampled
 from meta_teleport.errors import UserError
 
-RESAMPLES = 4000
 FEWEST_SEEDS = 5
-NORMAL_95 = float(stats.norm.ppf(0.975))
 LOSS = "loss"
 
 
@@ -37,15 +34,8 @@ def correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray | None = None) -
     """r (given z: partial) with its Fisher and its bootstrap interval."""
     columns = (x, y) if given is None else (x, y, given)
     statistic = pearson if given is None else partial
-    r, width = float(statistic(*columns)), NORMAL_95 / sqrt(len(x) - 1 - len(columns))
-    drawn = np.random.default_rng(0).integers(len(x), size=(RESAMPLES, len(x)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        resampled = statistic(*(column[drawn] for column in columns))
-    return {
-        "r": r,
-        "ci95": [tanh(atanh(r) - width), tanh(atanh(r) + width)],
-        "bootstrap_ci95": np.nanpercentile(resampled, [2.5, 97.5]).tolist(),
-    }
+    r = float(statistic(*columns))
+    return {"r": r, "ci95": fisher(r, len(x), len(columns) - 2), "bootstrap_ci95": resampled(statistic, columns)}
 
 
 def correlations(train: Tensor, test: Tensor, batches: dict[str, Tensor]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 from torch import Tensor
 
+from experiments.lab.intervals import student
 from experiments.lab.script import save_figure
+from experiments.lab.tables import interval, table
 
 WORST = 10.0
 PLAIN = "MAML"
@@ -27,26 +28,19 @@ COLOURS = {
 RULE = "LSTM(update, tele)"
 
 
-def interval(by_seed: Tensor) -> list[float]:
-    """Mean and 95 % interval of Student's t over meta-seeds, from one mean per meta-seed ``(seeds,)``: its tasks are
-    no more than repeated measurements of one meta-trained run."""
-    count, mean = len(by_seed), float(by_seed.mean())
-    half = float(student.ppf(0.975, count - 1)) * float(by_seed.std()) / count**0.5
-    return [mean, mean - half, mean + half]
-
-
 def summary(curves: dict[str, tuple[Tensor, Tensor]], settings: dict[str, dict[str, Any]], step: int) -> dict[str, Any]:
     """Methods and comparisons as plain JSON values, from loss and accuracy ``(steps + 1, seeds, tasks)``.
 
-    Differences are paired by meta-seed and task, after ``step`` and after all steps. A loss that is not finite or above
+    Differences are paired by meta-seed and task, after ``step`` and after all steps; intervals are over meta-seeds, as
+    the tasks of one are no more than repeated measurements of one meta-trained run. A loss that is not finite or above
     10 counts as 10.
     """
     curves = {name: (_bounded(loss), accuracy) for name, (loss, accuracy) in curves.items()}
     methods = {
         name: {
             **settings[name],
-            "loss": [interval(row.mean(-1)) for row in loss.double()],
-            "accuracy": [interval(row.mean(-1)) for row in accuracy.double()],
+            "loss": [list(student(row.mean(-1))) for row in loss.double()],
+            "accuracy": [list(student(row.mean(-1))) for row in accuracy.double()],
         }
         for name, (loss, accuracy) in curves.items()
     }
@@ -54,7 +48,7 @@ def summary(curves: dict[str, tuple[Tensor, Tensor]], settings: dict[str, dict[s
     for a, b in _pairs(list(curves)):
         for at in (step, len(curves[a][0]) - 1):
             loss, accuracy = (
-                interval((x[at] - y[at]).double().mean(-1)) for x, y in zip(curves[a], curves[b], strict=True)
+                list(student((x[at] - y[at]).double().mean(-1))) for x, y in zip(curves[a], curves[b], strict=True)
             )
             compared.append({"a": a, "b": b, "step": at, "loss": loss, "accuracy": accuracy})
     return {"methods": methods, "comparisons": compared}
@@ -82,13 +76,13 @@ def markdown(results: dict[str, Any], step: int) -> str:
         against = {c["a"]: c for c in found["comparisons"] if c["b"] == PLAIN and c["step"] == step}
         lines = [_line(name, m, step, against.get(name)) for name, m in found["methods"].items()]
         others = [
-            [c["a"], c["b"], str(c["step"]), _shown(c["accuracy"], 100, 1, True), _shown(c["loss"], 1, 3, True)]
+            [c["a"], c["b"], str(c["step"]), interval(c["accuracy"], "+.1f", 100), interval(c["loss"], "+.3f")]
             for c in found["comparisons"] if c["b"] != PLAIN
         ]  # fmt: skip
         parts += [
             f"**{data}**",
-            _table(header, lines),
-            _table(["a", "b", "step", "accuracy a - b (points)", "loss a - b"], others),
+            table(header, lines),
+            table(["a", "b", "step", "accuracy a - b (points)", "loss a - b"], others),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -96,25 +90,16 @@ def markdown(results: dict[str, Any], step: int) -> str:
 def _line(name: str, method: dict[str, Any], step: int, against: dict[str, Any] | None) -> list[str]:
     differences = ["", ""]
     if against is not None:
-        differences = [_shown(against["accuracy"], 100, 1, True), _shown(against["loss"], 1, 3, True)]
+        differences = [interval(against["accuracy"], "+.1f", 100), interval(against["loss"], "+.3f")]
     moved = method.get("evaluated", "none") != "none"
     return [
         name,
         f"{method['step_size']:g}" if "step_size" in method else "",
         f"{method['growth']:.3g}" if moved else "",
-        _shown(method["accuracy"][step], 100, 1),
-        _shown(method["loss"][step], 1, 3),
+        interval(method["accuracy"][step], ".1f", 100),
+        interval(method["loss"][step], ".3f"),
         *differences,
     ]
-
-
-def _shown(values: list[float], factor: float, digits: int, sign: bool = False) -> str:
-    mean, low, high = (f"{factor * value:{'+' if sign else ''}.{digits}f}" for value in values)
-    return f"{mean} [{low}, {high}]"
-
-
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
 def plot(results: dict[str, Any], step: int, path: Path) -> None:

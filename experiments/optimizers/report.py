@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from scipy import stats
 
+from experiments.lab.intervals import Row, difference
+from experiments.lab.tables import interval, titled
 from experiments.optimizers.bench import EARLY
 from experiments.optimizers.variants import PLAIN
 
@@ -21,23 +21,6 @@ COLOURS = {
 }
 QUANTITIES = (("train", "training loss"), ("test", "test loss"))
 
-Row = dict[str, Any]
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """The mean of paired differences and its 95 % interval by Student's t, which a bootstrap of five would make too
-    narrow."""
-    x = torch.tensor(values, dtype=torch.float64)
-    mean, error = float(x.mean()), float(x.std() / len(x) ** 0.5)
-    half = float(stats.t.ppf(0.975, len(x) - 1)) * error if len(x) > 1 else float("nan")
-    return mean, mean - half, mean + half
-
-
-def difference(row: Row, plain: Row, key: str, when: str = "last") -> tuple[float, float, float]:
-    """The last (or early) loss or accuracy of a row minus that of the plain optimizer, paired by seed, with its
-    interval."""
-    return interval([a - b for a, b in zip(row[when][key], plain[when][key], strict=True)])
-
 
 def markdown(content: dict[str, Any], name: str) -> str:
     """The table of one part of one data set."""
@@ -46,13 +29,12 @@ def markdown(content: dict[str, Any], name: str) -> str:
     unit = content[name].get("unit", "epochs")
     head = (
         f"**{content['data']}, {_title(name)}**: after {content[name]['epochs']} {unit}, means of "
-        f"{content['seeds']} runs; differences to the plain optimizer with 95 % intervals, paired by seed\n"
+        f"{content['seeds']} runs; differences to the plain optimizer with 95 % intervals, paired by seed"
     )
     columns = ["optimizer", "teleport", "lr", f"training loss after {min(EARLY, content[name]['epochs'])}: difference"]
     columns += ["training loss", "difference", "test loss", "difference", "accuracy", "difference, points"]
     columns += ["drift: median, largest", "size"]
-    lines = [_line(row, plain.get(row["method"])) for row in rows]
-    return "\n".join([head, *(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines]), ""])
+    return titled(head, columns, [_line(row, plain.get(row["method"])) for row in rows])
 
 
 def _title(name: str) -> str:
@@ -76,8 +58,7 @@ def _compared(row: Row, plain: Row | None, key: str, when: str, factor: float = 
     """The difference with its interval; nothing where one of the two has runs that diverged."""
     if plain is None or plain is row or None in row[when][key] + plain[when][key]:
         return ""
-    mean, low, high = (f"{factor * x:+.{digits}f}" for x in difference(row, plain, key, when))
-    return f"{mean} [{low}, {high}]"
+    return interval(difference(row, plain, key, when), f"+.{digits}f", factor)
 
 
 def plot(content: dict[str, Any], name: str) -> Figure:

@@ -18,11 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
-from experiments.generalization.report import table
 from experiments.lab.image_training import Plan
+from experiments.lab.intervals import student
 from experiments.lab.script import images_of, parser, run, write_results
+from experiments.lab.tables import interval, titled
 from experiments.optimizers.bench import Bench, Entry, Teleports
-from experiments.optimizers.report import interval
 from experiments.optimizers.run import BATCH, build, entries_of
 from experiments.optimizers.variants import PLAIN
 from meta_teleport.tasks.images import Images
@@ -54,7 +54,7 @@ def compared(plain: dict[str, Tensor], own: dict[str, Tensor], length: float) ->
 def _row(ratio: Tensor) -> dict[str, Any]:
     if not bool(ratio.isfinite().all()):
         return {"diverged": int((~ratio.isfinite()).sum()), "mean": None, "ci95": None}
-    mean, low, high = interval(ratio.tolist())
+    mean, low, high = student(ratio)
     return {"diverged": 0, "mean": mean, "ci95": [low, high]}
 
 
@@ -74,13 +74,13 @@ def markdown(content: dict[str, Any]) -> str:
         f"**{content['data']}**, log(validation loss / that of the plain optimizer) after {content['epochs']} epochs, "
         f"{content['seeds']} seeds, 95 % intervals; lowest over all: {content['chosen']:g}"
     )
-    return table(title, ["length", *names], lines)
+    return titled(title, ["length", *names], lines)
 
 
 def _shown(row: dict[str, Any]) -> str:
     if row["diverged"]:
         return f"{row['diverged']} diverged"
-    return f"{row['mean']:+.4f} [{row['ci95'][0]:+.4f}, {row['ci95'][1]:+.4f}]"
+    return interval((row["mean"], *row["ci95"]), "+.4f")
 
 
 def main() -> None:

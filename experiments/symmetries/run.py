@@ -19,6 +19,7 @@ from torch import nn
 
 import meta_teleport as mt
 from experiments.lab.output_folder import output_folder
+from experiments.lab.tables import line, table
 from meta_teleport.detection.report import inventory
 from meta_teleport.runs.run import provenance, write_json
 
@@ -102,13 +103,11 @@ def measure(build: Callable[[], Built]) -> dict[str, Any]:
         return {**inventory(model, inputs), "seconds": seconds}
 
 
-def row(name: str, found: dict[str, Any]) -> str:
+def row(name: str, found: dict[str, Any]) -> list[str]:
     kinds = Counter(site["group"] for site in found["sites"])
-    cells = [str(kinds.get(kind, "")) for kind in ("GL", "PositiveScaling", "Permutation")]
-    return (
-        f"| {name} | {found['parameters']:,} | {' | '.join(cells)} | {found['reached']:.0%} | {found['drift']:.0e} | "
-        f"{found['seconds']:.1f} |"
-    )
+    counts = [str(kinds.get(kind, "")) for kind in ("GL", "PositiveScaling", "Permutation")]
+    share = [f"{found['reached']:.0%}", f"{found['drift']:.0e}", f"{found['seconds']:.1f}"]
+    return [name, f"{found['parameters']:,}", *counts, *share]
 
 
 def main() -> None:
@@ -123,11 +122,11 @@ def main() -> None:
     else:
         builds |= {f"torchvision {name}": lambda name=name: from_torchvision(name) for name in TORCHVISION}  # type: ignore[misc]
         builds |= {f"timm {name}": lambda name=name: from_timm(name) for name in TIMM}  # type: ignore[misc]
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    print(table(COLUMNS, []))
     results = {}
     for name, build in builds.items():
         results[name] = measure(build)
-        print(row(name, results[name]), flush=True)
+        print(line(row(name, results[name])), flush=True)
     write_json(args.out / "symmetries.json", {"models": results, "provenance": provenance("cpu")})
 
 

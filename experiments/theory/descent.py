@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
 
-from experiments.lab.figures import COLOURS, Statement, shades
+from experiments.lab.figures import COLOURS, shades
 from experiments.theory.landscapes import Landscape, ellipse, plane
+from experiments.theory.statement import Statement
 from meta_teleport.evaluation.statistics import bootstrap, log10
 
 TITLE = "Gradient descent after one teleport"

@@ -19,7 +19,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.lab.figures import COLOURS, MARKERS, Statement
+from experiments.lab.figures import COLOURS, MARKERS
+from experiments.theory.statement import Statement
 from meta_teleport.evaluation.statistics import bootstrap
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import GL

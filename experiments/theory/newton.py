@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
 
-from experiments.lab.figures import COLOURS, MARKERS, Statement
+from experiments.lab.figures import COLOURS, MARKERS
 from experiments.theory.landscapes import Landscape, ellipse, plane, quartic, tensor
+from experiments.theory.statement import Statement
 
 TITLE = "The Newton relation"
 POINTS = 1000

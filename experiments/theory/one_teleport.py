@@ -26,10 +26,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
 
-from experiments.lab.figures import COLOURS, MARKERS, Statement
+from experiments.lab.figures import COLOURS, MARKERS
 from experiments.theory.brackets import derivative, gradient_flow, lie_bracket
 from experiments.theory.examples import EXAMPLES, Example
 from experiments.theory.landscapes import Landscape
+from experiments.theory.statement import Statement
 from meta_teleport.evaluation.statistics import bootstrap
 
 TITLE = "When is one teleport enough?"

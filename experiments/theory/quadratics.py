@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.lab.figures import COLOURS, Statement
+from experiments.lab.figures import COLOURS
+from experiments.theory.statement import Statement
 from meta_teleport.evaluation.statistics import bootstrap
 from meta_teleport.symmetry.groups import Orthogonal
 from meta_teleport.symmetry.site import LayerInput

@@ -14,7 +14,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.lab.figures import table
 from experiments.lab.output_folder import output_folder
 from experiments.theory import descent as theory_descent
 from experiments.theory import factorization as theory_factorization
@@ -22,6 +21,7 @@ from experiments.theory import newton as theory_newton
 from experiments.theory import one_teleport as theory_one_teleport
 from experiments.theory import quadratics as theory_quadratics
 from experiments.theory import stationarity as theory_stationarity
+from experiments.theory.statement import table
 from meta_teleport.cli.terminal import show
 from meta_teleport.runs.run import provenance, write_json
 

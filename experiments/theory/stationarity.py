@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from experiments.lab.figures import COLOURS, Statement
+from experiments.lab.figures import COLOURS
 from experiments.theory.landscapes import Landscape
+from experiments.theory.statement import Statement
 from meta_teleport.evaluation.statistics import bootstrap
 
 TITLE = "Theorem 3.1: the largest gradient on the orbit along SGD"

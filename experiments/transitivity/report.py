@@ -5,12 +5,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.lab.tables import table
+
 Rows = list[dict[str, Any]]
 
 COLOURS = {"orbit": "#0072B2", "fibre": "#E69F00", "level": "#CCCCCC"}
 HEADER = (
-    "network | action | points | when | loss | gradient norm | parameters | level set | fibre on the batch | "
-    "fibre of the function | orbit | orbit / level set | does the orbit fill it? | gap"
+    *("network", "action", "points", "when", "loss", "gradient norm", "parameters", "level set", "fibre on the batch"),
+    *("fibre of the function", "orbit", "orbit / level set", "does the orbit fill it?", "gap"),
 )
 
 
@@ -39,7 +41,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 def markdown(rows: Rows) -> str:
     """One line per network, action and time; medians over seeds, with the range where they differ."""
-    lines = [f"| {HEADER} |", "|---" * (HEADER.count("|") + 1) + "|"]
+    lines = []
     for seeds in points(rows):
         first = seeds[0]
         verdicts = list(dict.fromkeys(map(verdict, seeds)))
@@ -54,8 +56,8 @@ def markdown(rows: Rows) -> str:
             " / ".join(verdicts),
             f"{min(row['gap'] for row in seeds):.0e}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return table(HEADER, lines) + "\n"
 
 
 def counted(values: list[int]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import meta_teleport as mt
 from experiments.factors.adapters import adaptation
-from experiments.factors.sweeps import RESAMPLES, Benchmark, Entry, Sweep, median_interval, results, sweep
+from experiments.factors.sweeps import Benchmark, Entry, Sweep, results, sweep
 from experiments.factors.teleported_training import (
     Method,
     element,
@@ -26,6 +26,7 @@ from experiments.factors.teleported_training import (
     size_of,
     train,
 )
+from experiments.lab.intervals import RESAMPLES, median_interval
 from experiments.lab.rules import ScaledGradientDescent
 from meta_teleport.params import Params
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum

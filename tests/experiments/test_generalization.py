@@ -20,10 +20,11 @@ from experiments.generalization.frequency import EVERY, due, frequencies
 from experiments.generalization.probes import MEASURES, ORTHANT, SPHERE, probe
 from experiments.generalization.report import shown, signed
 from experiments.generalization.runs import Epochs, base_runs, copies_of, place, setting_of, teleport_batch
-from experiments.generalization.statistics import band, late, paired, strict
+from experiments.generalization.statistics import band, late, strict
 from experiments.generalization.teleports import LIMITED, PUBLISHED, SCALING, Teleports, Variant
 from experiments.lab import image_training
 from experiments.lab.image_teleports import SIGNS, curvature_steps
+from experiments.lab.intervals import paired
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies, Jump
 from meta_teleport.symmetry.mlp import mlp_symmetry

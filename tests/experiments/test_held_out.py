@@ -25,11 +25,12 @@ from experiments.held_out.published import NAME as PUBLISHED
 from experiments.held_out.published import TASKS as PUBLISHED_TASKS
 from experiments.held_out.published import published_task
 from experiments.held_out.recipes import RECIPES
-from experiments.held_out.rules import KINDS, SHARED, RandomTeleports, folder_of, mixture, spec_of, trained
+from experiments.held_out.rules import KINDS, SHARED, RandomTeleports, folder_of, mixture, spec_of, trained_rule
 from experiments.held_out.runs import Outcome, follow, run
 from experiments.held_out.statistics import against, at_time, lengths, steps_to
 from experiments.held_out.tuning import tuned
 from experiments.lab.intervals import compare_over_seeds
+from experiments.lab.meta_training import FINISHED
 from experiments.lab.rules import Falling, InGauge, Muon, Shampoo, fourth_root, muon_direction, usable
 from meta_teleport.evaluation.methods import Method
 from meta_teleport.evaluation.tuning import decades
@@ -40,7 +41,7 @@ from meta_teleport.params import Params, axpy, unflatten, where
 from meta_teleport.registry import construct
 from meta_teleport.rules.classical import Adam, GradientDescent
 from meta_teleport.rules.rule import Observation, Rule
-from meta_teleport.runs.run import write_json
+from meta_teleport.runs.run import read_json, write_json
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.tasks.functions import Functions
@@ -416,7 +417,7 @@ def test_recipes_fit_the_families_and_twins_the_rule() -> None:
 def test_rules_run_with_backtracking_where_the_setting_says_so(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held_out_entries, "trained", lambda *_: (build(spec_of(family, "rule", 0), None), 0.0))
+    monkeypatch.setattr(held_out_entries, "trained_rule", lambda *_: build(spec_of(family, "rule", 0), None))
     bench = bench_of(tmp_path, family, FAMILIES[family].members[0], True)
     rules = [entry for entry in held_out_entries.entries(tmp_path, bench, 1) if entry.name == "rule"]
     assert rules and all(entry.make()[0].rule.backtracking == (family == "f1") for entry in rules)
@@ -469,12 +470,12 @@ def test_smoke_runs_need_no_download() -> None:
 
 
 def test_a_finished_meta_training_is_not_repeated(tmp_path: Path) -> None:
-    first, seconds = trained(tmp_path, "f1", "random teleport", 0, True)
+    first = trained_rule(tmp_path, "f1", "random teleport", 0, True)
     file = folder_of(tmp_path, "f1", "random teleport", 0) / "rule.safetensors"
     assert folder_of(tmp_path, "f2", "random teleport", 0) == file.parent
     written = file.stat().st_mtime_ns
-    again, known = trained(tmp_path, "f1", "random teleport", 0, True)
-    assert seconds == known and file.stat().st_mtime_ns == written
+    again = trained_rule(tmp_path, "f1", "random teleport", 0, True)
+    assert file.stat().st_mtime_ns == written and read_json(file.parent / FINISHED)["meta_steps"] == 6
     for name, p in first.named_parameters():
         torch.testing.assert_close(p, dict(again.named_parameters())[name])
     assert any(

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.lab import meta_training
+from experiments.lab.intervals import student
 from experiments.maml import rules as maml_rules
 from experiments.maml import run as maml
-from experiments.maml.report import interval, summary
+from experiments.maml.report import summary
 from meta_teleport.errors import UserError
 from meta_teleport.meta.config import Training
 from meta_teleport.tasks.few_shot import FewShot
@@ -23,9 +25,9 @@ def test_a_rule_is_trained_once_and_its_curve_is_that_of_its_tasks(
 ) -> None:
     arguments = {"ways": 2, "shots": 2, "queries": 3, "pixels": 4, "hidden": [4], "start": 0}
     training = Training(meta_steps=2, tasks=3, window=2, horizon=4)
-    rule = maml_rules.trained("LSTMUpdateTele", arguments, training, 0, tmp_path)
-    monkeypatch.setattr(maml_rules, "train", None)
-    again = maml_rules.trained("LSTMUpdateTele", arguments, training, 0, tmp_path)
+    rule = maml_rules.trained_rule(arguments, training, 0, tmp_path)
+    monkeypatch.setattr(meta_training, "train", None)
+    again = maml_rules.trained_rule(arguments, training, 0, tmp_path)
     tasks = FewShot(**arguments).sample(5, torch.Generator().manual_seed(0), "held_out")
     loss, accuracy = maml_rules.query_curves(again, tasks, 3)
     assert loss.shape == accuracy.shape == (4, 5)
@@ -36,7 +38,7 @@ def test_a_rule_is_trained_once_and_its_curve_is_that_of_its_tasks(
 
 
 def test_intervals_are_students() -> None:
-    mean, low, high = interval(torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64))
+    mean, low, high = student(torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64))
     half = 3.182446 * (14 / 3 / 4) ** 0.5
     assert (mean, low, high) == pytest.approx((3, 3 - half, 3 + half), rel=1e-6)
 

@@ -15,6 +15,7 @@ from scipy import stats
 
 import meta_teleport as mt
 from experiments.lab.image_training import Plan
+from experiments.lab.intervals import student
 from experiments.lab.teleport_log import TeleportLog
 from experiments.optimizers import report, scaling_lengths
 from experiments.optimizers import run as optimizers
@@ -117,7 +118,7 @@ def test_published_settings() -> None:
 
 def test_interval_is_students() -> None:
     values = [0.1, -0.2, 0.4, 0.3, 0.0]
-    mean, low, high = report.interval(values)
+    mean, low, high = student(values)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean == pytest.approx(0.12)
     assert (low, high) == pytest.approx((expected.low, expected.high))
