@@ -13,10 +13,16 @@ PLANTS = {
     "params": "meta_teleport.symmetry.groups",
     "symmetry": "meta_teleport.teleportation.teleport",
     "tasks": "meta_teleport.rules.rule",
-    "learned": "meta_teleport.tasks.family",
+    "learned": "meta_teleport.equivariant.equivariant",
     "teleportation": "meta_teleport.meta.unroll",
     "errors": "meta_teleport.params",
 }
+CLAIMS = {
+    "experiments/theory": "experiments.maml.runs",
+    "experiments/lab": "experiments.theory.statement",
+    "meta_teleport/models": "experiments.lab.tables",
+}
+"""What a claim, the lab and the package must not import."""
 HEAVY = ("torchvision", "learn2learn", "matplotlib", "sklearn", "tensorboard", "jsonargparse")
 
 
@@ -26,8 +32,9 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The package and its contract, free to be broken."""
-    shutil.copytree(ROOT / "meta_teleport", tmp_path / "meta_teleport", ignore=shutil.ignore_patterns("__pycache__"))
+    """The package, the experiments and their contract, free to be broken."""
+    for name in ("meta_teleport", "experiments"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     shutil.copy(ROOT / "setup.cfg", tmp_path)
     return tmp_path
 
@@ -35,7 +42,7 @@ def copy(tmp_path: Path) -> Path:
 def test_contract_holds() -> None:
     result = lint(ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "1 kept, 0 broken" in result.stdout
+    assert "3 kept, 0 broken" in result.stdout
 
 
 @pytest.mark.parametrize("storey", PLANTS)
@@ -46,12 +53,25 @@ def test_contract_rejects_planted_import(copy: Path, storey: str) -> None:
         stream.write(f"\nimport {PLANTS[storey]}\n")
     result = lint(copy)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "0 kept, 1 broken" in result.stdout
+    assert "2 kept, 1 broken" in result.stdout
     assert f"meta_teleport.{storey}" in result.stdout
 
 
-def test_contract_rejects_a_module_without_a_storey(copy: Path) -> None:
-    (copy / "meta_teleport" / "utils.py").write_text('"""A module that nobody placed."""\n')
+@pytest.mark.parametrize("place", CLAIMS)
+def test_contract_keeps_claims_apart(copy: Path, place: str) -> None:
+    module = copy / place
+    file = module / "planted.py" if module.is_dir() else module.with_suffix(".py")
+    with file.open("a") as stream:
+        stream.write(f"\nimport {CLAIMS[place]}\n")
+    result = lint(copy)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "2 kept, 1 broken" in result.stdout
+    assert place.replace("/", ".") in result.stdout
+
+
+@pytest.mark.parametrize("package", ["meta_teleport", "experiments"])
+def test_contract_rejects_a_module_without_a_storey(copy: Path, package: str) -> None:
+    (copy / package / "utils.py").write_text('"""A module that nobody placed."""\n')
     result = lint(copy)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "utils" in result.stdout

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from shutil import rmtree
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -30,13 +30,11 @@ from experiments.cost.report import markdown, plot
 from experiments.cost.sizes import exponents, sizes
 from experiments.cost.training import OPTIMIZERS, Training
 from experiments.lab.output_folder import output_folder
-from experiments.lab.progress import Stopped
+from experiments.lab.progress import collect
 from experiments.lab.script import run, save_figure
 from experiments.lab.timing import Clock, Counted, Work, all_cores
-from meta_teleport.cli.terminal import counting_bar, stopping
-from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.runs.run import provenance, read_json, write_json
+from meta_teleport.runs.run import provenance, write_json
 from meta_teleport.teleportation.objectives import Curvature, Loss, Sharpness, gradient_norm
 
 OTHER_STATES: dict[str, tuple[str, ...]] = {"SGD": (), "Adam": ("keep", "reset")}
@@ -197,24 +195,9 @@ def measure(plan: Plan, device: str) -> dict[str, Callable[[], Rows]]:
     }
 
 
-def collect(plan: Plan, device: str, keep: Path, settings: dict[str, Any]) -> dict[str, Rows]:
-    """The rows of all parts; those that are finished are kept in a file, with the load of the machine before each.
-    Raises ``Stopped`` on Ctrl-C, and ``UserError`` for a file of other settings."""
-    kept: dict[str, Any] = read_json(keep) if keep.exists() else {"settings": settings, "parts": {}, "load": {}}
-    if kept.get("settings") != settings:
-        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
-    parts = measure(plan, device)
-    with stopping() as stop, counting_bar(len(parts)) as show:
-        for number, (name, rows) in enumerate(parts.items()):
-            show(number, name)
-            if name in kept["parts"]:
-                continue
-            if stop():
-                raise Stopped(f"stopped before {name}; the same command goes on from there")
-            kept["load"][name] = os.getloadavg()[0]
-            kept["parts"][name] = rows()
-            write_json(keep, kept)
-    return {"load": kept["load"], **kept["parts"]}
+def loaded(rows: Callable[[], Rows]) -> dict[str, Any]:
+    """The rows of one part, and the load of the machine before it."""
+    return {"load": os.getloadavg()[0], "rows": rows()}
 
 
 def main() -> None:
@@ -230,9 +213,15 @@ def main() -> None:
     if args.device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name()
     began, settings = perf_counter(), {"smoke": args.smoke, "hardware": hardware}
-    keep = args.out / "overhead.progress.json"
-    measured = collect(SMOKE if args.smoke else PLAN, args.device, keep, settings)
-    results = {**settings, "provenance": provenance(args.device), **measured}
+    keep = args.out / "overhead-progress"
+    parts = measure(SMOKE if args.smoke else PLAN, args.device)
+    found = collect({name: partial(loaded, rows) for name, rows in parts.items()}, keep, settings)
+    results = {
+        **settings,
+        "provenance": provenance(args.device),
+        "load": {n: part["load"] for n, part in found.items()},
+    }
+    results |= {name: part["rows"] for name, part in found.items()}
     results["exponents"] = exponents(results["sizes"])
     seconds = round(perf_counter() - began, 1)
     write_json(args.out / "overhead.json", {**results, "seconds": seconds})
@@ -242,7 +231,7 @@ def main() -> None:
     print("\n".join(tables))
     plot(results, args.out / "overhead.png")
     save_figure(overhead_sizes_report.plot(results["sizes"], results["exponents"]), args.out / "overhead_sizes.png")
-    keep.unlink()
+    rmtree(keep)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from experiments.held_out.families import FAMILIES
 from experiments.held_out.members import Member, Setting
 from experiments.held_out.statistics import GOALS
+from experiments.lab.progress import slug
 from meta_teleport.tasks.family import Split, TaskFamily, Tasks
 
 SEED, SMOKE_TASKS = 0, 3
@@ -71,8 +72,3 @@ def made(member: Member) -> TaskFamily:
 def bench_of(out: Path, family: str, member: Member, smoke: bool) -> Bench:
     """The bench of one member."""
     return Bench(family, member, out / family / slug(member.name), smoke)
-
-
-def slug(name: str) -> str:
-    """A name as a part of a path."""
-    return "".join(c if c.isalnum() else "-" for c in name.lower())

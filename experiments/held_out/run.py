@@ -5,21 +5,49 @@
     python -m experiments.held_out.run --smoke             all families in minutes, few tasks of their first members
 
 Every (family, member, method, meta-seed) that is finished is a file under ``--out``; the same command goes on after a
-stop. Families and recipes: ``held_out_families.py``, ``held_out_recipes.py``; methods: ``held_out_methods.py``.
+stop. Families and recipes: ``families.py``, ``recipes.py``; methods: ``methods.py``.
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
-from experiments.held_out.bench import bench_of
+from experiments.held_out.bench import Bench, bench_of
+from experiments.held_out.clock import clock
+from experiments.held_out.entries import entries
 from experiments.held_out.families import FAMILIES
-from experiments.held_out.jobs import clock_jobs, measuring_jobs, training_jobs
 from experiments.held_out.report import report
+from experiments.held_out.rules import KINDS, folder_of, trained_rule
+from experiments.lab.meta_training import FINISHED
 from experiments.lab.output_folder import output_folder
-from experiments.lab.progress import work_through
+from experiments.lab.progress import Job, work_through
 from experiments.lab.script import run as run_script
 
 PARTS = ("train", "measure", "clock", "report")
 SMOKE_MEMBERS = 2
+
+
+def training_jobs(out: Path, family: str, seeds: int, smoke: bool) -> Iterator[Job]:
+    """The meta-trainings of one family."""
+    for seed in range(seeds):
+        for kind in KINDS:
+            path = folder_of(out, family, kind, seed) / FINISHED
+            work = partial(trained_rule, out, family, kind, seed, smoke)
+            yield Job(f"{family}: meta-training, {kind}, seed {seed}", path, work)
+
+
+def measuring_jobs(out: Path, benches: Sequence[Bench], seeds: int) -> Iterator[Job]:
+    """All runs on some members, those of the rule first."""
+    runs = [entry for bench in benches for entry in entries(out, bench, seeds)]
+    for entry in sorted(runs, key=lambda entry: entry.name != KINDS[0]):
+        yield Job(f"{entry.bench.label}: {entry.name}{entry.version}", entry.path, entry.measure)
+
+
+def clock_jobs(out: Path, bench: Bench) -> Iterator[Job]:
+    """The clock of one member, where all methods run."""
+    if bench.member.methods == "all":
+        yield Job(f"{bench.label}: clock", bench.clock, partial(clock, out, bench))
 
 
 def main() -> None:

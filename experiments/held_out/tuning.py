@@ -1,6 +1,7 @@
 """Settings of the methods of held_out.py, tuned on training tasks of each member; a grid runs as one batch."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor
 from experiments.held_out.members import Setting
 from experiments.held_out.methods import Contestant, Settings
 from experiments.held_out.runs import run
+from experiments.lab.progress import kept
 from meta_teleport.evaluation.statistics import log10
-from meta_teleport.runs.run import read_json, write_json
+from meta_teleport.evaluation.tuning import moved_on
 from meta_teleport.tasks.family import Tasks
 
 SEED, TASKS, AT_ONCE, ROUNDS = 1, 8, 192, 3
@@ -29,8 +31,10 @@ def tuned(
 
     Choices are given by their number.
     """
-    if path.exists():
-        return dict(read_json(path))
+    return kept(path, partial(_tuned, contestant, tasks, proof, setting, steps), {})
+
+
+def _tuned(contestant: Contestant, tasks: Tasks, proof: Tasks, setting: Setting, steps: int) -> Candidate:
     found: list[Candidate] = []
     for numbers in product(*(range(len(values)) for values in contestant.choices.values())):
         named = dict(zip(contestant.choices, numbers, strict=True))
@@ -38,10 +42,7 @@ def tuned(
         found += [{**point, **named} for point in _on_grid(contestant, chosen, tasks, setting, steps)]
     first = sorted(found, key=lambda candidate: candidate["score"])[:PROVED]
     proved = (c for c in first if not _fails(contestant, settled(contestant, c), proof, setting, steps))
-    best = first[0] if len(found) == 1 else next(proved, first[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, best)
-    return best
+    return first[0] if len(found) == 1 else next(proved, first[0])
 
 
 def settled(contestant: Contestant, best: Settings) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _on_grid(contestant: Contestant, chosen: Settings, tasks: Tasks, setting: Se
         scores = torch.cat([_scores(contestant, chosen, part, tasks, setting, steps) for part in _parts(points, tasks)])
         found |= dict(zip(points, scores.tolist(), strict=True))
         best = dict(zip(axes, min(found, key=found.__getitem__), strict=True))
-        moved = {name: _moved(grid, best[name]) if "lr" in name else grid for name, grid in axes.items()}
+        moved = {name: moved_on(grid, best[name]) if "lr" in name else grid for name, grid in axes.items()}
         if moved == axes:
             break
         axes = moved
@@ -90,11 +91,3 @@ def _scores(
 def _parts(points: list[Any], tasks: Tasks) -> list[list[Any]]:
     size = max(1, AT_ONCE // tasks.count)
     return [points[i : i + size] for i in range(0, len(points), size)]
-
-
-def _moved(grid: list[float], best: float) -> list[float]:
-    """The grid moved by half of its length where ``best`` is one of its ends."""
-    ratio, half = grid[1] / grid[0], len(grid) // 2
-    if best <= grid[0]:
-        return [value / ratio**half for value in grid]
-    return [value * ratio**half for value in grid] if best >= grid[-1] else grid

@@ -22,16 +22,13 @@ from torch import Tensor
 from torch.optim import Adam
 
 from experiments.lab.output_folder import output_folder
-from experiments.lab.progress import Stopped, say
+from experiments.lab.progress import collect
 from experiments.lab.script import run, save_figure, write_results
 from experiments.transitivity.networks import CASES, SMOKE, WIDE, Case
 from experiments.transitivity.orbit_dimensions import dimensions
 from experiments.transitivity.report import markdown, plot
-from meta_teleport.cli.terminal import counting_bar, stopping
-from meta_teleport.errors import UserError
 from meta_teleport.optimizers.copies import Copies
 from meta_teleport.params import Params, norm
-from meta_teleport.runs.run import read_json, write_json
 
 SEEDS, STEPS, RATE = 5, 4000, 1e-2
 SMOKE_SEEDS, SMOKE_STEPS = 2, 50
@@ -70,7 +67,7 @@ def measured(case: Case, copies: Copies, inputs: Tensor, targets: Tensor, when: 
     return rows
 
 
-def study(case: Case, seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
+def study(case: Case, seeds: Sequence[int], steps: int) -> dict[str, Any]:
     """The rows of one network, before and after training."""
     copies = Copies(case.build, seeds, [partial(Adam, lr=RATE)], mean_squares)
     like = {name: p[:1].detach() for name, p in copies.params.items()}
@@ -80,29 +77,16 @@ def study(case: Case, seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
     for _ in range(steps):
         copies.step(inputs, targets)
     rows += measured(case, copies, inputs, targets, "trained")
-    return [{"network": case.name, "actions": list(case.actions), "points": inputs.shape[1], **row} for row in rows]
+    about = {"network": case.name, "actions": list(case.actions), "points": inputs.shape[1]}
+    return {"rows": [{**about, **row} for row in rows]}
 
 
-def collect(cases: Sequence[Case], seeds: int, steps: int, keep: Path) -> list[dict[str, Any]]:
-    """All rows; what is finished is kept in a file. Raises ``Stopped`` on Ctrl-C, and ``UserError`` for a file of other
-    settings."""
-    settings = {"seeds": seeds, "steps": steps, "rate": RATE}
-    kept: dict[str, Any] = read_json(keep) if keep.exists() else {**settings, "networks": {}}
-    if {name: kept.get(name) for name in settings} != settings:
-        raise UserError(f"{keep} belongs to a run with other settings: delete it, or choose another --out")
-    done = kept["networks"]
-    with stopping() as stop, counting_bar(len(cases)) as show:
-        for number, case in enumerate(cases):
-            show(number, case.key + " (stopping)" * stop())
-            if case.key in done:
-                continue
-            if stop():
-                raise Stopped(f"stopped after {len(done)} networks; the same command goes on from there")
-            began = perf_counter()
-            done[case.key] = study(case, range(seeds), steps)
-            write_json(keep, kept)
-            say(f"{case.key}: {perf_counter() - began:.1f} s")
-    return [row for case in cases for row in done[case.key]]
+def studies(cases: Sequence[Case], seeds: int, steps: int, keep: Path) -> list[dict[str, Any]]:
+    """All rows; what is finished is kept in a folder. Raises ``Stopped`` on Ctrl-C, and ``UserError`` for a folder of
+    other settings."""
+    parts = {case.key: partial(study, case, range(seeds), steps) for case in cases}
+    found = collect(parts, keep, {"seeds": seeds, "steps": steps, "rate": RATE})
+    return [row for case in cases for row in found[case.key]["rows"]]
 
 
 def main() -> None:
@@ -116,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     seeds = args.seeds or (SMOKE_SEEDS if args.smoke else SEEDS)
     began, cases, steps = perf_counter(), SMOKE if args.smoke else CASES, SMOKE_STEPS if args.smoke else STEPS
-    rows = collect(cases, seeds, steps, args.out / "transitivity.progress.json")
+    rows = studies(cases, seeds, steps, args.out / "progress")
     write_results(args, "transitivity", {"seeds": seeds, "steps": steps, "rate": RATE, "rows": rows}, began)
     (args.out / "transitivity.md").write_text(markdown(rows))
     save_figure(plot(rows), args.out / "transitivity.png")

@@ -130,7 +130,7 @@ def _search(name: str, axes: Axes, tasks: Tasks, horizon: int, fixed: Mapping[st
         i = int(scores.argmin())
         if float(scores[i]) < best["score"]:
             best = {**dict(zip(axes, points[i], strict=True)), **(fixed or {}), "score": float(scores[i])}
-        moved = {axis: _moved(grid, best[axis]) if "lr" in axis else grid for axis, grid in axes.items()}
+        moved = {axis: moved_on(grid, best[axis]) if "lr" in axis else grid for axis, grid in axes.items()}
         if moved == axes:
             break
         axes = moved
@@ -151,7 +151,7 @@ def _scores(
     return log10(losses[-1]).reshape(count, tasks.count).mean(1)
 
 
-def _moved(grid: list[float], best: float) -> list[float]:
+def moved_on(grid: list[float], best: float) -> list[float]:
     """The grid moved by half of its length where ``best`` is one of its ends."""
     ratio, half = grid[1] / grid[0], len(grid) // 2
     if best <= grid[0]:

@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from meta_teleport.runs.checkpoint import make_folder, write_atomically
 from meta_teleport.errors import UserError
+from meta_teleport.runs.checkpoint import make_folder, write_atomically
 
 FORMAT = 1
 

@@ -2,7 +2,6 @@
 networks. Nothing here measures time."""
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +17,7 @@ from experiments.cost import teleports as overhead
 from experiments.cost.networks import TOY_NETWORKS, Network, loss
 from experiments.cost.training import Training
 from experiments.lab import timing as overhead_timing
-from experiments.lab.progress import Stopped
 from experiments.lab.timing import Clock, Counted, Work
-from meta_teleport.errors import UserError
 
 NAMES = tuple(TOY_NETWORKS)
 
@@ -171,33 +168,9 @@ def test_the_experiment_runs_on_toy_networks(
     assert [fit["teleport"] for fit in results["exponents"]] == list(overhead_sizes.KINDS)
     assert set(results["load"]) == {"detection", "teleports", "training", "widths", "sizes"}
     assert (tmp_path / "overhead_sizes.png").stat().st_size > 10_000
-    assert not (tmp_path / "overhead.progress.json").exists()
+    assert not (tmp_path / "overhead-progress").exists()
     assert (tmp_path / "overhead.png").stat().st_size > 10_000
     assert (tmp_path / "overhead.md").read_text() + "\n" == capsys.readouterr().out
-
-
-def test_finished_parts_are_kept_and_a_stop_ends_after_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep, made = tmp_path / "progress.json", []
-
-    def parts(plan: Any, device: str) -> dict[str, Any]:
-        def rows(name: str) -> list[dict[str, Any]]:
-            made.append(name)
-            if made == ["one"]:
-                signal.raise_signal(signal.SIGINT)
-            return [{"part": name, "number": len(made)}]
-
-        return {name: lambda name=name: rows(name) for name in ("one", "two", "three")}
-
-    monkeypatch.setattr(overhead, "measure", parts)
-    with pytest.raises(Stopped) as stopped:
-        overhead.collect(overhead.SMOKE, "cpu", keep, {"threads": 1})
-    assert str(stopped.value) == "stopped before two; the same command goes on from there"
-    found = overhead.collect(overhead.SMOKE, "cpu", keep, {"threads": 1})
-    assert made == ["one", "two", "three"]
-    assert [found[name][0]["number"] for name in ("one", "two", "three")] == [1, 2, 3]
-    with pytest.raises(UserError) as error:
-        overhead.collect(overhead.SMOKE, "cpu", keep, {"threads": 2})
-    assert str(error.value) == f"{keep} belongs to a run with other settings: delete it, or choose another --out"
 
 
 GRADIENTS = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.lab.progress import slug
 from experiments.transitivity import run as transitivity
 from experiments.transitivity.networks import CASES, Case
 from experiments.transitivity.orbit_dimensions import dimensions, numerical_rank, orbit_tangents, output_jacobian
@@ -165,20 +166,21 @@ SMALL = [Case("small", lambda: MLP((3, 2, 2), "identity"), ("GL",), (3,)), NAMED
 
 
 def test_training_lowers_the_loss_and_finished_networks_are_kept(tmp_path: Path) -> None:
-    keep = tmp_path / "progress.json"
-    expected = transitivity.collect(SMALL, 2, 60, keep)
+    keep = tmp_path / "progress"
+    expected = transitivity.studies(SMALL, 2, 60, keep)
     for initial, trained in zip(expected[0:2] + expected[4:6], expected[2:4] + expected[6:8], strict=True):
         assert (initial["when"], trained["when"]) == ("initial", "trained")
         assert trained["loss"] < initial["loss"]
-    content = json.loads(keep.read_text())
-    del content["networks"][SMALL[1].key]
-    content["networks"][SMALL[0].key][0]["loss"] = -1.0
-    keep.write_text(json.dumps(content))
-    resumed = transitivity.collect(SMALL, 2, 60, keep)
+    first, second = (keep / f"{slug(case.key)}.json" for case in SMALL)
+    content = json.loads(first.read_text())
+    content["found"]["rows"][0]["loss"] = -1.0
+    first.write_text(json.dumps(content))
+    second.unlink()
+    resumed = transitivity.studies(SMALL, 2, 60, keep)
     assert resumed[0]["loss"] == -1.0 and resumed[1:] == expected[1:]
     with pytest.raises(UserError) as error:
-        transitivity.collect(SMALL, 2, 61, keep)
-    assert str(error.value) == f"{keep} belongs to a run with other settings: delete it, or choose another --out"
+        transitivity.studies(SMALL, 2, 61, keep)
+    assert str(error.value) == f"{first} belongs to a run with other steps: delete it, or choose another --out"
 
 
 def test_every_case_has_a_name_of_its_own_and_fits_its_batch() -> None:
@@ -201,6 +203,6 @@ def test_the_experiment(tmp_path: Path) -> None:
     found = {(row["network"], row["actions"][0]): row for row in rows}
     assert found["identity 6-3-4", "GL"]["orbit"] == 9
     assert done.stdout == (tmp_path / "transitivity.md").read_text() + "\n" == markdown(rows) + "\n"
-    assert "finished" not in done.stderr and done.stderr.count(" s\n") == 4
+    assert "finished" not in done.stderr and done.stderr.count(" s, about ") == 4
     for suffix in (".png", ".pdf"):
         assert (tmp_path / "transitivity").with_suffix(suffix).stat().st_size > 5_000

@@ -5,8 +5,8 @@ import stat
 import pytest
 import torch
 
-from meta_teleport.runs.checkpoint import load_tensors, save_tensors, write_atomically
 from meta_teleport.errors import UserError
+from meta_teleport.runs.checkpoint import load_tensors, save_tensors, write_atomically
 
 TENSORS = {
     "float": torch.tensor([[1.5, -0.0], [float("inf"), float("nan")]], dtype=torch.float64),

@@ -1,0 +1,1 @@
+"""Runs on disk: folders, safe reading and writing."""
