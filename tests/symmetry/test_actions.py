@@ -23,7 +23,7 @@ from torch import Tensor
 from meta_teleport.symmetry.mlp import ACTIONS
 
 DTYPES = (torch.float32, torch.float64)
-SMOOTH_CASES = [case for case in CASES if case.action != "permutation"]
+SMOOTH_CASES = [case for case in CASES if case.symmetry.continuous.sites]
 
 
 def algebra(instance: Instance, size: float, generator: torch.Generator) -> list[Tensor]:
