@@ -16,7 +16,7 @@ from meta_teleport.activations import ACTIVATIONS
 from meta_teleport.models import MLP
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import GL, Group, Orthogonal, Permutation, PositiveScaling
-from meta_teleport.symmetry.mlp import mlp_symmetry
+from meta_teleport.symmetry.mlp import THROUGH, mlp_symmetry
 from meta_teleport.symmetry.symmetry import Symmetry
 
 TASKS = 3
@@ -162,12 +162,14 @@ def _cases() -> list[Case]:
     for activation, bias, displacement, depth in product(ACTIVATIONS, both, both, depths):
         widths = ((4, 8, 5), (4, 7, 8, 5))[depth - 2]
         cases.append(Case("pseudo_inverse", activation, bias, widths, 3, displacement=displacement))
-    exact = [("linear", "identity"), *(("permutation", name) for name in ACTIVATIONS)]
-    exact += [("scaling", name) for name, a in ACTIVATIONS.items() if a.homogeneous]
+    exact = [("linear", "identity")]
+    exact += [
+        (action, name) for action, acting in THROUGH.items() for name, a in ACTIVATIONS.items() if acting.passes(a)
+    ]
     for (action, activation), bias, depth in product(exact, both, depths):
         cases.append(Case(action, activation, bias, ((4, 5, 3), (4, 5, 6, 3))[depth - 2], 9))
-    cases += [replace(c, group="orthogonal") for c in cases if c.action != "scaling" and c.activation == "identity"]
-    return [c for c in cases if not (c.action == "permutation" and c.group == "orthogonal")]
+    cases += [replace(c, group="orthogonal") for c in cases if c.action not in THROUGH and c.activation == "identity"]
+    return cases
 
 
 CASES = _cases()

@@ -65,10 +65,10 @@ def slope_at_zero(function: Callable[[float], float], step: float = 2.0**-7, hal
 
 
 def spread(*elements: Tensor) -> Tensor:
-    """The product of the condition numbers of elements ``(tasks, k, k)`` and positive scalings ``(tasks, k)``, one
+    """The product of the condition numbers of elements ``(tasks, k, k)`` and diagonals ``(tasks, k)``, one
     number per task; permutations count as 1."""
     matrices = [torch.linalg.cond(g.double()) for g in elements if g.ndim == 3]
-    scalings = [(g.amax(1) / g.amin(1)).double() for g in elements if g.ndim == 2 and g.is_floating_point()]
+    scalings = [(g.abs().amax(1) / g.abs().amin(1)).double() for g in elements if g.ndim == 2 and g.is_floating_point()]
     return prod(matrices + scalings, start=torch.ones(len(elements[0]), dtype=torch.float64, device=elements[0].device))
 
 

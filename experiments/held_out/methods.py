@@ -15,7 +15,6 @@ from meta_teleport.evaluation.methods import Jumps, Method, ascent, baseline
 from meta_teleport.evaluation.tuning import decades
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
 from meta_teleport.rules.rule import Rule
-from meta_teleport.symmetry.groups import GL, PositiveScaling
 from meta_teleport.tasks.factorization import FactorizationTasks
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.functions import FunctionTasks
@@ -72,7 +71,7 @@ def contestants(tasks: Tasks, setting: Setting) -> list[Contestant]:
         for name, (rule, grid) in plain.items()
     ]
     if setting.stochastic:
-        exact = all(site.exact and isinstance(site.group, GL | PositiveScaling) for site in tasks.symmetry.sites)
+        exact = all(site.exact and site.group.has_gauges for site in tasks.symmetry.sites)
         found += gauged() if exact else []
     found.append(teleported("Adam", Adam, setting, decades(-3, 0, 2)))
     if isinstance(tasks, FunctionTasks):

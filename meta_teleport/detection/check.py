@@ -13,7 +13,6 @@ from meta_teleport.detection.leaves import run
 from meta_teleport.detection.trace import Examples, Outputs, arguments, shortened
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.symmetry.groups import Permutation, PositiveScaling
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -84,10 +83,10 @@ class Check:
     def random_element(self, site: Site, generator: torch.Generator) -> Tensor:
         """A random element of a site's group: scalings by factors around e^(1/2), matrices exp(T), T of norm 1."""
         group, device = site.group, self.like.device
-        if isinstance(group, Permutation):
-            return group.sample(generator=generator, device=device)
+        if not group.has_algebra:
+            return group.sample(generator=generator, dtype=self.like.dtype, device=device)
         drawn = torch.randn(group.algebra_shape, generator=generator, dtype=torch.float64)
-        size = 0.5 if isinstance(group, PositiveScaling) else 1 / drawn.norm(dim=(-2, -1), keepdim=True)
+        size = 0.5 if group.is_diagonal else 1 / drawn.norm(dim=(-2, -1), keepdim=True)
         return group.exp(size * drawn).to(self.like)
 
     def drift(self, moved: Mapping[str, Tensor]) -> float:

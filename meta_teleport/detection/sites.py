@@ -97,7 +97,7 @@ class Reader:
         for members in classes:
             touched = [frozenset(self.units.touched[unit]) for unit in members]
             alike = frozenset(t[:2] if isinstance(t, tuple) else t for t in frozenset().union(*touched))
-            together = None if group is PositiveScaling else tuple(touched)
+            together = None if group.is_diagonal else tuple(touched)
             bundles.setdefault(alike, {}).setdefault(together, []).append(members)
         for blocks in map(list, map(dict.values, bundles.values())):
             even = len({len(block) for block in blocks}) == 1
@@ -123,7 +123,7 @@ class Reader:
         producers, consumers = (list(dict.fromkeys(sides[role])) for role in (1, -1))
         if not producers or not consumers:
             return None
-        if group is Permutation:  # a diagonal whose rows and columns change places is one vector
+        if not group.has_algebra:  # a diagonal whose rows and columns change places is one vector
             consumers = [seen for seen in consumers if seen not in producers]
         else:
             self.moved |= marks.units
@@ -132,21 +132,22 @@ class Reader:
         return Site(self._name(producers[0], marks.units, group), group(len(blocks[0]), shape), *views)
 
     def _marks(self, blocks: list[list[list[int]]], group: type[Group]) -> "Marks":
-        forest = self.units.permuted if group is Permutation else self.units.scaled
+        forest = self.units.scaled if group.has_algebra else self.units.permuted
         rank = torch.full((len(self.units.touched) - ZERO,), -1)
         row, sign, units = torch.zeros_like(rank), torch.ones_like(rank), set()
         for i, members in enumerate(members for block in blocks for members in block):
             for j, unit in enumerate(members):
                 rank[unit], sign[unit] = i, forest.root(unit)[1]
-                row[unit] = 0 if group is PositiveScaling else j
+                row[unit] = 0 if group.is_diagonal else j
                 units.add(unit)
         return Marks(units, rank, row, sign)
 
     def _name(self, first: View, units: set[int], group: type[Group]) -> str:
         """The first parameter that makes the units, and their role."""
         roles = {t[1] for unit in units for t in self.units.touched[unit] if isinstance(t, tuple)}
-        role = {"key": " query-key", "value": " value-output"}.get("".join(roles), "") if group is GL else ""
-        permutes = " permutation" if group is Permutation else ""
+        role = {"key": " query-key", "value": " value-output"}.get("".join(roles), "")
+        role = role if group.has_algebra and not group.is_diagonal else ""
+        permutes = "" if group.has_algebra else " permutation"
         return f"{first.name.removesuffix('weight').rstrip('._')}{role}{permutes}"
 
     def _position(self, site: Site) -> tuple[int, str]:

@@ -11,7 +11,6 @@ from meta_teleport.learned.task_features import log_ratio
 from meta_teleport.linalg.logarithm import LogGram, log_diagonal, log_gram
 from meta_teleport.params import Params
 from meta_teleport.rules.rule import Observation
-from meta_teleport.symmetry.groups import GL, PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.teleportation.gauges import balanced
 
@@ -41,7 +40,7 @@ def invariants(names: tuple[str, ...]) -> int:
 def basis(site: Site, index: int, observation: Observation, names: tuple[str, ...], floor: float) -> Basis:
     """The named basis at ``site``, the ``index``-th of its symmetry. What is not known (activations where the network
     is no chain of layers) gives zeros."""
-    diagonal = isinstance(site.group, PositiveScaling)
+    diagonal = site.group.is_diagonal
     seen = (diagonal_surroundings if diagonal else surroundings)(site, observation)
     grams = dict(zip(WEIGHTS, seen.grams, strict=True))
     h = observation.grams[index] if index < len(observation.grams) else None
@@ -102,10 +101,10 @@ def _crest(site: Site, observation: Observation, blank: Tensor) -> tuple[Tensor,
 @torch.no_grad()
 def _towards_balance(site: Site, params: Params, blank: Tensor) -> Tensor:
     """Twice the logarithm of the balanced gauge's element, in the shape of ``blank``; zero where there is none."""
-    if not (site.exact and site.producers and site.consumers and isinstance(site.group, GL | PositiveScaling)):
+    if not (site.exact and site.producers and site.consumers and site.group.has_gauges):
         return blank
     g = balanced(site, params).reshape(blank.shape).double()
-    if isinstance(site.group, PositiveScaling):
+    if site.group.is_diagonal:
         return (2 * g.log()).to(blank.dtype)
     found = g.isfinite().all(-1).all(-1)[..., None, None]
     eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)

@@ -40,7 +40,6 @@ from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.learned.task_features import FEATURES, Memory, no_memory, read_context
 from meta_teleport.params import Params, axpy, lerp, norms, per_task
 from meta_teleport.rules.rule import Observation, Proposal, Rule
-from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
@@ -219,7 +218,7 @@ class Equivariant(LearnedRule):
         pieces = hidden.split([b.invariants.shape[1] for b in found], 1)
         algebra = []
         for site, piece, b in zip(sites, pieces, found, strict=True):
-            if isinstance(site.group, PositiveScaling):
+            if site.group.is_diagonal:
                 context = piece.unsqueeze(-2).expand(*b.matrices.shape[:-1], -1)
                 inner = torch.tanh(self.element_unit(torch.cat([context, b.matrices], -1)))
                 t = self.element_unit_head(inner).squeeze(-1)

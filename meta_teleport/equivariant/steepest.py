@@ -23,7 +23,6 @@ from torch import Tensor
 
 from meta_teleport.learned.task_features import log_ratio
 from meta_teleport.params import Params, aliases, per_task
-from meta_teleport.symmetry.groups import Orthogonal
 from meta_teleport.symmetry.site import Site
 from meta_teleport.teleportation.moment_map import has_moment_map
 
@@ -43,7 +42,8 @@ class Crest(NamedTuple):
 def has_crest(site: Site) -> bool:
     """Do rotations of a plane act by other than matrix products? Products are isometries: all of the orbit is as
     steep."""
-    return isinstance(site.group, Orthogonal) and site.group.k == 2 and not has_moment_map(site)
+    group = site.group
+    return group.is_isometric and group.has_algebra and group.k == 2 and not has_moment_map(site)
 
 
 def crest(site: Site, params: Params, gradients: Params) -> Crest:

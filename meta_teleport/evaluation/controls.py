@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.evaluation.methods import Jumps, Method, tangent
+from meta_teleport.evaluation.methods import Jumps, Method
 from meta_teleport.params import Params, per_task
 from meta_teleport.rules.classical import NoState, Whitening
 from meta_teleport.rules.rule import Observation, Proposal, Rule
-from meta_teleport.symmetry.groups import GL, PositiveScaling
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import RegressionTasks
@@ -58,9 +57,9 @@ class RandomElements(Rule):
         if not proposal.algebra:
             return proposal, state
         groups = tuple(site.group for site in observation.symmetry.sites)
-        wanted = tuple(tangent(g, t) for g, t in zip(groups, proposal.algebra, strict=True))
+        wanted = tuple(g.tangent(t) for g, t in zip(groups, proposal.algebra, strict=True))
         drawn = random_algebra(tuple(torch.ones_like(t) for t in wanted), self.generator)
-        drawn = tuple(tangent(g, t) for g, t in zip(groups, drawn, strict=True))
+        drawn = tuple(g.tangent(t) for g, t in zip(groups, drawn, strict=True))
         sizes = (t.flatten(1).norm(dim=1) / d.flatten(1).norm(dim=1) for t, d in zip(wanted, drawn, strict=True))
         return Proposal(proposal.update, tuple(per_task(s, d) * d for s, d in zip(sizes, drawn, strict=True))), state
 
@@ -89,7 +88,7 @@ def element_controls(rule: Rule, label: str, generator: torch.Generator) -> list
 def closed_form_controls(tasks: Tasks) -> list[Method]:
     """The controls without meta-parameters that exist for these tasks: none for a network that is not a chain."""
     methods = []
-    if tasks.symmetry.layers and all(isinstance(site.group, GL | PositiveScaling) for site in tasks.symmetry.sites):
+    if tasks.symmetry.layers and all(site.group.has_gauges for site in tasks.symmetry.sites):
         methods.append(Method("whitening", "control", Whitening(), {"step": "1 / lambda_max"}))
     if isinstance(tasks, RegressionTasks) and tasks.symmetry.layers:
         jumps = Jumps((0,), solve_last_layer, teleports=False)

@@ -16,7 +16,6 @@ from meta_teleport.params import Params, per_task
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
 from meta_teleport.rules.lbfgs import LBFGS
 from meta_teleport.rules.rule import Rule
-from meta_teleport.symmetry.groups import Group, Orthogonal
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.teleportation.ascent import Ascent, ascend
 from meta_teleport.teleportation.teleport import random_algebra
@@ -111,13 +110,8 @@ def random_move(at: Sequence[int], sizes: Sequence[float], generator: torch.Gene
         like = next(iter(params.values()))
         groups = [site.group for site in symmetry.sites]
         ones = tuple(like.new_ones(tasks.count, *group.algebra_shape) for group in groups)
-        drawn = [tangent(g, t) for g, t in zip(groups, random_algebra(ones, generator), strict=True)]
+        drawn = [g.tangent(t) for g, t in zip(groups, random_algebra(ones, generator), strict=True)]
         norm = torch.stack([t.square().flatten(1).sum(1) for t in drawn]).sum(0).sqrt()
         return symmetry.flow(params, [size * t / per_task(norm, t) for t in drawn], inputs)
 
     return move
-
-
-def tangent(group: Group, algebra: Tensor) -> Tensor:
-    """The part of the algebra coordinates that moves anything: their skew part for rotations, all of them else."""
-    return (algebra - algebra.mT) / 2 if isinstance(group, Orthogonal) else algebra

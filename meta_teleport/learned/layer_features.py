@@ -16,7 +16,6 @@ from meta_teleport.learned.task_features import log_ratio
 from meta_teleport.params import Params, norms, rows
 from meta_teleport.rules.rule import Observation
 from meta_teleport.rules.step_lengths import fan_in
-from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.symmetry import Symmetry
 
 LAYER_FEATURES = 6
@@ -56,7 +55,7 @@ def _spreads(observation: Observation) -> Tensor:
     for site, gram in zip(observation.symmetry.sites, observation.grams, strict=False):
         if gram is None:
             continue
-        diagonal = gram if isinstance(site.group, PositiveScaling) else gram.diagonal(dim1=-2, dim2=-1)
+        diagonal = gram if site.group.is_diagonal else gram.diagonal(dim1=-2, dim2=-1)
         trace = diagonal.flatten(1).sum(1)
         alive = trace > 0
         parts = gram.flatten(1) / torch.where(alive, trace, 1.0).unsqueeze(1)

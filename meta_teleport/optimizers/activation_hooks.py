@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from meta_teleport.symmetry.gathered import Gathered
-from meta_teleport.symmetry.groups import GL, Orthogonal
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
@@ -136,7 +135,7 @@ def _attach(hooks: GramHooks, index: int, site: Site, modules: dict[str, nn.Modu
         reading = _input_reading(view, module)
         if reading is not None:
             handles.append(module.register_forward_pre_hook(_Hook(hooks._read, index, reading)))
-    if handles or not isinstance(site.group, GL | Orthogonal):
+    if handles or site.group.is_diagonal or not site.group.has_algebra:  # an activation lies between
         return handles
     for view in site.producers:
         module = _owner(view, modules)

@@ -32,6 +32,7 @@ class GeneralLinearSite(Site):
     displacement: bool = True
 
     needs_inputs = True
+    inverts_inputs = True
 
     def __post_init__(self) -> None:
         sigma = self.producer.activation

@@ -6,17 +6,11 @@ from typing import Any
 from torch import nn
 
 from meta_teleport.errors import UserError
-from meta_teleport.symmetry.groups import GL, Group, Orthogonal, Permutation, PositiveScaling
+from meta_teleport.symmetry.groups import GROUPS
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.views import View
 
-GROUPS: dict[str, type[Group]] = {
-    "gl": GL,
-    "orthogonal": Orthogonal,
-    "scaling": PositiveScaling,
-    "permutation": Permutation,
-}
 FORM = "(group, [producers], [consumers])"
 Axis = str | tuple[str, int] | View
 

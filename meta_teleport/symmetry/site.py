@@ -12,14 +12,14 @@ formula. The data-dependent actions of the paper (``general_linear``, ``pseudo_i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from meta_teleport.activations import Activation
 from meta_teleport.params import Params
-from meta_teleport.symmetry.groups import FirstOrder, Group
+from meta_teleport.symmetry.group import Group
 from meta_teleport.symmetry.views import View
 
 
@@ -79,7 +79,10 @@ class Site:
     producers: tuple[View, ...]
     consumers: tuple[View, ...]
 
-    needs_inputs = False
+    needs_inputs: ClassVar[bool] = False
+    """Whether the action depends on data."""
+    inverts_inputs: ClassVar[bool] = False
+    """Whether it needs the pseudo-inverse of what its layer sees."""
 
     def __str__(self) -> str:
         """``hidden: 3 x GL(8), 0.weight, 0.bias -> 2.weight``: name, copies of the group, producers, consumers."""
@@ -94,7 +97,7 @@ class Site:
     def exact(self) -> bool:
         """Whether every element leaves the function of the network unchanged for every input: not where the action
         depends on data, and not with elements of first order."""
-        return not self.needs_inputs and not isinstance(self.group, FirstOrder)
+        return not self.needs_inputs and self.group.is_exact
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
+from meta_teleport.linalg.pseudo_inverse import invert_columns
 from meta_teleport.params import Params
-from meta_teleport.symmetry.general_linear import GeneralLinearSite, invert_columns
-from meta_teleport.symmetry.groups import FirstOrder, Permutation
 from meta_teleport.symmetry.manual import Axis, manual_sites
 from meta_teleport.symmetry.site import Layer, LayerInput, Site
 
@@ -45,16 +44,17 @@ class Symmetry:
 
     @property
     def continuous(self) -> "Symmetry":
-        """The same without permutations: the sites whose group has a Lie algebra, which a search can follow."""
-        return replace(self, sites=tuple(site for site in self.sites if not isinstance(site.group, Permutation)))
+        """The sites whose group has a Lie algebra, which a search can follow: the same without permutations."""
+        return replace(self, sites=tuple(site for site in self.sites if site.group.has_algebra))
 
     @staticmethod
     def manual(model: nn.Module, sites: Mapping[str, tuple[str, Sequence[Axis], Sequence[Axis]]]) -> "Symmetry":
         """Sites named by hand: ``{name: (group, producers, consumers)}``, exact for every input if they are true.
 
-        ``group``: gl, orthogonal, scaling or permutation. A producer is the name of a parameter with the units along
-        its axis 0, a consumer one with the units along axis 1; ``(name, axis)`` says otherwise, and a :class:`View`
-        shows parts and heads. Whether the sites are true is for ``meta_teleport.verify`` to say.
+        ``group`` is one of ``groups.GROUPS``: gl, orthogonal, scaling, permutation. A producer is the name of a
+        parameter with the units along its axis 0, a consumer one with the units along axis 1; ``(name, axis)`` says
+        otherwise, and a :class:`View` shows parts and heads. Whether the sites are true is for ``meta_teleport.verify``
+        to say.
 
             Symmetry.manual(model, {"hidden": ("scaling", ["0.weight", "0.bias"], ["2.weight"])})
 
@@ -89,7 +89,7 @@ class Symmetry:
         for many steps.
         """
         columns = inputs.mT
-        if self.sites and isinstance(self.sites[0], GeneralLinearSite) and self._below(self.sites[0]) == 0:
+        if self.sites and self.sites[0].inverts_inputs and self._below(self.sites[0]) == 0:
             return LayerInput(columns, invert_columns(self.layers[0].augment(columns)))
         return LayerInput(columns)
 
@@ -181,24 +181,6 @@ class Symmetry:
     def _below(self, site: Site) -> int:
         """The number of layers below the one that produces the units of a site."""
         return next((i for i, layer in enumerate(self.layers) if layer.weight in site.parameters), 0)
-
-    def exact_on(self, params: Params, inputs: Tensor) -> tuple[bool, ...]:
-        """Per site: is the loss on this batch ``(*tasks, n, d)`` unchanged by every element?
-
-        Counts points against what the site can fit, and above the inputs checks the rank too of what it acts through:
-        of its layer's input for the paper's action (a), of its activations for (b).
-        """
-        n = inputs.shape[-2]
-        exact = []
-        for site in self.sites:
-            limit = site.limit(params)
-            fits = not isinstance(site.group, FirstOrder) and (limit is None or n <= limit)
-            if fits and limit is not None and self._below(site) == 0:
-                through = site.producer.augment(inputs.mT) if isinstance(site, GeneralLinearSite) else None
-                columns = self.layers[0].forward(params, inputs.mT) if through is None else through
-                fits = bool((torch.linalg.matrix_rank(columns) == n).all())
-            exact.append(fits)
-        return tuple(exact)
 
     def require_exact(self, params: Params, n: int, option: str) -> None:
         """Refuses a batch of ``n`` points that is wider than a data-dependent site can carry.

@@ -56,11 +56,11 @@ def network(
     Raises ``UserError`` for permutations, which have no algebra, and, unless ``allow_drift``, for batches of ``points``
     that are wider than a data-dependent action can carry.
     """
-    if action == "permutation":
-        raise UserError("permutations have no Lie algebra to learn in: choose another action for a task family")
     with torch.device("meta"):
         model = MLP(widths, activation, bias)
     symmetry = mlp_symmetry(model, action, group, displacement)
+    if len(symmetry.continuous.sites) < len(symmetry.sites):
+        raise UserError(f"action '{action}' has no Lie algebra to learn in: choose another one for a task family")
     if allow_drift:
         return model, replace(symmetry, keeps_loss=False)
     params = {name: p.unsqueeze(0) for name, p in model.named_parameters()}

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from meta_teleport.params import Params, per_task, where
-from meta_teleport.symmetry.groups import GL
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
@@ -103,9 +102,9 @@ def teleported(
 ) -> tuple[Params, tuple[Element, ...]] | None:
     """``exp(T) . w`` for parameters ``(1, *shape)``, and the pairs ``(g, g^-1)`` that have acted; or None.
 
-    None if what has moved is not finite, if ``eps |g|_1 |g^-1|_1`` of a GL element is above ``tolerance`` (by about so
-    much rounding moves the loss), or if ``loss`` is given and drifts by more. One number is read on the host without a
-    loss, two with it.
+    None if what has moved is not finite, if ``eps |g|_1 |g^-1|_1`` of an element that is neither isometric nor diagonal
+    is above ``tolerance`` (by about so much rounding moves the loss), or if ``loss`` is given and drifts by more. One
+    number is read on the host without a loss, two with it.
     """
     elements = symmetry.exp_pairs(algebra)
     moved = symmetry.move(params, elements)
@@ -121,7 +120,7 @@ def _is_sound(symmetry: Symmetry, moved: Params, elements: tuple[Element, ...], 
     sizes = torch._foreach_norm([moved[name] for name in touched])
     sound = torch.isfinite(torch.stack(sizes)).all()
     for site, (g, inverse) in zip(symmetry.sites, elements, strict=True):
-        if isinstance(site.group, GL):
-            condition = (torch.linalg.matrix_norm(g, 1) * torch.linalg.matrix_norm(inverse, 1)).max()
+        if not (site.group.is_isometric or site.group.is_diagonal):
+            condition = site.group.condition(g, inverse).max()
             sound = sound & (condition * torch.finfo(g.dtype).eps <= tolerance)
     return bool(sound)

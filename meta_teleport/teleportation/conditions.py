@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.symmetry.groups import Group, PositiveScaling
+from meta_teleport.symmetry.group import Group
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -79,16 +79,8 @@ def require_finite(what: str, value: Tensor) -> Tensor:
 
 
 def condition_number(group: Group, g: Tensor) -> float:
-    """By how much acting with g can multiply relative rounding errors of the weights: the largest of
-    ``||g||_1 ||g^-1||_1`` over all blocks, in float64; inf if g is singular, or not finite.
-
-    1 for positive scalings, however uneven: they multiply every weight by one number, so its relative error stays.
-    """
-    if not bool(torch.isfinite(g).all()):
-        return inf
-    if isinstance(group, PositiveScaling):
-        return 1.0 if bool((g > 0).all()) else inf
-    return float(torch.linalg.cond(g.double(), p=1).max())
+    """The largest :meth:`Group.condition` over all tasks and blocks; inf if g is singular, or not finite."""
+    return float(group.condition(g).max()) if bool(torch.isfinite(g).all()) else inf
 
 
 def element_fault(site: Site, g: Tensor, limit: float = inf) -> str:

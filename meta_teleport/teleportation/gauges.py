@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.symmetry.groups import GL, Group, PositiveScaling
+from meta_teleport.symmetry.group import Group
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.views import View
 
@@ -52,7 +52,7 @@ def balanced(site: Site, params: Params) -> Tensor:
     C = U^T U; for positive scaling ``s = (C / P)^(1/4)``, P and C the squared norms of each unit on the two sides.
     """
     axes = principal_axes(site, params)
-    if isinstance(site.group, PositiveScaling):
+    if site.group.is_diagonal:
         return axes
     _, stretch, y = _svd(axes.double())
     return ((y.mT * stretch.unsqueeze(-2)) @ y).to(axes.dtype)
@@ -66,13 +66,13 @@ def principal_axes(site: Site, params: Params, exponent: float = 0.5, scale: flo
     k x k matrix.
     """
     v, u = _producers(site, params), _consumers(site, params)
+    _require_gauges(site)
     dtype = params[site.producers[0].name].dtype
-    if isinstance(site.group, PositiveScaling):
+    if site.group.is_diagonal:
         p, c = v.square().sum(-1), u.square().sum(-1)
         alive = (p > 0) & (c > 0)
         p, c = torch.where(alive, p, 1.0), torch.where(alive, c, 1.0)
         return torch.where(alive, (p * c) ** (exponent / 2) / (scale * p.sqrt()), 1.0).to(dtype)
-    _require_gl(site)
     triangle = _triangle(u)
     a, values, _ = _svd(triangle @ _triangle(v).mT)
     values = _full_rank(values)
@@ -84,7 +84,7 @@ def principal_axes(site: Site, params: Params, exponent: float = 0.5, scale: flo
 def principal_stretch(site: Site, params: Params) -> Tensor:
     """The singular values S of U V, ``(*tasks, *blocks, k)`` in float64; for positive scaling ``|v_i| |u_i|``."""
     v, u = _producers(site, params), _consumers(site, params)
-    if isinstance(site.group, PositiveScaling):
+    if site.group.is_diagonal:
         return v.norm(dim=-1) * u.norm(dim=-1)
     return torch.linalg.svdvals(_triangle(u) @ _triangle(v).mT)
 
@@ -120,13 +120,13 @@ def whitened_activations(group: Group, hidden: Tensor) -> Tensor:
     Raises ``TypeError`` for groups in which no element whitens.
     """
     h = hidden.detach().double()
-    if isinstance(group, PositiveScaling):
+    if not group.has_gauges:
+        raise TypeError(f"no element of {type(group).__name__} whitens activations")
+    if group.is_diagonal:
         squares = h.square().sum(-1)
         largest = squares.amax(-1, keepdim=True)
         raised = torch.maximum(squares, FLOOR * largest)
         return (-0.5 * torch.where(largest > 0, raised, 1.0).log()).to(hidden.dtype)
-    if not isinstance(group, GL):
-        raise TypeError(f"no element of {type(group).__name__} whitens activations")
     gram = h @ h.mT
     finite = gram.isfinite().all(-1).all(-1)[..., None, None]
     values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0))
@@ -137,10 +137,10 @@ def whitened_activations(group: Group, hidden: Tensor) -> Tensor:
 
 def _whitened(site: Site, matrix: Tensor, power: float) -> Tensor:
     """``(M M^T)^(power / 2)`` for M ``(*tasks, *blocks, k, rest)``."""
-    if isinstance(site.group, PositiveScaling):
+    _require_gauges(site)
+    if site.group.is_diagonal:
         norms = matrix.square().sum(-1).sqrt()
         return torch.where(norms > 0, norms, 1.0) ** power
-    _require_gl(site)
     a, values, _ = _svd(_triangle(matrix).mT)
     return (a * (_full_rank(values) ** power).unsqueeze(-2)) @ a.mT
 
@@ -165,8 +165,8 @@ def stacked(views: Sequence[View], params: Params) -> Tensor:
     return torch.cat([view.matrix(params[view.name].detach()).double() for view in views], dim=-1)
 
 
-def _require_gl(site: Site) -> None:
-    if not isinstance(site.group, GL):
+def _require_gauges(site: Site) -> None:
+    if not site.group.has_gauges:
         raise UserError(
             f"no gauge has a formula in {type(site.group).__name__}, the group of site '{site.name}': search it with "
             "an objective, or leave the site out"

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from meta_teleport.params import Params
-from meta_teleport.symmetry.groups import FirstOrder, Group, Orthogonal, PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
@@ -24,7 +23,7 @@ def has_moment_map(site: Site) -> bool:
 
 def transports_gradients(site: Site) -> bool:
     """Do the gradients at ``g.w`` follow from those at w alone, by :meth:`Site.transport`?"""
-    return has_moment_map(site) and not isinstance(site.group, FirstOrder)
+    return has_moment_map(site) and site.group.is_exact
 
 
 def moment_map(symmetry: Symmetry, params: Params, gradients: Params) -> list[Tensor]:
@@ -38,16 +37,9 @@ def moment_map(symmetry: Symmetry, params: Params, gradients: Params) -> list[Te
         return view.matrix(gradients[view.name]), view.matrix(params[view.name])
 
     def moment(site: Site) -> Tensor:
-        produced = [_product(site.group, gradient, v) for gradient, v in map(pair, site.producers)]
-        consumed = [-_product(site.group, u, gradient) for gradient, u in map(pair, site.consumers)]
+        group = site.group
+        produced = [group.tangent(group.product(gradient, v)) for gradient, v in map(pair, site.producers)]
+        consumed = [-group.tangent(group.product(u, gradient)) for gradient, u in map(pair, site.consumers)]
         return torch.stack(produced + consumed).sum(0)
 
     return [moment(site) for site in symmetry.sites]
-
-
-def _product(group: Group, a: Tensor, b: Tensor) -> Tensor:
-    """``a b^T`` of matrices ``(*tasks, *blocks, k, rest)``, in the algebra coordinates of the group."""
-    if isinstance(group, PositiveScaling):
-        return (a * b).sum(-1)
-    product = a @ b.mT
-    return (product - product.mT) / 2 if isinstance(group, Orthogonal) else product

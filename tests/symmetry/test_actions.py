@@ -23,7 +23,7 @@ from torch import Tensor
 from meta_teleport.symmetry.mlp import ACTIONS
 
 DTYPES = (torch.float32, torch.float64)
-SMOOTH_CASES = [case for case in CASES if case.action != "permutation"]
+SMOOTH_CASES = [case for case in CASES if case.symmetry.continuous.sites]
 
 
 def algebra(instance: Instance, size: float, generator: torch.Generator) -> list[Tensor]:
@@ -73,7 +73,6 @@ def test_composition_rejects_displacement_b_on_narrow_batches(dtype: torch.dtype
 def test_invariance_on_the_batch(case: Case, dtype: torch.dtype, device: str) -> None:
     instance = build(case, dtype=dtype, device=device)
     laws.invariance(instance, elements(instance))
-    assert all(instance.symmetry.exact_on(instance.params, instance.inputs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,14 +98,12 @@ def test_invariance_rejects_the_first_order_pair(case: Case, dtype: torch.dtype,
     instance = build(case, dtype=dtype)
     moves = instance.symmetry.exp(algebra(instance, 1.0, generator))
     laws.must_fail(laws.invariance, instance, moves)
-    assert not any(instance.symmetry.exact_on(instance.params, instance.inputs))
 
 
 @pytest.mark.parametrize("case", WIDE_CASES, ids=str)
 def test_invariance_rejects_batches_wider_than_the_layer(case: Case) -> None:
     instance = build(case)
     laws.must_fail(laws.invariance, instance, elements(instance), tolerance=1e-3)
-    assert not any(instance.symmetry.exact_on(instance.params, instance.inputs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

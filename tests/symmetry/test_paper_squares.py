@@ -44,7 +44,6 @@ def test_a_wide_batch_breaks_them(action: str, displacement: bool, generator: to
     # as drawn every activation is positive, so the network is linear there and even a wide batch shows no drift
     wide = replace(wide, params={name: w - 0.5 for name, w in wide.params.items()})
     laws.must_fail(laws.invariance, wide, element(generator, wide), tolerance=1e-3)
-    assert wide.symmetry.exact_on(wide.params, wide.inputs) == (False,)
 
 
 def test_float32_drift_of_published_elements_is_below_one_in_ten_thousand(generator: torch.Generator) -> None:

@@ -62,30 +62,6 @@ def test_acting_moves_nothing_in_place(generator: torch.Generator) -> None:
     assert all(torch.equal(before[name], p) for name, p in instance.params.items())
 
 
-def test_exact_on_counts_points_and_checks_the_rank() -> None:
-    instance = build(DEEP)
-    symmetry, params, x = instance.symmetry, instance.params, instance.inputs
-    assert symmetry.exact_on(params, x) == (True, True)
-    assert symmetry.exact_on(params, torch.cat([x, x + 1], 1)) == (False, True)
-    assert symmetry.exact_on(params, torch.cat([x, x + 1, x - 1], 1)) == (False, False)
-    repeated = torch.cat([x[:, :3], x[:, :1]], 1)
-    assert symmetry.exact_on(params, repeated) == (False, True)
-
-
-def test_action_b_is_exact_where_the_activations_are_independent() -> None:
-    instance = build(replace(DEEP, action="pseudo_inverse"))
-    symmetry, params, x = instance.symmetry, instance.params, instance.inputs
-    assert symmetry.exact_on(params, x)[0]
-    assert not symmetry.exact_on(params, torch.cat([x[:, :3], x[:, :1]], 1))[0]
-    name = symmetry.layers[0].weight
-    dependent = {
-        **params,
-        name: params[name][:, :1].expand_as(params[name]),
-        "layers.0.bias": 0 * params["layers.0.bias"],
-    }
-    assert not symmetry.exact_on(dependent, x)[0]
-
-
 @pytest.mark.parametrize("action", ["general_linear", "pseudo_inverse"])
 @pytest.mark.parametrize("name", ["layers.0", "layers.1"])
 def test_a_part_of_the_sites_acts_as_the_whole_with_identities(

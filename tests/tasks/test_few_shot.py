@@ -186,7 +186,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"queries": 300}, "a class to train on has 177 images, too few for 305 shots and queries: choose fewer of them"),
     (
         {"action": "permutation"},
-        "permutations have no Lie algebra to learn in: choose another action for a task family",
+        "action 'permutation' has no Lie algebra to learn in: choose another one for a task family",
     ),
     ({"activation": "asinh"}, "action 'scaling' needs a positively homogeneous activation, and 'asinh' is not"),
     (

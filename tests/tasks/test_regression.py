@@ -109,7 +109,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"labels": "none"}, "unknown labels 'none': choose one of random, teacher"),
     ({"noise": -1.0}, "noise -1.0 is not possible: give noise >= 0"),
     ({"action": "permutation"},
-     "permutations have no Lie algebra to learn in: choose another action for a task family"),
+     "action 'permutation' has no Lie algebra to learn in: choose another one for a task family"),
     ({"points": 30}, "site 'layers.0' keeps the loss on at most 20 points and the batch has 30: use fewer points, a "
      "wider layer, or allow_drift=True (--task.allow_drift true) to accept the drift"),
     ({"hidden": [3, 0]}, "widths [20, 3, 0, 20] do not make an MLP: give at least three positive numbers"),
