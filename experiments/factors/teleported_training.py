@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from meta_teleport.params import Params, axpy, per_task
+from meta_teleport.params import Params, axpy, per_task, value_and_grad
 from meta_teleport.rules.classical import Moments, NoState
 from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import Site
@@ -163,8 +164,6 @@ def train(
 
 def observe(tasks: Tasks, params: Params, step: Tensor, age: Tensor) -> Observation:
     """Loss and gradient on the batch of ``step``; ``age`` is what the optimizer's bias correction counts."""
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    loss = tasks.loss(leaves, step)
-    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
+    loss, gradients = value_and_grad(partial(tasks.loss, step=step), params)
     grams = tasks.symmetry.grams(params, tasks.inputs(step))
-    return Observation(params, gradients, loss.detach(), age, (), grams, tasks.symmetry)
+    return Observation(params, gradients, loss, age, (), grams, tasks.symmetry)
