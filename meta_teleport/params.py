@@ -100,6 +100,28 @@ def detach(params: Params) -> Params:
     return {name: tensor.detach() for name, tensor in params.items()}
 
 
+def leaves(params: Params) -> Params:
+    """The same numbers, cut from the graph that made them, as tensors to differentiate by."""
+    return {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+
+
+def value_and_grad(
+    loss: Callable[[Params], Tensor], params: Params, create_graph: bool = False
+) -> tuple[Tensor, Params]:
+    """The values of ``loss`` at ``params``, one per task, and the gradient of their sum, which is each task's own.
+
+    Zeros for parameters that the loss does not depend on. Both are constants, or, with ``create_graph``, part of the
+    graph that ``params`` belong to.
+    """
+    point = aliases(params) if create_graph else leaves(params)
+    with torch.enable_grad():
+        values = loss(point)
+        found = torch.autograd.grad(
+            values.sum(), list(point.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+    return values if create_graph else values.detach(), dict(zip(params, found, strict=True))
+
+
 def aliases(params: Params) -> Params:
     """The same numbers as nodes of their own in the graph.
 

@@ -63,3 +63,28 @@ def test_functional_never_reads_the_models_own_parameters(generator: torch.Gener
     with torch.no_grad():
         model.weight.fill_(torch.nan)
     assert torch.allclose(P.functional(model)(params, inputs), expected, rtol=1e-12)
+
+
+def test_value_and_grad_gives_each_task_its_own_value_and_slope(generator: torch.Generator) -> None:
+    x, _ = two(generator)
+    with torch.no_grad():
+        values, slopes = P.value_and_grad(lambda w: P.rows(w["w"]).square().sum(1) * w["s"], x)
+    assert not values.requires_grad and not any(g.requires_grad for g in slopes.values())
+    squares = x["w"].square().sum((1, 2))
+    torch.testing.assert_close(values, squares * x["s"], rtol=1e-14, atol=0)
+    torch.testing.assert_close(slopes["w"], 2 * P.per_task(x["s"], x["w"]) * x["w"], rtol=1e-14, atol=0)
+    torch.testing.assert_close(slopes["s"], squares, rtol=1e-14, atol=0)
+    assert list(slopes) == ["w", "b", "s"] and not slopes["b"].any()
+
+
+def test_value_and_grad_can_stay_in_the_graph(generator: torch.Generator) -> None:
+    """At ``a = 2 s, b = 2.5 a``: what these were made of is differentiated by, and the slopes do not run through it."""
+    s = torch.randn(3, generator=generator, dtype=torch.float64).requires_grad_()
+    a = 2 * s
+    values, slopes = P.value_and_grad(lambda w: w["a"] ** 3 + w["b"], {"a": a, "b": 2.5 * a}, create_graph=True)
+    torch.testing.assert_close(slopes["a"], 12 * s.square(), rtol=1e-14, atol=0)
+    assert torch.equal(slopes["b"], torch.ones_like(s))
+    (second,) = torch.autograd.grad(slopes["a"].sum(), s, retain_graph=True)
+    torch.testing.assert_close(second, 24 * s.detach(), rtol=1e-14, atol=0)
+    (first,) = torch.autograd.grad(values.sum(), s)
+    torch.testing.assert_close(first, 24 * s.detach().square() + 5, rtol=1e-14, atol=0)

@@ -43,7 +43,7 @@ from experiments.lab.networks import networks
 from experiments.lab.progress import say
 from experiments.lab.script import images_of, parser, run, save_figure, write_results
 from meta_teleport.optimizers.copies import Copies, Search
-from meta_teleport.params import Params, dot
+from meta_teleport.params import dot, value_and_grad
 from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
@@ -122,10 +122,8 @@ def first_teleport(case: Case, seeds: Sequence[int]) -> dict[str, float]:
 
 
 def _squared_gradient(copies: Copies, x: Tensor, y: Tensor) -> Tensor:
-    losses = copies.losses(x[None], y[None], None, {name: b.clone() for name, b in copies.buffers.items()})
-    gradients: Params = dict(
-        zip(copies.params, torch.autograd.grad(losses.sum(), list(copies.params.values())), strict=True)
-    )
+    buffers = {name: b.clone() for name, b in copies.buffers.items()}
+    _, gradients = value_and_grad(partial(copies.losses, x[None], y[None], buffers=buffers), copies.params)
     return dot(gradients, gradients)
 
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from experiments.lab.timing import Clock, Work
 from meta_teleport.models import MLP
-from meta_teleport.params import Params, functional
+from meta_teleport.params import Params, functional, value_and_grad
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import ascend
@@ -81,8 +81,7 @@ class Subject:
 
     def pass_once(self) -> None:
         """One forward and one backward pass."""
-        leaves = {name: p.detach().requires_grad_() for name, p in self.params.items()}
-        torch.autograd.grad(self.loss(leaves).sum(), list(leaves.values()))
+        value_and_grad(self.loss, self.params)
 
     @property
     def parameters(self) -> int:

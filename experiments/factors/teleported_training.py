@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from experiments.lab.rules import Gauge, moved_state
-from meta_teleport.params import Params, axpy, per_task
+from meta_teleport.params import Params, axpy, per_task, value_and_grad
 from meta_teleport.rules.rule import Observation, Rule
 from meta_teleport.symmetry.site import Site
 from meta_teleport.tasks.family import Tasks
@@ -124,8 +125,6 @@ def train(
 
 def observe(tasks: Tasks, params: Params, step: Tensor, age: Tensor) -> Observation:
     """Loss and gradient on the batch of ``step``; ``age`` is what the optimizer's bias correction counts."""
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    loss = tasks.loss(leaves, step)
-    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
+    loss, gradients = value_and_grad(partial(tasks.loss, step=step), params)
     grams = tasks.symmetry.grams(params, tasks.inputs(step))
-    return Observation(params, gradients, loss.detach(), age, (), grams, tasks.symmetry)
+    return Observation(params, gradients, loss, age, (), grams, tasks.symmetry)

@@ -11,12 +11,13 @@ the parameters of each layer.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.params import Params, detach, dot
+from meta_teleport.params import Params, detach, dot, value_and_grad
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Split
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
@@ -153,10 +154,9 @@ def measure(runs: Runs, tasks: FewShotTasks, steps: int) -> Adaptation:
 
 
 def _loss_and_norm(rows: FewShotTasks, params: Params) -> tuple[Tensor, Tensor]:
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    loss = rows.loss(leaves, torch.zeros(rows.count, dtype=torch.long))
-    gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
-    return loss.detach(), dot(gradients, gradients)
+    step = torch.zeros(rows.count, dtype=torch.long)
+    loss, gradients = value_and_grad(partial(rows.loss, step=step), params)
+    return loss, dot(gradients, gradients)
 
 
 def _place(module: nn.Module, params: Params) -> None:

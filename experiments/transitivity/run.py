@@ -28,7 +28,7 @@ from experiments.transitivity.networks import CASES, SMOKE, WIDE, Case
 from experiments.transitivity.orbit_dimensions import dimensions
 from experiments.transitivity.report import markdown, plot
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.params import Params, norm
+from meta_teleport.params import Params, norm, value_and_grad
 
 SEEDS, STEPS, RATE = 5, 4000, 1e-2
 SMOKE_SEEDS, SMOKE_STEPS = 2, 50
@@ -50,9 +50,7 @@ def targets_of(case: Case, inputs: Tensor) -> Tensor:
 
 def slopes(copies: Copies, inputs: Tensor, targets: Tensor) -> Tensor:
     """The gradient norm of every copy."""
-    losses = copies.losses(inputs, targets)
-    gradients = torch.autograd.grad(losses.sum(), list(copies.params.values()))
-    return norm(dict(zip(copies.params, gradients, strict=True)))
+    return norm(value_and_grad(partial(copies.losses, inputs, targets), copies.params)[1])
 
 
 def measured(case: Case, copies: Copies, inputs: Tensor, targets: Tensor, when: str) -> list[dict[str, Any]]:

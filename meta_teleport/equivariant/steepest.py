@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.learned.task_features import log_ratio
-from meta_teleport.params import Params, aliases, per_task
+from meta_teleport.params import Params, aliases, leaves, per_task
 from meta_teleport.symmetry.site import Site
 from meta_teleport.teleportation.moment_map import has_moment_map
 
@@ -84,7 +84,7 @@ def steepness(site: Site, params: Params, gradients: Params, angle: Tensor) -> T
     own, slopes = {name: moved[name] for name in site.parameters}, [gradients[name] for name in site.parameters]
     differentiable = any(g.requires_grad for g in slopes)
     with torch.enable_grad():
-        ends = aliases(own) if differentiable else {name: p.detach().requires_grad_() for name, p in own.items()}
+        ends = aliases(own) if differentiable else leaves(own)
         undone = site.act({**moved, **ends}, back, inverse=forth)
         reached = [undone[name] for name in site.parameters]
         found = torch.autograd.grad(reached, list(ends.values()), slopes, create_graph=differentiable)

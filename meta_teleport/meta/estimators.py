@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.meta.unroll import Carry, unroll
-from meta_teleport.params import Params
+from meta_teleport.params import Params, leaves
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import Tasks
 
@@ -92,10 +92,10 @@ def truncated_bptt(
     initial, before = references(tasks, carry, penalty, errors)
 
     def run(alive: Tensor) -> tuple[Tensor, Carry, Tensor, Params]:
-        leaves = {name: p.detach().requires_grad_() for name, p in phi.items()}
+        free = leaves(phi)
         losses, new = unroll(
             rule,
-            leaves,
+            free,
             tasks,
             carry._replace(alive=alive),
             steps,
@@ -106,9 +106,8 @@ def truncated_bptt(
         if bool((alive & ~new.alive).any()):
             return run(new.alive)
         value = mean_over(alive, meta_losses(objective, penalty, losses, initial, before))
-        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), gradients, strict=True)]
-        return losses.detach(), new, value.detach(), dict(zip(leaves, filled, strict=True))
+        found = torch.autograd.grad(value, list(free.values()), allow_unused=True, materialize_grads=True)
+        return losses.detach(), new, value.detach(), dict(zip(free, found, strict=True))
 
     def overflowing(candidates: Tensor) -> list[int]:
         mask = torch.zeros_like(carry.alive)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from meta_teleport.params import Params, aliases, axpy, per_task, where
+from meta_teleport.params import Params, axpy, leaves, per_task, value_and_grad, where
 from meta_teleport.rules.backtracking import lengths
 from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import LayerInput
@@ -86,7 +86,7 @@ def unroll(
     ``probe(tasks, before, after, proposal, step)`` is shown what each group action did.
     """
     _, state, step, initial, alive, undone = carry
-    params = _leaves(carry.params) if second_order else carry.params
+    params = leaves(carry.params) if second_order else carry.params
     loss, gradients = _evaluate(tasks, params, step, second_order)
     shown = [tasks.error(params, step) if errors else loss]
     failed = not bool(alive.all())
@@ -148,14 +148,10 @@ def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) ->
     a meta-gradient needs of the loss, it enters the graph as one node.
     """
     second_order = second_order and torch.is_grad_enabled()
-    point = aliases(params) if second_order else _leaves(params)
-    with torch.enable_grad():
-        loss = tasks.loss(point, step)
-    found = torch.autograd.grad(loss, list(point.values()), torch.ones_like(loss), create_graph=second_order)
-    gradients = dict(zip(params, found, strict=True))
+    loss, gradients = value_and_grad(partial(tasks.loss, step=step), params, second_order)
     if second_order:
         return loss, gradients
-    return _KnownGradient.apply(loss.detach(), *found, *params.values()), gradients
+    return _KnownGradient.apply(loss, *gradients.values(), *params.values()), gradients
 
 
 class _KnownGradient(torch.autograd.Function):
@@ -171,7 +167,3 @@ class _KnownGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         return None, *(None for _ in gradients), *(per_task(grad, g) * g for g in gradients)
-
-
-def _leaves(params: Params) -> Params:
-    return {name: tensor.detach().requires_grad_() for name, tensor in params.items()}

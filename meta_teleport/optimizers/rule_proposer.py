@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.bound_rule import BoundRule
-from meta_teleport.params import Params
+from meta_teleport.params import Params, value_and_grad
 from meta_teleport.rules.rule import Rule
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.conditions import trainable_sites
@@ -69,8 +68,6 @@ class RuleProposer(Proposer):
 
     def _evaluate(self, params: Params, loss: Loss) -> Shown:
         """Gradients and loss on the batch that the teleport is for."""
-        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-        with torch.enable_grad(), self._bound.hooks.reading():
-            value = loss(leaves)
-            found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return params, dict(zip(leaves, found, strict=True)), value.detach()
+        with self._bound.hooks.reading():
+            value, gradients = value_and_grad(loss, params)
+        return params, gradients, value

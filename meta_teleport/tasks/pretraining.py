@@ -1,17 +1,16 @@
 """Small transformers pre-trained on languages of their own, and the tasks that go on from there."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from meta_teleport.params import Params, axpy, per_task
+from meta_teleport.params import Params, detach, value_and_grad
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.language import FROZEN, Language, LanguageTasks
 from meta_teleport.tasks.transformer import Names, Sizes, initial, is_adapter, structure, symmetry_among
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Pretrained(NamedTuple):
@@ -63,20 +62,16 @@ def written(
 
 
 def adam(tasks: Tasks, lr: float, steps: int) -> Params:
-    """The parameters after Adam (Kingma and Ba 2015) with a step size that falls linearly from ``lr`` to zero."""
-    params = tasks.params
-    first = second = {name: torch.zeros_like(p) for name, p in params.items()}
+    """The parameters after Adam (Kingma and Ba 2015) with a step size that falls linearly from ``lr`` to zero.
+
+    Adam goes number by number, so one optimizer of the stacked parameters is one for each model.
+    """
+    params = {name: p.clone() for name, p in tasks.params.items()}
+    optimizer = torch.optim.Adam(params.values(), lr)
     for number in range(steps):
-        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-        loss = tasks.loss(leaves, torch.full((tasks.count,), number))
-        gradients = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
-        first = {name: (1 - BETA1) * g + BETA1 * first[name] for name, g in gradients.items()}
-        second = {name: (1 - BETA2) * g.square() + BETA2 * second[name] for name, g in gradients.items()}
-        t = torch.full((tasks.count,), number + 1.0, dtype=loss.dtype)
-        rate, correction = torch.full_like(t, lr) / (1 - BETA1**t), 1 - BETA2**t
-        update = {
-            name: -per_task(rate, m) * m / ((second[name] / per_task(correction, m)).sqrt() + EPSILON)
-            for name, m in first.items()
-        }
-        params = axpy(1 - number / steps, update, params)
-    return params
+        _, gradients = value_and_grad(partial(tasks.loss, step=torch.full((tasks.count,), number)), params)
+        for name, p in params.items():
+            p.grad = gradients[name]
+        optimizer.param_groups[0]["lr"] = lr * (1 - number / steps)
+        optimizer.step()
+    return detach(params)

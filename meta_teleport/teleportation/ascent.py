@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from meta_teleport.params import Params, aliases, detach, dot, per_task, where
+from meta_teleport.params import Params, aliases, detach, dot, leaves, per_task, value_and_grad, where
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.moment_map import has_moment_map, moment_map, transports_gradients
@@ -84,14 +84,14 @@ def _differentiated(symmetry: Symmetry, inputs: LayerInput | None, loss: Loss, o
     moving = _moving(symmetry)
 
     def evaluate(point: Params) -> tuple[Tensor, Slope]:
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
+        free = leaves(point)
         like = next(iter(point.values()))
         with torch.enable_grad():
             if linear:
-                variables, seen = [leaves[name] for name in moving], leaves
+                variables, seen = [free[name] for name in moving], free
             else:
                 variables = [like.new_zeros(len(like), *s.group.algebra_shape).requires_grad_() for s in symmetry.sites]
-                seen = aliases(symmetry.flow(leaves, variables, inputs))
+                seen = aliases(symmetry.flow(free, variables, inputs))
             value = objective(loss, seen)
             total = value.sum()
 
@@ -112,7 +112,7 @@ def _ascend_by_transport(
     What is reached is measured, not predicted: where rounding (or a loss that the sites do not leave alone) spoils the
     improvement, the task stays where it was.
     """
-    gradients = _gradient(loss, params)
+    _, gradients = value_and_grad(loss, params)
     before = dot(gradients, gradients)
 
     def move(point: Params, elements: Sequence[Tensor], inverses: Sequence[Tensor]) -> Params:
@@ -124,7 +124,7 @@ def _ascend_by_transport(
     start = {name: gradients[name] for name in _moving(symmetry)}
     found = _climb(symmetry, start, move, evaluate, sign, steps, size)
     point = symmetry.act(params, found.elements, None, found.inverses)
-    reached = _gradient(loss, point)
+    _, reached = value_and_grad(loss, point)
     after = dot(reached, reached)
     kept = sign * after >= sign * before
     stay = identities(symmetry, params)
@@ -168,14 +168,6 @@ def _climb(
 def _moving(symmetry: Symmetry) -> list[str]:
     """The names of the parameters that the sites move, each once."""
     return list(dict.fromkeys(name for site in symmetry.sites for name in site.parameters))
-
-
-def _gradient(loss: Loss, params: Params) -> Params:
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
-    with torch.enable_grad():
-        total = loss(leaves).sum()
-    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, gradients, strict=True))
 
 
 def _keep(mask: Tensor, yes: Params, no: Params) -> Params:

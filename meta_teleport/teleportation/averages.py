@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.params import Params, per_task
+from meta_teleport.params import Params, detach, per_task, value_and_grad
 
 
 def average(terms: Iterable[Callable[[Params], Tensor]], params: Params) -> Tensor:
@@ -20,14 +20,12 @@ def average(terms: Iterable[Callable[[Params], Tensor]], params: Params) -> Tens
     """
     like = next(iter(params.values()))
     wanted = torch.is_grad_enabled() and any(p.requires_grad for p in params.values())
-    leaves = {name: p.detach().requires_grad_(wanted) for name, p in params.items()}
+    point = detach(params)
     count, total = 0, like.new_zeros(like.shape[0])
-    gradients = [torch.zeros_like(p) for p in leaves.values()] if wanted else []
+    gradients = [torch.zeros_like(p) for p in point.values()] if wanted else []
     for term in terms:
-        value = term(leaves)
-        if wanted:
-            new = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-            gradients = [g + n for g, n in zip(gradients, new, strict=True)]
+        value, new = value_and_grad(term, point) if wanted else (term(point), {})
+        gradients = [g + n for g, n in zip(gradients, new.values(), strict=True)]
         total, count = total + value.detach(), count + 1
     return _WithGradient.apply(total / count, [g / count for g in gradients], *params.values())
 

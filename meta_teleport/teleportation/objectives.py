@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.params import Params, aliases, axpy, rows
+from meta_teleport.params import Params, axpy, rows, value_and_grad
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.averages import average
@@ -37,11 +37,8 @@ def gradient_norm(loss: Loss, params: Params) -> Tensor:
     The initial rate of decrease of the loss under gradient flow, which the paper's teleports maximise (Zhao et al.
     2024, section 3). ``loss`` maps params to ``(tasks,)``; params must require gradients or depend on what does.
     """
-    point = aliases(params)
-    gradients = torch.autograd.grad(
-        loss(point).sum(), list(point.values()), create_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return torch.stack([rows(g.square()).sum(1) for g in gradients]).sum(0)
+    _, gradients = value_and_grad(loss, params, create_graph=True)
+    return torch.stack([rows(g.square()).sum(1) for g in gradients.values()]).sum(0)
 
 
 @dataclass(frozen=True)
