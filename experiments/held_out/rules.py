@@ -19,12 +19,12 @@ from experiments.held_out.families import FAMILIES
 from experiments.held_out.recipes import RECIPES
 from meta_teleport.cli.terminal import stopping, training_bar
 from meta_teleport.equivariant.equivariant import Equivariant
-from meta_teleport.evaluation.controls import RandomElements
 from meta_teleport.learned.serialization import build, load
 from meta_teleport.meta.config import Training
 from meta_teleport.meta.loop import Progress, train
 from meta_teleport.registry import class_path
 from meta_teleport.rules.rule import Rule
+from meta_teleport.rules.wrappers import RandomElements
 from meta_teleport.runs.run import Run, read_json, write_json
 from meta_teleport.tasks.family import TaskFamily
 from meta_teleport.tasks.mixture import Mixture

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from experiments.lab.image_training import Stopped
 from meta_teleport.cli.terminal import stopping, training_bar
-from meta_teleport.evaluation.controls import RandomElements, WithoutElements
 from meta_teleport.learned.serialization import build, load
 from meta_teleport.meta.config import Training
 from meta_teleport.meta.loop import train
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.rules.rule import Rule, shapes_of
+from meta_teleport.rules.wrappers import RandomElements, WithoutElements
 from meta_teleport.runs.checkpoint import load_tensors
 from meta_teleport.runs.run import Run
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks

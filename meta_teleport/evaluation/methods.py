@@ -16,7 +16,7 @@ from meta_teleport.params import Params, per_task
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
 from meta_teleport.rules.lbfgs import LBFGS
 from meta_teleport.rules.rule import Rule
-from meta_teleport.symmetry.groups import Group, Orthogonal
+from meta_teleport.symmetry.groups import tangent
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.teleportation.ascent import Ascent, ascend
 from meta_teleport.teleportation.teleport import random_algebra
@@ -52,11 +52,6 @@ class Method:
     rule: Rule
     settings: Settings = field(default_factory=dict)
     jumps: Jumps | None = None
-
-    @property
-    def monotone(self) -> bool:
-        """Does the method keep the best point it found, so that its curve is the lowest loss so far?"""
-        return bool(getattr(self.rule, "monotone", False))
 
 
 def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator) -> Method:
@@ -116,8 +111,3 @@ def random_move(at: Sequence[int], sizes: Sequence[float], generator: torch.Gene
         return symmetry.flow(params, [size * t / per_task(norm, t) for t in drawn], inputs)
 
     return move
-
-
-def tangent(group: Group, algebra: Tensor) -> Tensor:
-    """The part of the algebra coordinates that moves anything: their skew part for rotations, all of them else."""
-    return (algebra - algebra.mT) / 2 if isinstance(group, Orthogonal) else algebra

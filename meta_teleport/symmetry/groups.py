@@ -240,3 +240,8 @@ class Permutation(Group):
 
     def apply_inverse(self, u: Tensor, g: Tensor) -> Tensor:
         return u.gather(-1, g.unsqueeze(-2).expand(u.shape))
+
+
+def tangent(group: Group, algebra: Tensor) -> Tensor:
+    """The part of the algebra coordinates that moves anything: their skew part for rotations, all of them else."""
+    return (algebra - algebra.mT) / 2 if isinstance(group, Orthogonal) else algebra
