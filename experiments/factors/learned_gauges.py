@@ -69,7 +69,7 @@ LEARNED = ("learned rule", "learned teleports, transported", *OF_ADAPTERS)
 
 def learned(rule: Equivariant, steps: int, lr: Tensor, beta2: float) -> Equivariant:
     """Adam with the teleports of ``rule``, stretched to last for ``steps`` steps."""
-    return rule.lasting(steps).over(Adam(lr, beta2=beta2))
+    return rule.for_horizon(steps).over(Adam(lr, beta2=beta2))
 
 
 def entries(rules: Path, steps: int, beta2: float, lrs: Any, grid: Any) -> dict[str, Entry]:
@@ -125,7 +125,7 @@ def paired(content: dict[str, Any]) -> str:
 
 def lasting(rule: Equivariant, steps: int, lr: Tensor) -> Equivariant:
     """The rule as it is, stretched to last for ``steps`` steps; it has no step size."""
-    return rule.lasting(steps)
+    return rule.for_horizon(steps)
 
 
 def equivariant(name: str | Path) -> Equivariant:

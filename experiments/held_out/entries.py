@@ -99,7 +99,7 @@ def rule_on(out: Path, bench: Bench, kind: str, seed: int, multiple: int | None)
     rule = trained_rule(out, bench.family, kind, seed, bench.smoke)
     rule.backtracking = rule.backtracking or bench.setting.backtracking
     if multiple is not None:
-        rule = rule.lasting(multiple * bench.setting.horizon)
+        rule = rule.for_horizon(multiple * bench.setting.horizon)
     return Method(kind, "learned", rule), bench.tasks()
 
 

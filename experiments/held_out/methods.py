@@ -10,11 +10,12 @@ import torch
 from experiments.held_out.least_squares import LevenbergMarquardt
 from experiments.held_out.members import Setting
 from experiments.lab.rules import Falling, Gauge, InGauge, Muon, ScaledGradientDescent, Shampoo
-from meta_teleport.evaluation.controls import Still, closed_form_controls
+from meta_teleport.evaluation.controls import closed_form_controls
 from meta_teleport.evaluation.methods import Jumps, Method, ascent, baseline
 from meta_teleport.evaluation.tuning import decades
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
 from meta_teleport.rules.rule import Rule
+from meta_teleport.rules.wrappers import Still
 from meta_teleport.tasks.factorization import FactorizationTasks
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.functions import FunctionTasks

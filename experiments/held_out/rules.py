@@ -16,10 +16,10 @@ from experiments.held_out.families import FAMILIES
 from experiments.held_out.recipes import RECIPES
 from experiments.lab.meta_training import trained
 from meta_teleport.equivariant.equivariant import Equivariant
-from meta_teleport.evaluation.controls import RandomElements
 from meta_teleport.meta.config import Training
 from meta_teleport.registry import class_path
 from meta_teleport.rules.rule import Rule
+from meta_teleport.rules.wrappers import RandomElements
 from meta_teleport.tasks.family import TaskFamily
 from meta_teleport.tasks.mixture import Mixture
 

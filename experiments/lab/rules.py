@@ -27,6 +27,8 @@ Gauge = Callable[[Site, Params], Tensor]
 class Falling(Rule):
     """The updates of ``rule`` times ``max(1 - t / horizon, 0)``."""
 
+    horizon: int
+
     def __init__(self, rule: Rule, horizon: int) -> None:
         super().__init__()
         self.rule, self.horizon = rule, horizon

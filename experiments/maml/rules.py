@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from experiments.lab.meta_training import trained
-from meta_teleport.evaluation.controls import RandomElements, WithoutElements
 from meta_teleport.meta.config import Training
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.rules.rule import Rule
+from meta_teleport.rules.wrappers import RandomElements, WithoutElements
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
 
 RULE = "LSTMUpdateTele"

@@ -66,8 +66,8 @@ class Equivariant(LearnedRule):
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
         size: Bound on |T|, in units of the square root of its number of rows.
-        every: Steps between two teleports. Where step lengths fall to a horizon, teleports end there, and a rule made
-            to last longer takes as many, further apart: with more of them gauges drift.
+        every: Steps between two teleports. Where step lengths decay to a horizon, teleports end there, and a rule made
+            for a longer one takes as many, further apart: with more of them gauges drift.
         averaging: Decay of a running mean of the gradients that T is made of, moved along by teleports; 0 for none.
         floor: Least eigenvalue of Gram matrices of weights and gradients, in units of their mean.
         backtracking: Shorten updates that would raise the loss, see :mod:`backtracking` (for full batches).
@@ -82,6 +82,9 @@ class Equivariant(LearnedRule):
             matrices. With 1 for balance and axes the rule begins as a teleport to the gauge of principal axes, with -1
             for activations as one that whitens them, with 0.55 for crest as one to the steepest point.
     """
+
+    element_modules = ("element_lstm", "element_head", "element_unit", "element_unit_head")
+    horizon: int
 
     def __init__(
         self,
@@ -112,7 +115,6 @@ class Equivariant(LearnedRule):
         self.averaging, self.floor, self.backtracking = averaging, floor, backtracking
         self.hidden_size = hidden_size
         self.update = update_named(update, hidden_size, horizon, start, lr)
-        self.scheduled = True
         self.observes_grams = self.update.observes_grams or "activations" in bases
         if bases:
             self.element_lstm = StackedLSTM(FEATURES + invariants(self.bases), hidden_size, layers=1)
@@ -146,7 +148,7 @@ class Equivariant(LearnedRule):
         if not self.bases or not sites or not bool(due.any()):
             return proposal, state
         sizes = norms(observation.gradients)
-        context, memory = read_context(observation, sizes, state.memory, self.horizon, self.tempo)
+        context, memory = read_context(observation, sizes, state.memory, self.horizon, self.time_scale)
         found = self._found(observation._replace(gradients=average), proposal)
         hidden, cells = self._recur(context, found, state.cells)
         algebra = self._elements(sites, hidden, found)
@@ -171,10 +173,10 @@ class Equivariant(LearnedRule):
         """Is it time for a teleport? ``(tasks,)``; always where ``scheduled`` is not set."""
         if not self.scheduled:
             return torch.ones_like(observation.step, dtype=torch.bool)
-        if not self.update.falls:
+        if not self.update.decays:
             return observation.step % self.every == 0
-        every = max(1, round(self.every * self.tempo))
-        return (observation.step % every == 0) & (observation.step < self.horizon * self.tempo)
+        every = max(1, round(self.every * self.time_scale))
+        return (observation.step % every == 0) & (observation.step < self.horizon * self.time_scale)
 
     def _move(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
         """The update of this step, of those parameters that may move in it."""

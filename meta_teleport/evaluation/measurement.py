@@ -144,24 +144,17 @@ class _Run:
         self.carry: Carry = start(method.rule, tasks)
         self.clock = Stopwatch(self.carry.initial.device)
         self.drift = Drift(tasks, self.clock)
-        self.failed_at = torch.where(self.carry.alive, torch.iinfo(torch.long).max, 1)
         self.losses, self.laps = [self.carry.initial.unsqueeze(0)], [0.0]
 
     def advance(self, first: int, last: int) -> None:
         """The steps from ``first`` to ``last``, with the jump before ``first`` if there is one."""
-        alive, before = self.carry.alive, self.losses[-1][-1]
-        jumps = self.method.jumps
-        if jumps is not None and first in jumps.at:
+        if self.method.jumps is not None and first in self.method.jumps.at:
             self._jump()
-            before = self.tasks.loss(self.carry.params, self.carry.step)
         with self.clock.running():
             losses, self.carry = unroll(
                 self.method.rule, self.phi, self.tasks, self.carry, last - first, probe=self.drift
             )
         self.drift.alive = self.drift.alive & self.carry.alive
-        rows = torch.cat([before.unsqueeze(0), losses])
-        failed_at = first + 1 + _last_change(rows)
-        self.failed_at = torch.where(alive & ~self.carry.alive, failed_at, self.failed_at)
         self.losses.append(losses)
         self.laps += [self.clock.lap() / (last - first)] * (last - first)
 
@@ -182,9 +175,10 @@ class _Run:
         """The measurement so far, with the losses of failed tasks marked."""
         losses = torch.cat(self.losses).double().nan_to_num(LARGEST, LARGEST).clamp(max=LARGEST)
         steps = torch.arange(len(losses), device=losses.device).unsqueeze(1)
-        if self.method.monotone:
+        if self.method.rule.monotone:
             losses = losses.cummin(0).values
-        losses = torch.where(steps < self.failed_at, losses, failure_limit(losses[0]))
+        failed_at = self.carry.failed_at.clamp(min=1)  # the initial loss is shown as it is
+        losses = torch.where(steps < failed_at, losses, failure_limit(losses[0]))
         seconds = torch.tensor(self.laps, dtype=torch.float64).cumsum(0)
         return Measurement(
             losses.cpu(),
@@ -195,12 +189,3 @@ class _Run:
             self.drift.loss,
             self.drift.output,
         )
-
-
-def _last_change(rows: Tensor) -> Tensor:
-    """The last row whose value differs from the row before it, 0 if there is none, per column.
-
-    A task that failed at row r repeats its loss from then on, so r is one more than this.
-    """
-    number = torch.arange(1, len(rows), device=rows.device).unsqueeze(1)
-    return torch.where(rows[1:] != rows[:-1], number, 0).amax(0)

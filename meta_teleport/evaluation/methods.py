@@ -52,11 +52,6 @@ class Method:
     settings: Settings = field(default_factory=dict)
     jumps: Jumps | None = None
 
-    @property
-    def monotone(self) -> bool:
-        """Does the method keep the best point it found, so that its curve is the lowest loss so far?"""
-        return bool(getattr(self.rule, "monotone", False))
-
 
 def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator) -> Method:
     """A plain or teleport-augmented optimizer by its name and tuned settings.

@@ -26,7 +26,7 @@ from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.params import Params, flatten, norm, unflatten
 from meta_teleport.rules.rule import Observation, Proposal
-from meta_teleport.rules.step_lengths import falling, fan_in
+from meta_teleport.rules.step_lengths import fan_in, linear_decay
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 Features = Literal["normalized", "raw"]
@@ -56,12 +56,13 @@ class Coordinatewise(LearnedRule):
 
     Args:
         hidden_size: Units of every LSTM cell.
-        horizon: Steps it is trained for; step lengths fall linearly up to there and as horizon / t past it.
+        horizon: Steps it is trained for; step lengths decay linearly up to there and as horizon / t past it.
         start: log of the step length before training, in units of ``0.1 / sqrt(fan-in)``.
         features: normalized (gradients divided by the root mean square of the first one) or raw (published).
     """
 
-    falls = True
+    decays = True
+    horizon: int
 
     def __init__(
         self, hidden_size: int = 20, horizon: int = 30, start: float = 0.0, features: Features = "normalized"
@@ -100,7 +101,8 @@ class Coordinatewise(LearnedRule):
         cells = tuple(CellState(h.unflatten(0, shape), c.unflatten(0, shape)) for h, c in new)
         direction, log_length = self.head(cells[-1].hidden).unbind(-1)
         length = (self.start + STEP_RANGE * torch.tanh(log_length / STEP_RANGE)).exp()
-        update = unflatten(SCALE * falling(t / self.tempo, self.horizon).unsqueeze(1) * length * direction, gradients)
+        decay = linear_decay(t / self.time_scale, self.horizon).unsqueeze(1)
+        update = unflatten(SCALE * decay * length * direction, gradients)
         update = {name: f / fan_in(f) ** 0.5 for name, f in update.items()}
         return Proposal(update), CoordinatewiseState(cells, unit, means)
 

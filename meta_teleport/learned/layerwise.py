@@ -30,7 +30,7 @@ from meta_teleport.learned.orthogonal import orthogonalised
 from meta_teleport.learned.task_features import FEATURES, Memory, no_memory, read_context
 from meta_teleport.params import Params, lerp, norms, per_task, rows
 from meta_teleport.rules.rule import Observation, Proposal
-from meta_teleport.rules.step_lengths import falling, fan_in
+from meta_teleport.rules.step_lengths import fan_in, linear_decay
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 Direction = Literal["polyak", "adam", "muon", "curvature"]
@@ -58,7 +58,7 @@ class Layerwise(LearnedRule):
         direction: polyak (full batches and losses with minimum 0), adam or muon (stochastic training; muon takes longer
             per step) or curvature (squared losses of full batches).
         hidden_size: Units of the LSTM.
-        horizon: Steps it is trained for; with directions adam and muon step lengths fall linearly up to there.
+        horizon: Steps it is trained for; with directions adam and muon step lengths decay linearly up to there.
         start: Before training, log of the step length (adam, muon), b (curvature), or log of s_p over the rest (polyak)
             where a site produces with p: below zero, the last layer moves first, the others by little.
         beta2: Decay of the running mean of squared gradients.
@@ -66,6 +66,8 @@ class Layerwise(LearnedRule):
     """
 
     observes_grams = True
+
+    horizon: int
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class Layerwise(LearnedRule):
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction '{direction}': choose one of {', '.join(DIRECTIONS)}")
         self.direction, self.hidden_size, self.horizon = direction, hidden_size, horizon
-        self.falls = direction in AVERAGED
+        self.decays = direction in AVERAGED
         self.start, self.beta2, self.epsilon = start, beta2, epsilon
         self.lstm = StackedLSTM(FEATURES + LAYER_FEATURES, hidden_size, layers=1)
         self.head = nn.Linear(hidden_size, 1 + len(DECAYS) + (direction == "muon"))
@@ -101,7 +103,7 @@ class Layerwise(LearnedRule):
 
     def forward(self, observation: Observation, state: LayerwiseState) -> tuple[Proposal, LayerwiseState]:
         sizes = norms(observation.gradients)
-        context, memory = read_context(observation, sizes, state.memory, self.horizon, self.tempo)
+        context, memory = read_context(observation, sizes, state.memory, self.horizon, self.time_scale)
         means, squares = self._averages(observation, state)
         layers = read_layers(observation, sizes, means[1] if means else None)
         features = torch.cat([context.unsqueeze(1).expand(-1, layers.shape[1], -1), layers], -1)
@@ -152,9 +154,9 @@ class Layerwise(LearnedRule):
         return update
 
     def _in_units(self, length: Tensor, step: Tensor, params: Params) -> Tensor:
-        """Lengths ``(tasks, parameters)`` in units of ``u_p``, fallen by what they have at this step."""
-        fallen = length * falling(step.to(length.dtype) / self.tempo, self.horizon).unsqueeze(1)
-        return fallen / length.new_tensor([fan_in(p) for p in params.values()]).sqrt()
+        """Lengths ``(tasks, parameters)`` in units of ``u_p``, decayed to what they are at this step."""
+        decayed = length * linear_decay(step.to(length.dtype) / self.time_scale, self.horizon).unsqueeze(1)
+        return decayed / length.new_tensor([fan_in(p) for p in params.values()]).sqrt()
 
     def _adam(
         self, step: Tensor, length: Tensor, weights: Tensor, means: tuple[Params, ...], squares: Params

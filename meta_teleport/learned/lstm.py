@@ -62,6 +62,8 @@ class LSTMRule(LearnedRule):
         safeguard: Roll back to the best point when a step has raised the loss.
     """
 
+    shapes: Shapes
+
     def __init__(
         self,
         shapes: Shapes,
@@ -154,6 +156,8 @@ class LSTMUpdateTele(LSTMRule):
             that its site moves) or one (a single LSTM with a head for each).
     """
 
+    element_modules = ("element", "element_heads")
+
     def __init__(
         self,
         shapes: Shapes,
@@ -195,6 +199,8 @@ class LSTMLrTele(LSTMRule):
     next step (the first step takes 1e-4). Arguments as for :class:`LSTMRule`; the
     published hidden size is 20.
     """
+
+    element_modules = ("element", "element_heads", "element_lr")
 
     def __init__(
         self,

@@ -54,7 +54,6 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
     config = config if config is not None else rule.config
     if config is None:
         raise UserError(f"this {type(rule).__name__} has no config: give save one, with its class path and arguments")
-    shapes = getattr(rule, "shapes", None)
     path = Path(path)
     if path.suffix != ".safetensors":
         make_folder(path)
@@ -62,7 +61,7 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
     meta = {
         "format": FORMAT,
         "config": shorten(config),
-        "shapes": None if shapes is None else shapes_to_json(shapes),
+        "shapes": None if rule.shapes is None else shapes_to_json(rule.shapes),
         "meta_step": meta_step if meta_step is not None else rule.meta_step,
     }
     save_tensors(path, rule.state_dict(), meta)
@@ -101,11 +100,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Rule:
 
 def require_fit(rule: Rule, shapes: Shapes) -> None:
     """Raises ``UserError`` naming both if a rule is built for one network and ``shapes`` are those of another."""
-    own = getattr(rule, "shapes", None)
-    if own is not None and own != shapes:
+    if rule.shapes is not None and rule.shapes != shapes:
         raise UserError(
-            f"this {type(rule).__name__} fits networks of {describe(own)} and the tasks have {describe(shapes)}: "
-            "choose tasks of the same shapes, or train a rule on these"
+            f"this {type(rule).__name__} fits networks of {describe(rule.shapes)} and the tasks have "
+            f"{describe(shapes)}: choose tasks of the same shapes, or train a rule on these"
         )
 
 

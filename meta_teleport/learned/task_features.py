@@ -31,15 +31,15 @@ def no_memory(like: Tensor) -> Memory:
 
 
 def read_context(
-    observation: Observation, sizes: Tensor, memory: Memory, horizon: int, tempo: float
+    observation: Observation, sizes: Tensor, memory: Memory, horizon: int, time_scale: float
 ) -> tuple[Tensor, Memory]:
     """The features ``(tasks, 5)`` and the next memory; ``sizes`` are the norms of the gradients, ``(tasks,
-    parameters)``, and t counts steps divided by ``tempo``."""
+    parameters)``, and t counts steps divided by ``time_scale``."""
     loss, size = observation.loss, sizes.norm(dim=1)
     start = (observation.step == 0) | memory.first.isnan()
     first, steep = torch.where(start, loss, memory.first), torch.where(start, size, memory.norm)
     last = torch.where(start, loss, memory.last)
-    step = observation.step.to(loss.dtype) / tempo
+    step = observation.step.to(loss.dtype) / time_scale
     features = [
         log_ratio(loss, first) / 10,
         log_ratio(loss, last).tanh(),

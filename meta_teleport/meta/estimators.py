@@ -91,39 +91,39 @@ def truncated_bptt(
 
     initial, before = references(tasks, carry, penalty, errors)
 
-    def run(alive: Tensor) -> tuple[Tensor, Carry, Tensor, Params]:
+    def run(at: Carry) -> tuple[Tensor, Carry, Tensor, Params]:
         free = leaves(phi)
         losses, new = unroll(
             rule,
             free,
             tasks,
-            carry._replace(alive=alive),
+            at,
             steps,
             second_order=second_order,
             losses_before=losses_before,
             errors=errors,
         )
-        if bool((alive & ~new.alive).any()):
-            return run(new.alive)
-        value = mean_over(alive, meta_losses(objective, penalty, losses, initial, before))
+        if bool((at.alive & ~new.alive).any()):
+            return run(at._replace(failed_at=new.failed_at))
+        value = mean_over(at.alive, meta_losses(objective, penalty, losses, initial, before))
         found = torch.autograd.grad(value, list(free.values()), allow_unused=True, materialize_grads=True)
         return losses.detach(), new, value.detach(), dict(zip(free, found, strict=True))
 
     def overflowing(candidates: Tensor) -> list[int]:
         mask = torch.zeros_like(carry.alive)
         mask[candidates] = True
-        if _finite(run(carry.alive & mask)[3]):
+        if _finite(run(carry.keeping(mask))[3]):
             return []
         if len(candidates) == 1:
             return candidates.tolist()
         half = len(candidates) // 2
         return overflowing(candidates[:half]) + overflowing(candidates[half:])
 
-    losses, new, value, gradient = run(carry.alive)
+    losses, new, value, gradient = run(carry)
     if not _finite(gradient):
-        alive = new.alive.clone()
-        alive[overflowing(new.alive.nonzero().squeeze(1))] = False
-        losses, new, value, gradient = run(alive)
+        kept = new.alive.clone()
+        kept[overflowing(new.alive.nonzero().squeeze(1))] = False
+        losses, new, value, gradient = run(carry._replace(failed_at=new.failed_at).keeping(kept))
     return Estimate(value, gradient, losses, new, int((carry.alive & ~new.alive).sum()))
 
 

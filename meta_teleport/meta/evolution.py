@@ -84,7 +84,7 @@ def es(
     seen = (tasks, steps, objective, penalty, losses_before, errors)
     plus, minus = (_half(rule, phi, drawn, sign, carry, *seen) for sign in (1.0, -1.0))
     estimate = _estimate(_per_task(drawn, tasks.count), plus, minus, carry.alive, sigma)
-    return estimate._replace(carry=plus.carry._replace(alive=estimate.carry.alive))
+    return estimate._replace(carry=plus.carry.keeping(estimate.carry.alive))
 
 
 @torch.no_grad()
@@ -160,6 +160,6 @@ def _estimate(total: Params, plus: _Half, minus: _Half, alive: Tensor, sigma: fl
     kept = plus.carry.alive & minus.carry.alive & torch.isfinite(slope)
     weight = torch.where(kept, slope, torch.zeros_like(slope)) / kept.sum().clamp(min=1)
     gradient = {name: torch.tensordot(weight.to(xi.dtype), xi, dims=1) for name, xi in total.items()}
-    carry = PairCarry(plus.carry._replace(alive=kept), minus.carry, total)
+    carry = PairCarry(plus.carry.keeping(kept), minus.carry, total)
     meta_loss, losses = mean_over(kept, (plus.values + minus.values) / 2), (plus.losses + minus.losses) / 2
     return Estimate(meta_loss, gradient, losses, carry, int((alive & ~kept).sum()))

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from meta_teleport.meta.config import Training
 from meta_teleport.meta.estimators import Estimate
+from meta_teleport.meta.unroll import NEVER
 from meta_teleport.tasks.family import Tasks
 
 STILL_FALLING = 0.9
@@ -65,7 +66,8 @@ class Population:
             data={name: tensors[f"tasks.data.{name}"] for name in self.tasks.data},
         )
         leaves, structure = tree_flatten(self.carry)
-        self.carry = tree_unflatten([tensors[f"carry.{i}"] for i in range(len(leaves))], structure)
+        saved = [_with_step_of_failure(tensors[f"carry.{i}"], leaf) for i, leaf in enumerate(leaves)]
+        self.carry = tree_unflatten(saved, structure)
         self.due, self.horizon = tensors["due"], numbers["horizon"]
         self.meta_loss = numbers["meta_loss"]
 
@@ -93,3 +95,10 @@ class Population:
             falling = (losses[-1] <= losses[0])[ending].double().mean()
             if falling >= STILL_FALLING:
                 self.horizon = min(2 * self.horizon, self.training.horizon)
+
+
+def _with_step_of_failure(saved: Tensor, leaf: Tensor) -> Tensor:
+    """A tensor of a saved carry in place of ``leaf``. States of version 0.1 say which tasks are alive, not since when
+    they are not: these have failed at an unknown step, and make way at the next window."""
+    of_alive = saved.dtype == torch.bool and leaf.dtype != torch.bool
+    return torch.where(saved, NEVER, 0) if of_alive else saved

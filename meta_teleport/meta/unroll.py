@@ -29,6 +29,7 @@ from meta_teleport.tasks.family import Tasks
 from meta_teleport.teleportation.acceptance import ceiling_of, move_safely
 
 FAILURE_FACTOR = 1e6
+NEVER = torch.iinfo(torch.long).max
 Probe = Callable[[Tasks, Params, Params, Proposal, Tensor], None]
 
 
@@ -41,16 +42,26 @@ class Carry(NamedTuple):
     """What one window hands to the next: everything has the task dimension in front.
 
     A task whose loss was not finite, or above :func:`failure_limit` of its ``initial`` loss, is no longer ``alive`` and
-    stays where it was before that step. ``undone`` counts teleports that not all sites took part in, as that would have
-    moved the loss, see :func:`move_safely`.
+    stays where it was before that step: ``failed_at`` counts the steps up to and with that one, 0 where the initial
+    loss was not finite, NEVER where nothing has failed. ``undone`` counts teleports that not all sites took part in,
+    as that would have moved the loss, see :func:`move_safely`.
     """
 
-    params: Params
-    state: Any
-    step: Tensor
-    initial: Tensor
-    alive: Tensor
-    undone: Tensor
+    params: Params  # (tasks, *shape) each
+    state: Any  # (tasks, ...), what the rule keeps
+    step: Tensor  # (tasks,)
+    initial: Tensor  # (tasks,)
+    failed_at: Tensor  # (tasks,)
+    undone: Tensor  # (tasks,)
+
+    @property
+    def alive(self) -> Tensor:
+        """The tasks that have not failed, ``(tasks,)``."""
+        return self.failed_at == NEVER
+
+    def keeping(self, kept: Tensor) -> "Carry":
+        """The same, but all that are alive and not ``kept`` ``(tasks,)`` fail at the present step."""
+        return self._replace(failed_at=torch.where(self.alive & ~kept, self.step, self.failed_at))
 
 
 def start(rule: Rule, tasks: Tasks) -> Carry:
@@ -58,7 +69,8 @@ def start(rule: Rule, tasks: Tasks) -> Carry:
     step = torch.zeros(tasks.count, dtype=torch.long, device=next(iter(tasks.params.values())).device)
     initial = tasks.loss(tasks.params, step).detach()
     state = rule.init(tasks.params, tasks.symmetry)
-    return Carry(tasks.params, state, step, initial, torch.isfinite(initial), torch.zeros_like(step))
+    failed_at = torch.where(torch.isfinite(initial), NEVER, step)
+    return Carry(tasks.params, state, step, initial, failed_at, torch.zeros_like(step))
 
 
 def unroll(
@@ -85,7 +97,8 @@ def unroll(
     failed repeat their last loss; for a meta-gradient, run the window again without them, as the estimators do.
     ``probe(tasks, before, after, proposal, step)`` is shown what each group action did.
     """
-    _, state, step, initial, alive, undone = carry
+    _, state, step, initial, failed_at, undone = carry
+    alive = carry.alive
     params = leaves(carry.params) if second_order else carry.params
     loss, gradients = _evaluate(tasks, params, step, second_order)
     shown = [tasks.error(params, step) if errors else loss]
@@ -117,13 +130,15 @@ def unroll(
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1
         new, gradients = _evaluate(tasks, moved, step, second_order)
-        alive = alive & torch.isfinite(new) & (new <= failure_limit(initial))
+        healthy = torch.isfinite(new) & (new <= failure_limit(initial))
+        failed_at = torch.where(alive & ~healthy, step, failed_at)
+        alive = alive & healthy
         failed = not bool(alive.all())
         params = where(alive, moved, params) if failed else moved
         loss = torch.where(alive, new, loss) if failed else new
         shown.append(tasks.error(params, step) if errors else loss)
     kept = shown[:-1] if losses_before else shown[1:]
-    return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, alive, undone))
+    return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, failed_at, undone))
 
 
 def _teleport(

@@ -126,7 +126,7 @@ def _holds(state: Any, addresses: set[int]) -> bool:
 
 def _require_fit(rule: Rule, params: Params, symmetry: Symmetry) -> None:
     """Raises ``UserError`` if the rule is built for another network; sites count only if it proposes elements."""
-    own, found = getattr(rule, "shapes", None), shapes_of(params, symmetry)
+    own, found = rule.shapes, shapes_of(params, symmetry)
     if own is None or own == (found if rule.meta_groups()["element"] else found._replace(sites=own.sites)):
         return
     raise UserError(

@@ -28,8 +28,7 @@ class RuleProposer(Proposer):
     def __init__(self, rule: Rule, model: nn.Module, symmetry: Symmetry) -> None:
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._bound = BoundRule(rule, model, parameters, trainable_sites(model, symmetry))
-        if hasattr(self._bound.rule, "scheduled"):
-            setattr(self._bound.rule, "scheduled", False)  # noqa: B010
+        self._bound.rule.scheduled = False
         self._step = 0
         self._shown: Shown | None = None
         self._elements: tuple[tuple[Tensor, Tensor], ...] = ()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.rules.rule import Observation, Proposal, Rule
-from meta_teleport.rules.step_lengths import falling
+from meta_teleport.rules.step_lengths import linear_decay
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.teleportation.gauges import whitened_activations
 
@@ -69,8 +69,8 @@ class Momentum(Rule):
 
 
 class Adam(Rule):
-    """Adam (Kingma and Ba 2015) with bias correction: torch's Adam; with a ``horizon``, step sizes fall linearly up to
-    there (see :func:`falling`)."""
+    """Adam (Kingma and Ba 2015) with bias correction: torch's Adam; with a ``horizon``, step sizes decay linearly up to
+    there (see :func:`linear_decay`)."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Adam(Rule):
     ) -> None:
         super().__init__()
         self.lr, self.beta1, self.beta2, self.epsilon, self.horizon = lr, beta1, beta2, epsilon, horizon
-        self.falls = horizon is not None
+        self.decays = horizon is not None
 
     def init(self, params: Params, symmetry: Symmetry) -> Moments:
         zeros = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
@@ -95,7 +95,7 @@ class Adam(Rule):
         second = axpy(self.beta2, state.second, _scaled(1 - self.beta2, squares))
         step = self.lr / (1 - self.beta1**t)
         if self.horizon is not None:
-            step = step * falling((t - 1) / self.tempo, self.horizon)
+            step = step * linear_decay((t - 1) / self.time_scale, self.horizon)
         correction = 1 - self.beta2**t
         update = {
             name: -per_task(step, m) * m / ((second[name] / per_task(correction, m)).sqrt() + self.epsilon)

@@ -36,8 +36,7 @@ class LBFGSState(NamedTuple):
 
 
 class LBFGS(Rule):
-    """Limited-memory BFGS with memory ``history``. ``monotone``: the line search keeps the best point it found, so
-    an evaluation counts the lowest loss so far."""
+    """Limited-memory BFGS with memory ``history``. Its line search keeps the best point it found."""
 
     monotone = True
 

@@ -6,8 +6,25 @@
 
 Everything a rule reads and writes is batched: tensors ``(tasks, ...)``. A state is a (nested) NamedTuple whose
 leaves all have the task dimension in front, so that single tasks can be replaced.
+
+A rule with one meta-parameter, and ten steps of it on four tasks at once::
+
+    class SignDescent(Rule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_lr = nn.Parameter(torch.tensor(-5.0))
+
+        def init(self, params: Params, symmetry: Symmetry) -> NoState:
+            return NoState()
+
+        def forward(self, observation: Observation, state: NoState) -> tuple[Proposal, NoState]:
+            return Proposal({name: -self.log_lr.exp() * g.sign() for name, g in observation.gradients.items()}), state
+
+    rule, tasks = SignDescent(), Regression().sample(4, torch.Generator().manual_seed(0))
+    losses, carry = unroll(rule, dict(rule.named_parameters()), tasks, start(rule, tasks), steps=10)  # (10, 4)
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,16 +123,35 @@ class Rule(nn.Module, ABC):
     """A learned or hand-written optimizer. Its ``nn.Parameter``s, if any, are the meta-parameters phi.
 
     Rules that learn take ``shapes`` as their first argument if their sizes depend on the network, and only plain
-    numbers, strings and booleans beside it: these are what a run folder stores. ``config`` and ``meta_step`` say
-    how a rule that was loaded has been trained. ``falls`` says that its step lengths fall to nearly zero at a
-    horizon, ``backtracking`` that updates are shortened which would raise the loss, see :mod:`backtracking`.
+    numbers, strings and booleans beside it: these are what a run folder stores.
+
+    What others read of a rule, on the class or set by its ``__init__``; a rule says only what differs:
+
+    Attributes:
+        observes_hidden: Observations hold the activations at every site.
+        observes_grams: Observations hold the second moments of the activations, where they are known.
+        element_modules: Names of the modules (and parameters) of this rule that elements are made by.
+        shapes: Those of the network whose sizes this rule has; None for rules that fit every network.
+        horizon: Steps it is made for; None for rules that do not go by one.
+        time_scale: What steps are divided by before the rule reads them, see :meth:`for_horizon`.
+        decays: Its step lengths decay to nearly zero at the horizon.
+        scheduled: It says itself in which steps it teleports; where this is set to False, in every one.
+        backtracking: Updates that would raise the loss are shortened, see :mod:`backtracking`.
+        monotone: Its iterates are trial points: what counts at a step is the lowest loss so far.
+        config: How a rule that was loaded has been made and trained.
+        meta_step: For how many meta-steps.
     """
 
-    observes_hidden = False
-    observes_grams = False
-    falls = False
-    backtracking = False
-    tempo = 1.0
+    observes_hidden: bool = False
+    observes_grams: bool = False
+    element_modules: tuple[str, ...] = ()
+    shapes: Shapes | None = None
+    horizon: int | None = None
+    time_scale: float = 1.0
+    decays: bool = False
+    scheduled: bool = True
+    backtracking: bool = False
+    monotone: bool = False
     config: dict[str, Any] | None = None
     meta_step: int | None = None
 
@@ -138,31 +174,34 @@ class Rule(nn.Module, ABC):
         keep it too. None by default."""
         return None
 
-    def lasting(self, steps: int) -> Self:
+    def for_horizon(self, steps: int) -> Self:
         """A copy for runs of ``steps`` steps: what it reads of the time, when it teleports, and where its step lengths
-        end, is stretched from the horizon that it was trained for to that. ``tempo`` is the ratio of the two.
+        end, is stretched from the horizon that it was trained for to that. ``time_scale`` is the ratio of the two.
 
         Raises ``UserError`` for rules that do not go by a horizon.
         """
-        horizon = getattr(self, "horizon", None)
-        if not isinstance(horizon, int) or not isinstance(steps, int) or steps < 1:
+        if self.horizon is None or not isinstance(steps, int) or steps < 1:
             raise UserError(
-                f"{type(self).__name__} cannot be made to last {steps} steps: give 1 or more, and a rule with a horizon"
+                f"{type(self).__name__} cannot be made for {steps} steps: give 1 or more, and a rule with a horizon"
             )
         copy = deepcopy(self)
         for module in copy.modules():
             if isinstance(module, Rule):
-                module.tempo = steps / horizon
+                module.time_scale = steps / self.horizon
         return copy
 
+    def lasting(self, steps: int) -> Self:
+        """The old name of :meth:`for_horizon`."""
+        warnings.warn("Rule.lasting is called for_horizon: use that name", DeprecationWarning, stacklevel=2)
+        return self.for_horizon(steps)
+
     def meta_groups(self) -> dict[str, list[str]]:
-        """Names of the meta-parameters by what they produce, ``element`` where they begin with that word, else
+        """Names of the meta-parameters by what they produce, ``element`` for those of the ``element_modules``, else
         ``update``: the published schedule trains the two with different learning rates."""
-        names = [name for name, _ in self.named_parameters()]
-        return {
-            "update": [name for name in names if not name.startswith("element")],
-            "element": [name for name in names if name.startswith("element")],
-        }
+        groups: dict[str, list[str]] = {"update": [], "element": []}
+        for name, _ in self.named_parameters():
+            groups["element" if name.split(".")[0] in self.element_modules else "update"].append(name)
+        return groups
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Step lengths in natural units, and how they fall with the steps."""
+"""Step lengths in natural units, and their decay with the steps."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def fan_in(p: Tensor) -> int:
     return p[0].numel() // p.shape[1] if p.ndim > 2 else 1
 
 
-def falling(t: Tensor, horizon: int) -> Tensor:
+def linear_decay(t: Tensor, horizon: int) -> Tensor:
     """The factor of step lengths at step t: ``max(1 - t / horizon, 0.01)``, past it ``0.01 horizon / t``."""
     late = LAST * (horizon / t.clamp(min=1)).clamp(max=1)
     return torch.maximum(1 - t / horizon, late)

@@ -333,17 +333,17 @@ def test_what_cannot_be_built() -> None:
 def test_a_rule_made_to_last_twice_as_long_reads_half_of_the_time(update: str) -> None:
     tasks = tasks_of("linear")
     rule = rule_with(update=update)
-    longer = rule.lasting(2 * rule.horizon)
+    longer = rule.for_horizon(2 * rule.horizon)
     early, late = (observe(tasks, tasks.params)._replace(step=torch.full((3,), t)) for t in (4, 8))
     state = rule(observe(tasks, tasks.params), rule.init(tasks.params, tasks.symmetry))[1]
     first, second = rule(early, state)[0], longer(late, state)[0]
     laws.assert_close(first.algebra[0], second.algebra[0], 1e-12)
     laws.must_fail(laws.assert_close, rule(late, state)[0].algebra[0], first.algebra[0], 1e-6)
-    assert rule.tempo == 1.0
-    with pytest.raises(UserError, match="Equivariant cannot be made to last 300 steps: give 1 or more"):
-        rule.lasting("300")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="GradientDescent cannot be made to last 5 steps"):
-        GradientDescent(0.1).lasting(5)
+    assert rule.time_scale == 1.0
+    with pytest.raises(UserError, match="Equivariant cannot be made for 300 steps: give 1 or more"):
+        rule.for_horizon("300")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="GradientDescent cannot be made for 5 steps"):
+        GradientDescent(0.1).for_horizon(5)
 
 
 def test_a_rule_whose_steps_fall_takes_as_many_teleports_when_it_lasts_longer() -> None:
@@ -358,9 +358,9 @@ def test_a_rule_whose_steps_fall_takes_as_many_teleports_when_it_lasts_longer() 
 
     horizon = rule.horizon
     assert times(rule, horizon) == list(range(0, horizon, 2))
-    assert times(rule.lasting(3 * horizon), 3 * horizon) == list(range(0, 3 * horizon, 6))
-    assert times(rule.lasting(horizon // 2), horizon // 2) == list(range(horizon // 2))
-    assert times(rule_with(update="polyak", every=2).lasting(3 * horizon), horizon) == list(range(0, horizon, 2))
+    assert times(rule.for_horizon(3 * horizon), 3 * horizon) == list(range(0, 3 * horizon, 6))
+    assert times(rule.for_horizon(horizon // 2), horizon // 2) == list(range(horizon // 2))
+    assert times(rule_with(update="polyak", every=2).for_horizon(3 * horizon), horizon) == list(range(0, horizon, 2))
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -368,7 +368,7 @@ def test_teleports_end_where_step_lengths_have_fallen(update: str) -> None:
     """At the horizon, stretched or not, and past it; not before, not under updates that go on, and not where someone
     else says when."""
     tasks = tasks_of("linear")
-    falls = update in ("adam", "muon", "coordinatewise", "falling_adam")
+    decays = update in ("adam", "muon", "coordinatewise", "falling_adam")
 
     def moves(rule: Equivariant, step: int) -> bool:
         at = observe(tasks, tasks.params)._replace(step=torch.full((3,), step))
@@ -376,9 +376,9 @@ def test_teleports_end_where_step_lengths_have_fallen(update: str) -> None:
         return any(bool(t.any()) for t in algebra)
 
     rule = rule_with(update=update)
-    assert moves(rule, rule.horizon - 1) and moves(rule, rule.horizon) is not falls
-    longer = rule.lasting(2 * rule.horizon)
-    assert moves(longer, rule.horizon) and moves(longer, 2 * rule.horizon) is not falls
+    assert moves(rule, rule.horizon - 1) and moves(rule, rule.horizon) is not decays
+    longer = rule.for_horizon(2 * rule.horizon)
+    assert moves(longer, rule.horizon) and moves(longer, 2 * rule.horizon) is not decays
     assert moves(rule.over(GradientDescent(0.1)), 10 * rule.horizon)
 
 

@@ -9,6 +9,7 @@ from meta_teleport.evaluation.measurement import Drift, measure
 from meta_teleport.evaluation.methods import Jumps, Method
 from meta_teleport.rules.classical import GradientDescent
 from meta_teleport.rules.lbfgs import LBFGS
+from meta_teleport.rules.rule import Proposal
 from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
 
@@ -58,6 +59,22 @@ def test_a_task_that_fails_late_or_after_a_jump_is_marked_from_its_own_step_on(j
         assert (measured.losses[failing:, task] == 1e6 * initial).all()
     assert measured.alive.tolist() == [True, False, False]
     assert (measured.losses[1:, 0] < measured.losses[:-1, 0]).all()
+
+
+class Leaping(GradientDescent):
+    """Stands still for some steps, and leaps too far after them."""
+
+    def forward(self, observation, state):
+        leap = torch.where(observation.step == 4, 1e9, 0.0)
+        return Proposal({name: leap.to(p).unsqueeze(1) * p for name, p in observation.params.items()}), state
+
+
+def test_a_task_that_fails_after_steps_without_a_change_fails_at_its_own_step():
+    tasks = Quadratic(a=2.0).sample(2, generator(), dtype=torch.float64)
+    measured = measure(Method("leaping", "baseline", Leaping(0.1)), tasks, 8)
+    initial = measured.losses[0]
+    assert torch.equal(measured.losses[:5], initial.expand(5, 2))
+    assert torch.equal(measured.losses[5:], 1e6 * initial.expand(4, 2))
 
 
 def test_a_loss_may_be_negative():

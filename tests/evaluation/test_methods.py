@@ -3,11 +3,12 @@ import torch
 from evaluation_cases import Quadratic, Turning, generator
 
 from meta_teleport.equivariant.equivariant import Equivariant
-from meta_teleport.evaluation.controls import RandomElements, WithoutElements, closed_form_controls, solve_last_layer
+from meta_teleport.evaluation.controls import closed_form_controls, solve_last_layer
 from meta_teleport.evaluation.measurement import measure
 from meta_teleport.evaluation.methods import Method, ascent, baseline, random_move
 from meta_teleport.rules.classical import GradientDescent
 from meta_teleport.rules.rule import Observation
+from meta_teleport.rules.wrappers import RandomElements, WithoutElements
 from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
 from meta_teleport.teleportation.objectives import gradient_norm

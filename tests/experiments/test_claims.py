@@ -64,7 +64,7 @@ def on_digits(seed: int, steps: int, lr: float | None) -> float:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, 10))
     if lr is None:
-        learned = mt.load("classification").lasting(steps).optimizer(model, images.x_train[:8])
+        learned = mt.load("classification").for_horizon(steps).optimizer(model, images.x_train[:8])
     else:
         adam = torch.optim.Adam(model.parameters(), lr)
         decay = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)

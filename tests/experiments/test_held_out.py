@@ -395,9 +395,9 @@ def test_shampoo_is_left_out_where_its_roots_take_too_long(inputs: int, usable_r
 def test_runs_of_several_horizons_are_told_to_all_parts_of_a_rule() -> None:
     rule = build(spec_of("f3", "random teleport", 0), None)
     assert isinstance(rule, RandomTeleports)
-    longer = rule.lasting(900)
-    assert (longer.rule.tempo, longer.rule.update.tempo) == (3.0, 3.0)
-    assert (rule.rule.tempo, rule.rule.update.tempo) == (1.0, 1.0)
+    longer = rule.for_horizon(900)
+    assert (longer.rule.time_scale, longer.rule.update.time_scale) == (3.0, 3.0)
+    assert (rule.rule.time_scale, rule.rule.update.time_scale) == (1.0, 1.0)
 
 
 def test_recipes_fit_the_families_and_twins_the_rule() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meta_teleport.learned import linear as module
+from meta_teleport.learned import accumulated_linear as module
 from meta_teleport.learned.accumulated_linear import linear
 
 

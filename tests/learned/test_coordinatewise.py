@@ -18,7 +18,7 @@ from meta_teleport.learned.lstm import LSTMUpdate
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
 from meta_teleport.rules.rule import Observation, Rule, initialized, shapes_of
-from meta_teleport.rules.step_lengths import falling, fan_in
+from meta_teleport.rules.step_lengths import fan_in, linear_decay
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.tasks.functions import Functions
@@ -194,7 +194,7 @@ def test_the_recurrent_state_stays_where_it_is() -> None:
 
 def test_step_lengths_fall_and_go_on_falling() -> None:
     steps = torch.tensor([0.0, 5.0, 9.95, 10.0, 20.0, 1000.0])
-    laws.assert_close(falling(steps, 10), torch.tensor([1.0, 0.5, 0.01, 0.01, 0.005, 1e-4]), 1e-6)
+    laws.assert_close(linear_decay(steps, 10), torch.tensor([1.0, 0.5, 0.01, 0.01, 0.005, 1e-4]), 1e-6)
     tasks = tasks_of("data-dependent")
     late = observe(tasks, tasks.params, step=100)
     short, long = (updates(rule_with(horizon=horizon), late, 1) for horizon in (10, 1000))

@@ -86,7 +86,7 @@ class Turning(GradientDescent):
         self.bad = bad
 
     def init(self, params: Params, symmetry: Symmetry) -> Any:
-        self.shapes = [site.group.algebra_shape for site in symmetry.sites]
+        self.coordinates = [site.group.algebra_shape for site in symmetry.sites]
         return super().init(params, symmetry)
 
     def forward(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
@@ -94,7 +94,7 @@ class Turning(GradientDescent):
         size = torch.full_like(observation.loss, 0.1)
         if len(size) == 4:
             size[1] = self.bad
-        ones = [size.new_ones(len(size), *shape) for shape in self.shapes]
+        ones = [size.new_ones(len(size), *shape) for shape in self.coordinates]
         return Proposal(proposal.update, tuple(per_task(size, one) * one for one in ones)), state
 
     def transport(self, state: Any, symmetry: Symmetry, elements: tuple[Element, ...]) -> Any:

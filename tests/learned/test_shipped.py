@@ -59,7 +59,7 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 def test_they_are_small_and_fit_every_network(name: str) -> None:
     rule = mt.load(name)
     assert isinstance(rule, mt.Rule) and rule.meta_step and rule.config
-    assert not hasattr(rule, "shapes") and NAMED[name].stat().st_size < 2**20
+    assert rule.shapes is None and NAMED[name].stat().st_size < 2**20
     assert all(bool(torch.isfinite(p).all()) for p in rule.parameters())
     model, x = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 2)), torch.randn(9, 5)
     before = [p.detach().clone() for p in model.parameters()]

@@ -1,5 +1,6 @@
 """The outer loop: fresh tasks when they are due, horizons that grow, learning, resuming, refusals."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from meta_teleport.meta.config import Training
 from meta_teleport.meta.estimators import Estimate
 from meta_teleport.meta.loop import train
 from meta_teleport.meta.trainer import Trainer
-from meta_teleport.meta.unroll import start, unroll
+from meta_teleport.meta.unroll import NEVER, start, unroll
 from meta_teleport.rules.classical import GradientDescent
 from meta_teleport.rules.rule import Rule, initialized, shapes_of
+from meta_teleport.runs.checkpoint import load_tensors, save_tensors
 from meta_teleport.runs.run import Run
 from meta_teleport.tasks.regression import Regression
 
@@ -201,6 +203,28 @@ def test_resumed_is_uninterrupted_bit_for_bit(options: dict[str, Any], tmp_path:
     rows = [Run.open(tmp_path / name).metrics() for name in ("whole", "parts")]
     assert [row["meta_loss"] for row in rows[0]] == [row["meta_loss"] for row in rows[1]]
     assert not any(torch.equal(a, b) for a, b in zip(first.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("estimator", ["bptt", "es", "pes"])
+def test_a_state_of_version_0_1_resumes_bit_for_bit(estimator: Any, tmp_path: Path) -> None:
+    """Such a state says which tasks are alive, not when the others failed; one has."""
+    training = replace(SMALL, estimator=estimator, pairs=2)
+    stops = iter([False, False, False, True])
+    train(rule(), FAMILY, training, run=run_in(tmp_path / "new"), should_stop=lambda: next(stops))
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    tensors, numbers = load_tensors(tmp_path / "new/training.safetensors")
+    steps = [name for name, t in tensors.items() if t.dtype == torch.long and t.tolist() == [NEVER] * 6]
+    assert len(steps) == (2 if estimator == "pes" else 1)
+    failed = torch.arange(6) == 1
+    failed_at = {name: torch.where(failed, 3, tensors[name]) for name in steps}
+    save_tensors(tmp_path / "new/training.safetensors", {**tensors, **failed_at}, numbers)
+    save_tensors(tmp_path / "old/training.safetensors", {**tensors, **dict.fromkeys(steps, ~failed)}, numbers)
+    phis = []
+    for name in ("new", "old"):
+        resumed = rule(seed=5)
+        assert train(resumed, FAMILY, training, run=Run.open(tmp_path / name), resume=True).finished
+        phis.append(list(resumed.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*phis, strict=True))
 
 
 def test_refusals(tmp_path: Path) -> None:
