@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any
 
 from torch.optim import SGD, Adam, Optimizer
@@ -51,7 +52,14 @@ class Training:
     def _wrapped(self, base: Optimizer, model: Any) -> mt.TeleportedOptimizer:
         batch, schedule = self.network.batch, self.every or ()
         wrapped = mt.TeleportedOptimizer(
-            base, model, self.network.symmetry, schedule=schedule, loss=loss, batches=lambda: batch, state=self.state
+            base,
+            model,
+            self.network.symmetry,
+            schedule=schedule,
+            loss=loss,
+            batches=lambda: batch,
+            state=self.state,
+            imbalance=inf,  # teleports on one batch in a row pile up, and the cost of those that act is asked for
         )
         self.teleports.append(wrapped.teleports)
         return wrapped

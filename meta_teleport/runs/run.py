@@ -182,7 +182,7 @@ def version(distribution: str) -> str | None:
 
 def revision() -> dict[str, str | bool | None]:
     """The git revision that this package is checked out at, and whether its files differ from it."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
         try:
