@@ -562,7 +562,7 @@ def test_evaluate_writes_what_it_prints(workplace, capsys):
 
 
 def test_evaluate_on_another_member_of_the_family(workplace, capsys, monkeypatch):
-    from meta_teleport import evaluation
+    from meta_teleport.evaluation import evaluation
 
     asked = {}
 
@@ -580,7 +580,7 @@ def test_evaluate_on_another_member_of_the_family(workplace, capsys, monkeypatch
 
 
 def test_an_interrupted_figure_leaves_the_last_evaluation(workplace, monkeypatch):
-    from meta_teleport import plots
+    from meta_teleport.evaluation import plots
 
     assert train("a") == 0
     assert main(["evaluate", "a", *EVALUATE]) == 0

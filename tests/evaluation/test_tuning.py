@@ -15,9 +15,9 @@ from meta_teleport.evaluation.tuning import (
     SEED,
     STEP_SIZES,
     TASKS,
-    _moved,
     decades,
     fingerprint,
+    moved_on,
     tune,
 )
 from meta_teleport.tasks.functions import Functions
@@ -77,7 +77,7 @@ def test_ascents_are_the_best_of_all_schedules_sizes_and_step_sizes():
 
 @pytest.mark.parametrize(("best", "low"), [(1.0, 1e-2), (10.0, 1.0), (100.0, 1.0), (1e3, 1.0), (1e4, 1e2)])
 def test_a_grid_moves_by_half_of_its_length_where_its_end_is_best(best, low):
-    assert _moved(decades(0, 4, 1), best) == pytest.approx([low * 10**i for i in range(5)], rel=1e-12)
+    assert moved_on(decades(0, 4, 1), best) == pytest.approx([low * 10**i for i in range(5)], rel=1e-12)
 
 
 def test_a_network_without_sites_has_no_teleports():

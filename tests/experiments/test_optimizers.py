@@ -27,7 +27,6 @@ from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Jump
 from meta_teleport.tasks.images import Images
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ADAM = Method("Adam", torch.optim.Adam, 1e-2, 1, 5e-2)
 
 
@@ -179,7 +178,8 @@ def script(name: str, out: Path, *flags: str) -> dict[str, Any]:
         sys.executable,
         "-W",
         "error",
-        str(EXPERIMENTS / name),
+        "-m",
+        f"experiments.optimizers.{name}",
         "--smoke",
         "--seeds",
         "2",
@@ -197,19 +197,19 @@ def script(name: str, out: Path, *flags: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_optimizers_from_end_to_end_and_again(tmp_path: Path) -> None:
     flags = ("--variants", "none", "published", "scaling")
-    found = script("optimizers.py", tmp_path, *flags)
+    found = script("run", tmp_path, *flags)
     (content,) = found["results"]
     assert found["smoke"]
     assert set(content["seconds_per"]["step"]) == {"AdaGrad", "momentum", "RMSprop", "Adam", "SGD"}
     for part in ("published", "tuned"):
         assert len(content[part]["rows"]) == 15
         assert (tmp_path / f"optimizers-digits-{part}.png").stat().st_size > 10_000
-    assert script("optimizers.py", tmp_path, *flags)["results"] == found["results"]
+    assert script("run", tmp_path, *flags)["results"] == found["results"]
 
 
 @pytest.mark.slow
 def test_optimizers_past_the_paper_from_end_to_end(tmp_path: Path) -> None:
-    (content,) = script("optimizers_beyond.py", tmp_path)["results"]
+    (content,) = script("beyond", tmp_path)["results"]
     methods = {part: [r["method"] for r in content[part]["rows"]] for part in ("mini-batches", "large batches")}
     assert [methods["mini-batches"].count(name) for name in ("AdamW", "Muon")] == [6, 6]
     assert [methods["large batches"].count(name) for name in ("L-BFGS", "Levenberg-Marquardt")] == [4, 3]
@@ -233,8 +233,8 @@ def test_the_length_along_the_scalings_is_that_of_the_lowest_loss() -> None:
 
 @pytest.mark.slow
 def test_lengths_along_the_scalings_from_end_to_end(tmp_path: Path) -> None:
-    (content,) = script("scaling_lengths.py", tmp_path)["results"]
+    (content,) = script("scaling_lengths", tmp_path)["results"]
     assert len(content["rows"]) == 3 * 6
     small = content["rows"][:12]  # the longest steps may diverge here
     assert len({row["mean"] for row in small}) == len(small)
-    assert script("scaling_lengths.py", tmp_path)["results"] == [content]
+    assert script("scaling_lengths", tmp_path)["results"] == [content]
