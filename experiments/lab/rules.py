@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.factors.teleported_training import Gauge, moved_state
-from meta_teleport.learned.orthogonal import newton_schulz
+from meta_teleport.linalg.newton_schulz import newton_schulz
 from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.rules.classical import Adam, Moments, Setting
 from meta_teleport.rules.rule import Observation, Proposal, Rule

@@ -15,10 +15,10 @@ from meta_teleport.evaluation.methods import Jumps, Method
 from meta_teleport.params import Params, per_task
 from meta_teleport.rules.classical import NoState, Whitening
 from meta_teleport.rules.rule import Observation, Proposal, Rule
+from meta_teleport.symmetry.random_algebra import random_algebra
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import RegressionTasks
-from meta_teleport.teleportation.teleport import random_algebra
 
 
 class WithoutElements(Rule):
