@@ -16,13 +16,12 @@ from meta_teleport.activations import ACTIVATIONS
 from meta_teleport.models import MLP
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import GL, Group, Orthogonal, Permutation, PositiveScaling
-from meta_teleport.symmetry.mlp import THROUGH, mlp_symmetry
+from meta_teleport.symmetry.mlp import ON_A_BATCH, THROUGH, mlp_symmetry
 from meta_teleport.symmetry.symmetry import Symmetry
 
 TASKS = 3
 CONDITIONS = (1.0, 10.0, 100.0)
 CANDIDATES = 200
-DATA_DEPENDENT = ("general_linear", "pseudo_inverse")
 GROUPS: tuple[Group, ...] = (GL(5), PositiveScaling(5), Orthogonal(5), Permutation(5))
 
 
@@ -40,7 +39,7 @@ class Case:
     condition: float = 100.0
 
     def __str__(self) -> str:
-        form = f"-{'displacement' if self.displacement else 'plain'}" if self.action in DATA_DEPENDENT else ""
+        form = f"-{'displacement' if self.displacement else 'plain'}" if self.action in ON_A_BATCH else ""
         widths = "x".join(map(str, self.widths))
         return f"{self.action}{form}-{self.group}-{self.activation}{'-bias' * self.bias}-{widths}-n{self.points}"
 
@@ -109,7 +108,7 @@ def elements(instance: Instance, seed: int = 1) -> tuple[Tensor, ...]:
     for site in instance.symmetry.sites:
         group = site.group
         tame = instance.case.activation == "asinh" and instance.case.action == "general_linear"
-        if type(group) is GL and not tame:
+        if group.has_gauges and not group.is_diagonal and not tame:
             element = conditioned(group.k, group.k, conditions, generator)
         else:
             element = group.sample(TASKS, generator=generator, size=0.5 if tame else 1.0, dtype=torch.float64)
@@ -176,7 +175,7 @@ CASES = _cases()
 
 # The plain forms keep only what the batch sees, so e.w = w needs batches that see everything: n = d for (a), n = k
 # for (b), one more with biases.
-IDENTITY_CASES = [c for c in CASES if c.action not in DATA_DEPENDENT or c.displacement]
+IDENTITY_CASES = [c for c in CASES if c.action not in ON_A_BATCH or c.displacement]
 IDENTITY_CASES += [
     Case("general_linear", activation, bias, widths, 5 + bias, displacement=False)
     for activation, bias, widths in product(
@@ -188,8 +187,8 @@ IDENTITY_CASES += [
     for activation, bias, widths in product(("leaky_relu", "asinh", "tanh"), (False, True), ((6, 5, 4), (7, 5, 5, 4)))
 ]
 COMPOSITION_CASES = [c for c in CASES if not (c.action == "pseudo_inverse" and c.displacement)]
-EXACT_CASES = [c for c in CASES if c.action not in DATA_DEPENDENT]
-DATA_CASES = [c for c in CASES if c.action in DATA_DEPENDENT]
+EXACT_CASES = [c for c in CASES if c.action not in ON_A_BATCH]
+DATA_CASES = [c for c in CASES if c.action in ON_A_BATCH]
 
 # Negative controls.
 FIRST_ORDER_CASES = [

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from meta_teleport.learned.orthogonal import newton_schulz
+from meta_teleport.linalg.newton_schulz import newton_schulz
 from meta_teleport.params import Params, axpy, per_task
 from meta_teleport.rules.classical import Adam, Moments, NoState, Setting
 from meta_teleport.rules.rule import Observation, Proposal, Rule

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.params import Params, detach, dot, value_and_grad
+from meta_teleport.symmetry.random_algebra import random_algebra
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Split
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
@@ -26,7 +27,6 @@ from meta_teleport.teleportation.ascent import ascend
 from meta_teleport.teleportation.gauges import GAUGES
 from meta_teleport.teleportation.objectives import Loss
 from meta_teleport.teleportation.strategies import fix
-from meta_teleport.teleportation.teleport import random_algebra
 
 ASCENT_STEPS = 10
 SIZES = {"gradient norm": 0.1, "random": 0.1, "gradient norm, far": 0.3, "random, far": 0.3}

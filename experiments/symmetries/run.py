@@ -20,7 +20,7 @@ from torch import nn
 import meta_teleport as mt
 from experiments.lab.output_folder import output_folder
 from experiments.lab.tables import line, table
-from meta_teleport.detection.report import inventory
+from meta_teleport.detection.report import report
 from meta_teleport.runs.run import provenance, write_json
 
 IMAGE = (2, 3, 224, 224)
@@ -93,14 +93,14 @@ SMOKE = ("transformers LLaMA", "peft LoRA on GPT-2", "nn.Transformer")
 
 
 def measure(build: Callable[[], Built]) -> dict[str, Any]:
-    """The inventory of one model, and the seconds that finding its symmetries took, numeric check included."""
+    """The report on one model, and the seconds that finding its symmetries took, numeric check included."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, inputs = build()
         began = perf_counter()
         mt.find_symmetries(model, inputs)
         seconds = perf_counter() - began
-        return {**inventory(model, inputs), "seconds": seconds}
+        return {**report(model, inputs), "seconds": seconds}
 
 
 def row(name: str, found: dict[str, Any]) -> list[str]:

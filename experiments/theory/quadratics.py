@@ -15,9 +15,9 @@ from torch import Tensor
 from experiments.lab.figures import COLOURS
 from experiments.theory.statement import Statement
 from meta_teleport.evaluation.statistics import bootstrap
+from meta_teleport.symmetry.conjugate import ConjugateSite, PlaneSymmetry
 from meta_teleport.symmetry.groups import Orthogonal
 from meta_teleport.symmetry.site import LayerInput
-from meta_teleport.tasks.functions import ConjugateSite, PlaneSymmetry
 from meta_teleport.teleportation.ascent import ascend
 
 TITLE = "Convex quadratics: one teleport gives the whole optimal trajectory"

@@ -234,10 +234,10 @@ def _info(argv: list[str]) -> int:
 def _symmetries(argv: list[str]) -> int:
     from meta_teleport.cli.arguments import parse_symmetries
     from meta_teleport.cli.terminal import show
-    from meta_teleport.detection.report import inventory, tables
+    from meta_teleport.detection.report import report, tables
 
     args, model, example_inputs = parse_symmetries(argv)
-    found = inventory(model.eval() if args.eval else model, example_inputs)
+    found = report(model.eval() if args.eval else model, example_inputs)
     if args.json:
         print(json.dumps(found, indent=2))
         return 0

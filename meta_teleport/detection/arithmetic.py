@@ -37,18 +37,18 @@ def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
         return step.fixed()
     if a.moves and b.moves:
         return _sum(step, a, b)
-    mover, other = (a, b) if a.moves else (b, a)
+    varying, other = (a, b) if a.moves else (b, a)
     if other.constant is not None and not bool(other.constant.any()):
-        return step.labelled(labels_or_fixed(mover))
+        return step.labelled(labels_or_fixed(varying))
     uniform = other.shape.numel() == 1
-    step.bar(mover, kinds=["mix", "scale"] if uniform else KINDS, reason="are added to what does not move in")
-    return step.labelled(labels_or_fixed(mover)) if uniform else step.fixed()
+    step.forbid(varying, kinds=["mix", "scale"] if uniform else KINDS, reason="are added to what does not move in")
+    return step.labelled(labels_or_fixed(varying)) if uniform else step.fixed()
 
 
 def _sum(step: Step, a: Value, b: Value) -> Value:
     pairs = distinct(labels_or_fixed(a), labels_or_fixed(b))
     if any(i != j for i, j in pairs) and {i for i, _ in pairs} == {j for _, j in pairs}:
-        step.bar(a, b, reason="are rotated among one another (rotary embedding) by")
+        step.forbid(a, b, reason="are rotated among one another (rotary embedding) by")
         return step.fixed()
     x, y = torch.broadcast_tensors(labels_or_fixed(a), labels_or_fixed(b))
     step.units.join(x, y, step.place)
@@ -80,8 +80,8 @@ def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     """Products of units with numbers, with what does not move, with parameters, and with other units."""
     a, b = _value(a), _value(b)
     if step.operation != "mul" and b.moves:
-        step.bar(b, reason="divide in")
-        step.bar(a, reason="are divided by units in")
+        step.forbid(b, reason="divide in")
+        step.forbid(a, reason="are divided by units in")
         return step.fixed()
     if a.moves and b.moves:
         return gate(step, *((b, a) if _held(step, b) and not _held(step, a) else (a, b)))
@@ -90,16 +90,16 @@ def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
             return rescale(step, value, scale) if step.operation == "mul" else _refused(step, value, scale)
     if not (a.moves or b.moves):
         return step.fixed()
-    mover, other = (a, b) if a.moves else (b, a)
-    if differs_between_units(mover, other):
-        step.bar(mover, kinds=["mix", "permute"], reason="are multiplied by numbers of their own in")
-    return step.labelled(labels_or_fixed(mover))
+    varying, other = (a, b) if a.moves else (b, a)
+    if differs_between_units(varying, other):
+        step.forbid(varying, kinds=["mix", "permute"], reason="are multiplied by numbers of their own in")
+    return step.labelled(labels_or_fixed(varying))
 
 
 def gate(step: Step, held: Value, free: Value) -> Value:
     """``a * b`` of units: the held factor keeps its scale, the product follows the free one; they permute together."""
-    step.bar(held, kinds=["mix", "scale"], reason="are held still as the gate of")
-    step.bar(free, kinds=["mix"], reason="are gated by")
+    step.forbid(held, kinds=["mix", "scale"], reason="are held still as the gate of")
+    step.forbid(free, kinds=["mix"], reason="are gated by")
     x, y = torch.broadcast_tensors(labels_or_fixed(held), labels_or_fixed(free))
     step.units.couple(x, y)
     return step.labelled(y)
@@ -107,7 +107,7 @@ def gate(step: Step, held: Value, free: Value) -> Value:
 
 def _held(step: Step, value: Value) -> bool:
     labels = labels_or_fixed(value)
-    return int(labels.reshape(-1)[0]) in step.units.barred["scale"] if labels.numel() else False
+    return int(labels.reshape(-1)[0]) in step.units.forbidden["scale"] if labels.numel() else False
 
 
 def rescale(step: Step, value: Value, scale: Value) -> Value:
@@ -123,14 +123,14 @@ def rescale(step: Step, value: Value, scale: Value) -> Value:
     fresh = as_units(step, scale, right)
     if right is not None:
         step.units.couple(right, labels_or_fixed(fresh))
-    step.bar(value, kinds=["mix"], reason="are scaled one by one in")
-    step.bar(fresh, kinds=["mix"] if value.moves else ["mix", "permute"], reason="are scaled one by one in")
+    step.forbid(value, kinds=["mix"], reason="are scaled one by one in")
+    step.forbid(fresh, kinds=["mix"] if value.moves else ["mix", "permute"], reason="are scaled one by one in")
     return step.labelled(labels_or_fixed(fresh))
 
 
 def _refused(step: Step, value: Value, parameter: Value) -> Value:
     step.refuse(parameter, value)
-    step.bar(value, reason=f"meet '{parameter.parameter}' in")
+    step.forbid(value, reason=f"meet '{parameter.parameter}' in")
     return step.fixed()
 
 
@@ -154,17 +154,17 @@ def group_norm(step: Step, value: Value, groups: int, weight: Any = None, shift:
 
 def _affine(step: Step, value: Value, weight: Any, shift: Any, lead: int) -> Value:
     """The scale and shift of a norm, along the axes from ``lead`` on."""
-    step.bar(value, reason="are normalized by")
-    step.bar(*(other for other in (weight, shift) if isinstance(other, Value)))
+    step.forbid(value, reason="are normalized by")
+    step.forbid(*(other for other in (weight, shift) if isinstance(other, Value)))
     if not (isinstance(weight, Value) and weight.parameter):
         return step.fixed()
     fresh = as_units(step, weight)
     labels = labels_or_fixed(fresh)
-    step.units.bar_labels(labels, ["mix", "permute"], f"are scaled one by one in {step.place}")
+    step.units.forbid_labels(labels, ["mix", "permute"], f"are scaled one by one in {step.place}")
     if isinstance(shift, Value) and shift.parameter:
         step.units.use(shift.parameter, shift.coordinates, labels, None, step.place)
     elif isinstance(shift, Value):
-        step.bar(fresh, reason="are added to what does not move in")
+        step.forbid(fresh, reason="are added to what does not move in")
     behind = len(step.shape) - lead - labels.ndim
     return step.labelled(labels.reshape(*labels.shape, *[1] * behind))
 

@@ -13,7 +13,7 @@ from meta_teleport.detection import (  # noqa: F401  (they register what operati
     rearrangements,
 )
 from meta_teleport.detection.check import Check
-from meta_teleport.detection.sites import Reader
+from meta_teleport.detection.sites import Sites
 from meta_teleport.detection.trace import Examples, arguments, trace
 from meta_teleport.detection.walk import Walk
 from meta_teleport.symmetry.symmetry import Refusal, Symmetry
@@ -44,11 +44,11 @@ def find_symmetries(
     """
     traced = trace(model, example_inputs, leaves)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    still = {name: "is frozen" for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = {name: "is frozen" for name, parameter in model.named_parameters() if not parameter.requires_grad}
     inside = {id(parameter) for leaf in leaves for parameter in model.get_submodule(leaf).parameters()}
-    still |= {name: "a closed module uses" for name, p in model.named_parameters() if id(p) in inside}
-    reader = Reader(Walk(traced, still).run(), shapes)
-    sites, refusals = reader.sites(), reader.refusals()
+    frozen |= {name: "a closed module uses" for name, p in model.named_parameters() if id(p) in inside}
+    found = Sites(Walk(traced, frozen).run(), shapes)
+    sites, refusals = found.sites(), found.refusals()
     if check:
         generator = generator or torch.Generator().manual_seed(0)
         false = Check(model, *arguments(example_inputs)).false_sites(sites, generator)

@@ -23,14 +23,14 @@ def homogeneous(step: Step, value: Value, *args: Any, **kwargs: Any) -> Value:
     """sigma(s z) = s sigma(z) for s > 0, unit by unit."""
     if step.operation == "threshold" and any(a != 0 for a in args[:2]):
         return pointwise(step, value)
-    step.bar(value, kinds=["mix"], reason="pass")
+    step.forbid(value, kinds=["mix"], reason="pass")
     return value if value.moves else step.fixed()
 
 
 @handles("max_pool1d max_pool2d max_pool3d")
 def max_pool(step: Step, value: Value, *args: Any, **kwargs: Any) -> Value:
     """Homogeneous over places, unit by unit."""
-    step.bar(value, kinds=["mix"], reason="pass")
+    step.forbid(value, kinds=["mix"], reason="pass")
     return pool(step, value)
 
 
@@ -53,8 +53,8 @@ def clamp(step: Step, value: Value, low: Any = None, high: Any = None) -> Value:
 def prelu(step: Step, value: Value, slope: Value) -> Value:
     """Homogeneous, whatever the slopes; units with slopes of their own cannot change places."""
     step.refuse(slope)
-    step.bar(slope)
-    step.bar(value, kinds=["mix"] if slope.shape.numel() == 1 else ["mix", "permute"], reason="pass")
+    step.forbid(slope)
+    step.forbid(value, kinds=["mix"] if slope.shape.numel() == 1 else ["mix", "permute"], reason="pass")
     return value
 
 
@@ -69,7 +69,7 @@ def pool(step: Step, value: Value, *args: Any, **kwargs: Any) -> Value:
         return step.fixed()
     for axis in range(-int(step.operation[-2]), 0):
         if varies(labels)[axis]:
-            step.bar(value, reason="are pooled with one another by")
+            step.forbid(value, reason="are pooled with one another by")
             return step.fixed()
         labels = labels.narrow(axis, 0, 1)
     return step.labelled(labels)
@@ -85,7 +85,7 @@ def negate(step: Step, value: Value) -> Value:
 def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
     """A mask of its own for every unit, whatever the mode: what holds in training holds in evaluation."""
     if p > 0:
-        step.bar(value, kinds=["mix", "permute"], reason="pass")
+        step.forbid(value, kinds=["mix", "permute"], reason="pass")
     return value if value.moves else step.fixed()
 
 
@@ -96,11 +96,11 @@ def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
 def pointwise(step: Step, value: Any, *args: Any, **kwargs: Any) -> Value:
     """The same function for all units, homogeneous or not."""
     others = [other for other in (*args, *kwargs.values()) if isinstance(other, Value)]
-    step.bar(*others)
+    step.forbid(*others)
     if not isinstance(value, Value) or not value.moves:
         return step.fixed()
     kinds: list[Kind] = ["mix", "scale", "permute"] if others else ["mix", "scale"]
-    step.bar(value, kinds=kinds, reason="pass, and are not positively homogeneous:")
+    step.forbid(value, kinds=kinds, reason="pass, and are not positively homogeneous:")
     return step.labelled(labels_or_fixed(value))
 
 
@@ -113,7 +113,7 @@ def reduce(step: Step, value: Value, axes: Any = None, keep_axes: bool = False, 
     given = [axes] if isinstance(axes, int) else axes or range(count)
     along = sorted(axis % count for axis in given)
     if any(varies(value.labels)[axis] for axis in along):
-        step.bar(value, reason="are reduced over one another by")
+        step.forbid(value, reason="are reduced over one another by")
         return step.fixed()
     labels = value.labels
     for axis in reversed(along):
@@ -124,7 +124,7 @@ def reduce(step: Step, value: Value, axes: Any = None, keep_axes: bool = False, 
 @handles("amax amin")
 def extreme(step: Step, value: Value, axes: Any = None, keep_axes: bool = False, **kwargs: Any) -> Value:
     """Positively homogeneous over the places of a unit."""
-    step.bar(value, kinds=["mix"], reason="pass")
+    step.forbid(value, kinds=["mix"], reason="pass")
     return reduce(step, value, axes, keep_axes)
 
 
@@ -132,10 +132,10 @@ def extreme(step: Step, value: Value, axes: Any = None, keep_axes: bool = False,
 def masked_fill(step: Step, value: Value, mask: Value, filling: Any) -> Value:
     """Zeros in some places."""
     if isinstance(filling, Value) or filling != 0:
-        step.bar(value, *([filling] if isinstance(filling, Value) else []), reason="are replaced by numbers in")
+        step.forbid(value, *([filling] if isinstance(filling, Value) else []), reason="are replaced by numbers in")
         return step.fixed()
     if not value.moves:
         return step.fixed()
     apart = differs_between_units(value, mask)
-    step.bar(value, kinds=["mix", "permute"] if apart else ["mix"], reason="are masked in")
+    step.forbid(value, kinds=["mix", "permute"] if apart else ["mix"], reason="are masked in")
     return step.labelled(labels_or_fixed(value))

@@ -14,7 +14,7 @@ from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed
 def linear(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """``x W^T + b`` with W ``(m, d)``."""
     if not weight.parameter:
-        return _two_movers(step, x, weight, bias)
+        return _two_varying(step, x, weight, bias)
     return _layer(step, x, weight, axis=-1, reads=1, bias=bias)
 
 
@@ -33,7 +33,7 @@ def baddbmm(step: Step, start: Value, x: Value, y: Value, **kwargs: Any) -> Valu
     if not (x.moves and y.moves):
         result: Value = unknown(step, (start, x, y), kwargs)
         return result
-    step.bar(start)
+    step.forbid(start)
     step.refuse(start)
     return contract(step, x, y)
 
@@ -48,7 +48,7 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
     if x.parameter and len(x.shape) == 2 and len(y.shape) >= 2:
         return _layer(step, y, x, axis=-2, reads=1)
     if x.parameter or y.parameter or min(len(x.shape), len(y.shape)) < 2:
-        return _two_movers(step, x, y)
+        return _two_varying(step, x, y)
     if x.moves and y.moves:
         return contract(step, x, y)
     if y.moves:
@@ -59,10 +59,10 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
     return step.fixed()
 
 
-def _two_movers(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
+def _two_varying(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
     for value in (x, weight, bias):
         if value is not None:
-            step.bar(value)
+            step.forbid(value)
             step.refuse(value)
     return step.fixed()
 
@@ -98,7 +98,7 @@ def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> V
         return result
     if bias.parameter:
         return add_bias(step, result, bias)
-    step.bar(result, bias, reason="are added to what does not move in")
+    step.forbid(result, bias, reason="are added to what does not move in")
     return step.fixed()
 
 
@@ -121,20 +121,20 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
     """A convolution ``(o, i / groups, ...)``: every output channel reads the input channels of its group. Transposed
     ones ``(i, o / groups, ...)``, without groups, are layers whose weight stands the other way round."""
     if not weight.parameter or step.operation == "convolution":
-        return _two_movers(step, x, weight, bias)
+        return _two_varying(step, x, weight, bias)
     space = len(weight.shape) - 2
     if "transpose" in step.operation:
         whole = weight.shape[1] == step.shape[-space - 1]
-        return _layer(step, x, weight, -space - 1, 0, bias) if whole else _two_movers(step, x, weight, bias)
+        return _layer(step, x, weight, -space - 1, 0, bias) if whole else _two_varying(step, x, weight, bias)
     step.refuse(x)
     made, read = weight.shape[:2]
     groups = (x.shape[-space - 1]) // read
     right = _units_along(step, x, -space - 1)
     units = step.units.fresh(made, step.node)
     if groups > 1:
-        step.units.bar_labels(units, ["mix", "permute"], f"belong to groups in {step.place}")
+        step.units.forbid_labels(units, ["mix", "permute"], f"belong to groups in {step.place}")
         if right is not None:
-            step.units.bar_labels(right, ["mix", "permute"], f"belong to groups in {step.place}")
+            step.units.forbid_labels(right, ["mix", "permute"], f"belong to groups in {step.place}")
     if right is not None:
         right = right.reshape(groups, 1, read).expand(groups, made // groups, read).reshape(made, read, *[1] * space)
     step.units.use(weight.parameter, weight.coordinates, units.reshape(-1, *[1] * (space + 1)), right, step.place)
@@ -145,7 +145,7 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
 def embed(step: Step, weight: Value, index: Value, *args: Any) -> Value:
     """Rows of a table: every column is a unit."""
     if not weight.parameter:
-        return _two_movers(step, weight, index)
+        return _two_varying(step, weight, index)
     units = step.units.fresh(weight.shape[1], step.node)
     step.units.use(weight.parameter, weight.coordinates, units.unsqueeze(0), None, step.place)
     return step.labelled(units)
@@ -154,9 +154,9 @@ def embed(step: Step, weight: Value, index: Value, *args: Any) -> Value:
 @handles("scaled_dot_product_attention")
 def attend(step: Step, q: Value, k: Value, v: Value, *args: Any, enable_gqa: bool = False, **kwargs: Any) -> Value:
     """``softmax(q k^T / sqrt(d)) v`` over the last two axes, head by head."""
-    step.bar(*(mask for mask in (*args, *kwargs.values()) if isinstance(mask, Value)))
+    step.forbid(*(mask for mask in (*args, *kwargs.values()) if isinstance(mask, Value)))
     if any(value.parameter for value in (q, k, v)):
-        return _two_movers(step, q, k, v)
+        return _two_varying(step, q, k, v)
     if enable_gqa:
         k, v = (_repeat(value, q.shape[-3] // value.shape[-3]) for value in (k, v))
     contract(step, q, Value(k.shape[:-2] + k.shape[-2:][::-1], None if k.labels is None else k.labels.mT))
@@ -172,11 +172,11 @@ def _repeat(value: Value, times: int) -> Value:
 def contract(step: Step, x: Value, y: Value) -> Value:
     """``x y`` of units along the contracted axis: queries and keys, which move by inverse elements."""
     if not (x.moves and y.moves):
-        step.bar(x, y, reason="are multiplied with what does not move in")
+        step.forbid(x, y, reason="are multiplied with what does not move in")
         return step.fixed()
     a, b = labels_or_fixed(x), labels_or_fixed(y).mT
     if varies(a)[-2] or varies(b)[-2]:
-        step.bar(x, y, reason="are multiplied place by place in")
+        step.forbid(x, y, reason="are multiplied place by place in")
         return step.fixed()
     a, b = torch.broadcast_tensors(a.select(-2, 0), b.select(-2, 0))
     step.units.join(a, b, step.place, sign=-1)
@@ -189,7 +189,7 @@ def weigh(step: Step, y: Value, transposed: bool = False) -> Value:
     """Weights that do not move, times units along the last axis: the values of attention, place by place."""
     labels = labels_or_fixed(y)
     if varies(labels)[-2]:
-        step.bar(y, reason="are added to one another by")
+        step.forbid(y, reason="are added to one another by")
         return step.fixed()
     row = labels.narrow(-2, 0, 1)
     _group(step, row.squeeze(-2), "value")
@@ -201,7 +201,7 @@ def _group(step: Step, labels: Tensor, role: str) -> None:
     rows = squeeze_repeats(labels)[0].expand(*[-1] * (labels.ndim - 1), labels.shape[-1]).reshape(-1, labels.shape[-1])
     for row in rows.unique(dim=0).tolist():
         if FIXED in row:
-            step.units.bar(row, KINDS, f"meet what does not move in {step.place}")
+            step.units.forbid(row, KINDS, f"meet what does not move in {step.place}")
             continue
         roots = {step.units.scaled.root(unit)[0] for unit in row if unit >= 0}
         if roots:

@@ -58,7 +58,7 @@ def cut(step: Step, value: Value, *args: Any, **kwargs: Any) -> Any:
         if len(units := distinct(part.labels)) < len(whole):
             step.units.touch((unit for (unit,) in units), (step.node, "", i))
         if part.labels.ndim == value.labels.ndim and varies(part.labels)[axis] and _repeats(value.labels, axis):
-            step.bar(value, kinds=["mix", "permute"], reason="are cut out of several places by")
+            step.forbid(value, kinds=["mix", "permute"], reason="are cut out of several places by")
     return result
 
 
@@ -73,7 +73,7 @@ def keep(step: Step, value: Value, *args: Any, **kwargs: Any) -> Value:
     """Entries keep their places, and their values unless they are rounded to integers."""
     made = step.node.meta.get("val")
     if (value.moves or value.parameter) and isinstance(made, Tensor) and not made.is_floating_point():
-        step.bar(value, reason="are rounded in")
+        step.forbid(value, reason="are rounded in")
         return step.fixed()
     return value
 
@@ -81,7 +81,7 @@ def keep(step: Step, value: Value, *args: Any, **kwargs: Any) -> Value:
 @handles(SHAPES_ONLY)
 def forget(step: Step, value: Any = None, *args: Any, **kwargs: Any) -> Value:
     """The result depends on shapes only, and on what it is filled with."""
-    step.bar(*(other for other in args if isinstance(other, Value)))
+    step.forbid(*(other for other in args if isinstance(other, Value)))
     return step.fixed()
 
 

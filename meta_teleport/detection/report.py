@@ -11,7 +11,7 @@ from meta_teleport.detection.trace import Examples
 from meta_teleport.symmetry.symmetry import Symmetry
 
 
-def inventory(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
+def report(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
     """The sites of a model, what they reach, what was refused and why, as plain JSON values.
 
     ``reached`` is the share of the trainable numbers of the model that some continuous site moves; ``drift`` the
@@ -47,7 +47,7 @@ def reached(model: nn.Module, symmetry: Symmetry) -> float:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """The inventory as tables: sites, and refusals."""
+    """The report as tables: sites, and refusals."""
     title = (
         f"{found['model']}: {len(found['sites'])} sites, {found['reached']:.0%} of {found['parameters']:,} parameters "
         f"reached, outputs move by {found['drift']:.0e}"

@@ -21,12 +21,12 @@ class Marks(NamedTuple):
     ``block * k + unit`` or -1, its number among the units of that rank, and its sign."""
 
     units: set[int]
-    rank: Tensor
-    row: Tensor
-    sign: Tensor
+    rank: Tensor  # (all units + 2,); -1 and -2, the labels FIXED and ZERO, index the two at the end
+    row: Tensor  # (all units + 2,)
+    sign: Tensor  # (all units + 2,)
 
 
-class Reader:
+class Sites:
     """Reads the units of one model, whose parameters have the given shapes."""
 
     def __init__(self, units: Units, shapes: dict[str, torch.Size]) -> None:
@@ -47,8 +47,8 @@ class Reader:
     def sites(self) -> list[Site]:
         """All sites, in the order of the parameters that make their units."""
         scaled, permuted = _classes(self.units.scaled), _classes(self.units.permuted)
-        free = [members for members in scaled if not self._barred(members, "mix")]
-        rest = [m for m in scaled if self._barred(m, "mix") and not self._barred(m, "scale")]
+        free = [members for members in scaled if not self._is_forbidden(members, "mix")]
+        rest = [m for m in scaled if self._is_forbidden(m, "mix") and not self._is_forbidden(m, "scale")]
         found = [
             *self._bundled(free, GL),
             *self._bundled(rest, PositiveScaling),
@@ -57,7 +57,9 @@ class Reader:
         alike = [
             members
             for members in permuted
-            if not self._barred(members, "permute") and not mixed & set(members) and len(self.units.touched[members[0]])
+            if not self._is_forbidden(members, "permute")
+            and not mixed & set(members)
+            and len(self.units.touched[members[0]])
         ]
         found += self._bundled(alike, Permutation)
         return _named(sorted(found, key=lambda site: self._position(site)))
@@ -83,9 +85,9 @@ class Reader:
         root = self.units.scaled.root(unit)[0]
         return self.reasons.get(root, "nothing reads")
 
-    def _barred(self, members: list[int], kind: Kind) -> bool:
-        barred = self.units.barred[kind]
-        reason = next((barred[unit] for unit in members if unit in barred), None)
+    def _is_forbidden(self, members: list[int], kind: Kind) -> bool:
+        forbidden = self.units.forbidden[kind]
+        reason = next((forbidden[unit] for unit in members if unit in forbidden), None)
         if reason is not None and kind == "scale":
             self.reasons[members[0]] = reason
         return reason is not None
@@ -93,13 +95,15 @@ class Reader:
     def _bundled(self, classes: list[list[int]], group: type[Group]) -> Iterator[Site]:
         """One site for all classes of units that the same operations touch. Units that are mixed or exchanged must be
         touched together, member by member of their classes; those that are (the heads of attention) are a block."""
-        bundles: dict[frozenset[object], dict[object, list[list[int]]]] = {}
+        bundles: dict[frozenset[object], dict[object, list[list[int]]]] = {}  # a site: a block: its classes
         for members in classes:
             touched = [frozenset(self.units.touched[unit]) for unit in members]
             alike = frozenset(t[:2] if isinstance(t, tuple) else t for t in frozenset().union(*touched))
             together = None if group.is_diagonal else tuple(touched)
             bundles.setdefault(alike, {}).setdefault(together, []).append(members)
-        for blocks in map(list, map(dict.values, bundles.values())):
+        for blocks in map(
+            list, map(dict.values, bundles.values())
+        ):  # blocks[head][unit] is a class, its members joined
             even = len({len(block) for block in blocks}) == 1
             for site in (self._site(some, group) for some in ([blocks] if even else [[block] for block in blocks])):
                 if site is not None:
@@ -112,7 +116,7 @@ class Reader:
         for i in sorted(set().union(*(self.at[unit] for unit in marks.units))):
             use, labels, side = self.sides[i]
             for way in (1, -1):
-                ranks = torch.where(marks.sign[labels] == way, marks.rank[labels], -1)
+                ranks = torch.where(marks.sign[labels] == way, marks.rank[labels], -1)  # in the shape of the labels
                 if bool((ranks < 0).all()):
                     continue
                 seen = view(use, ranks, marks.row[labels], self.shapes[use.parameter], len(blocks), len(blocks[0]))

@@ -4,7 +4,7 @@ Every output of a layer with parameters is a *unit*. While the graph of a model 
 
 * two units are **joined** if they must be scaled by the same number (a residual addition), or by inverse numbers (a
   query and the key it is multiplied with), and permuted together;
-* a unit is **barred** from a kind of motion (mixing, scaling, permuting), with the reason;
+* a kind of motion (mixing, scaling, permuting) is **forbidden** to a unit, with the reason;
 * a unit is **touched** by an operation. Units that the same operations touch can be mixed with one another;
 * a parameter is **used**: its entries make some units (left) from others (right).
 
@@ -77,7 +77,7 @@ class Units:
 
     def __init__(self) -> None:
         self.scaled, self.permuted = Forest(), Forest()
-        self.barred: dict[Kind, dict[int, str]] = {kind: {} for kind in KINDS}
+        self.forbidden: dict[Kind, dict[int, str]] = {kind: {} for kind in KINDS}
         self.touched: list[set[object]] = []
         self.uses: list[Use] = []
 
@@ -90,14 +90,14 @@ class Units:
         return torch.arange(first, first + count)
 
     def join(self, a: Tensor, b: Tensor, place: str, sign: int = 1) -> None:
-        """Joins the units at corresponding places of two label tensors. Where one is fixed, the other is barred."""
+        """Joins the units at corresponding places of two label tensors. Where one is fixed, the other may not move."""
         for i, j in distinct(a, b):
             if i >= 0 and j >= 0:
                 if not self.scaled.join(i, j, sign):
-                    self.bar([i], ("mix", "scale"), f"meet their own inverse in {place}")
+                    self.forbid([i], ("mix", "scale"), f"meet their own inverse in {place}")
                 self.permuted.join(i, j, 1)
             elif FIXED in (i, j) and (unit := max(i, j)) >= 0:
-                self.bar([unit], KINDS, f"meet what does not move in {place}")
+                self.forbid([unit], KINDS, f"meet what does not move in {place}")
 
     def couple(self, a: Tensor, b: Tensor) -> None:
         """Joins for permutations only: the units of a gate and those that it gates."""
@@ -105,16 +105,16 @@ class Units:
             if i >= 0 and j >= 0:
                 self.permuted.join(i, j, 1)
 
-    def bar(self, units: Iterable[int], kinds: Iterable[Kind], reason: str) -> None:
-        """Bars units from some kinds of motion. The first reason stays."""
+    def forbid(self, units: Iterable[int], kinds: Iterable[Kind], reason: str) -> None:
+        """Forbids some kinds of motion to units. The first reason stays."""
         units = [unit for unit in units if unit >= 0]
         for kind in kinds:
             for unit in units:
-                self.barred[kind].setdefault(unit, reason)
+                self.forbidden[kind].setdefault(unit, reason)
 
-    def bar_labels(self, labels: Tensor, kinds: Iterable[Kind], reason: str) -> None:
-        """:meth:`bar` for all units in a label tensor."""
-        self.bar((unit for (unit,) in distinct(labels)), kinds, reason)
+    def forbid_labels(self, labels: Tensor, kinds: Iterable[Kind], reason: str) -> None:
+        """:meth:`forbid` for all units in a label tensor."""
+        self.forbid((unit for (unit,) in distinct(labels)), kinds, reason)
 
     def touch(self, units: Iterable[int], touch: object) -> None:
         """Notes an operation that sees these units together."""
@@ -148,7 +148,7 @@ class Units:
                 continue
             for labels in (a, b):
                 if labels is not None:
-                    self.bar_labels(labels, KINDS, f"depend on {place}")
+                    self.forbid_labels(labels, KINDS, f"depend on {place}")
 
 
 def distinct(*labels: Tensor) -> list[tuple[int, ...]]:

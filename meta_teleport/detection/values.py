@@ -2,7 +2,7 @@
 
 Operations that only move entries about (views, transposes, slices, windows, paddings) are executed on the labels
 themselves, whatever they are; ``operations``, ``arithmetic`` and ``products`` say what all others mean for the units.
-What nobody has said anything about bars the units that reach it.
+What nobody has said anything about forbids all motion to the units that reach it.
 """
 
 from collections.abc import Callable, Iterable
@@ -74,11 +74,11 @@ class Step:
         """A result whose entries are these units."""
         return Value(self.shape, labels.expand(self.shape))
 
-    def bar(self, *values: Value, kinds: Iterable[Any] = KINDS, reason: str = "") -> None:
-        """Bars the units of some values."""
+    def forbid(self, *values: Value, kinds: Iterable[Any] = KINDS, reason: str = "") -> None:
+        """Forbids some kinds of motion to the units of some values."""
         for value in values:
             if value.labels is not None:
-                self.units.bar_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}")
+                self.units.forbid_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}")
 
     def refuse(self, *values: Value) -> None:
         """Notes of those values that are parameters that they are used in a way in which no group can act on them."""
@@ -91,7 +91,7 @@ def unknown(step: Step, args: Any, kwargs: Any) -> Any:
     """What reaches an operation without a handler does not move."""
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Value):
-            step.bar(value)
+            step.forbid(value)
             step.refuse(value)
     outputs = step.node.meta.get("val")
     if isinstance(outputs, (list, tuple)):
@@ -136,10 +136,10 @@ def labels_or_fixed(value: Value) -> Tensor:
     return torch.tensor(FIXED).expand(value.shape) if value.labels is None else value.labels
 
 
-def differs_between_units(mover: Value, other: Value) -> bool:
+def differs_between_units(varying: Value, other: Value) -> bool:
     """Whether a factor varies along an axis along which the units do."""
-    lead = len(mover.shape) - len(other.shape)
-    along = varies(labels_or_fixed(mover))
+    lead = len(varying.shape) - len(other.shape)
+    along = varies(labels_or_fixed(varying))
     return lead < 0 or any(along[lead + i] and n > 1 for i, n in enumerate(other.shape))
 
 

@@ -1,7 +1,7 @@
 """From marks on a parameter's entries to a :class:`View` of it.
 
 A walk leaves, for one use of a parameter, the rank of the unit that each entry makes or reads. A view exists where
-these ranks form a lattice: along every axis of the parameter a mixed-radix number, whose digits count units, blocks of
+these ranks form a grid: along every axis of the parameter a mixed-radix number, whose digits count units, blocks of
 units (heads), or nothing (the rest). Where they do not (interleaved heads, shuffled channels), every place is spelled
 out.
 """
@@ -39,12 +39,12 @@ def view(use: Use, ranks: Tensor, rows: Tensor, shape: torch.Size, blocks: int, 
     found = _on_parameter(use, torch.where(ranks < 0, -1, ranks * many + rows), shape)
     if found is None:
         return None
-    return _lattice(use.parameter, *found, many, shape, blocks, k) or _gathered(
+    return _by_factors(use.parameter, *found, many, shape, blocks, k) or _by_places(
         use.parameter, *found, many, shape, blocks, k
     )
 
 
-def _lattice(
+def _by_factors(
     name: str, placed: Tensor, covered: Spans, many: int, shape: torch.Size, blocks: int, k: int
 ) -> View | None:
     """The view by factors of the axes."""
@@ -61,7 +61,7 @@ def _lattice(
                 placed = placed.narrow(axis, *span)
     if bool((placed < 0).any()):
         return None
-    placed, rows = placed // many, placed % many
+    placed, rows = placed // many, placed % many  # in the axes of the slice, size 1 where nothing depends on the axis
     digits = [
         [Digit(part[2] if part and part[0] == axis else shape[axis], 0)]
         if placed.shape[axis] == 1
@@ -74,7 +74,7 @@ def _lattice(
     return seen if seen is not None and _aligned(seen, rows, digits) else None
 
 
-def _gathered(
+def _by_places(
     name: str, placed: Tensor, covered: Spans, many: int, shape: torch.Size, blocks: int, k: int
 ) -> View | None:
     """The view by the place of every entry; a column holds entries at one distance from the first of their unit."""
@@ -90,8 +90,8 @@ def _gathered(
     ranks = flat[seen] // many
     if len(seen) % (blocks * k) or bool((ranks.bincount(minlength=blocks * k) * blocks * k != len(seen)).any()):
         return None
-    places = seen[ranks.argsort(stable=True)].reshape(blocks, k, -1)
-    distances, rows = places - places[..., :1], flat[places] % many
+    places = seen[ranks.argsort(stable=True)].reshape(blocks, k, -1)  # (blocks, k, rest): the entries of each unit
+    distances, rows = places - places[..., :1], flat[places] % many  # both (blocks, k, rest)
     if bool((distances != distances[:, :1]).any() or (rows != rows[:, :1]).any()):
         return None
     return Gathered(name, len(shape), tuple(shape), (1,), (0,), places=places if blocks > 1 else places[0])
@@ -110,14 +110,14 @@ def _on_parameter(use: Use, ranks: Tensor, shape: torch.Size) -> tuple[Tensor, l
     """Ranks in the parameter's own axes (size 1 along those on which they do not depend; -1 where nothing was seen),
     and the range of entries seen along each axis, None where it has gaps. None if an entry has two ranks."""
     coordinates = torch.broadcast_tensors(ranks, *use.coordinates)
-    ranks, places = coordinates[0], coordinates[1:]
+    ranks, places = coordinates[0], coordinates[1:]  # in the axes of what the operation saw; one place per own axis
     matters = [_depends(ranks, axis) for axis in range(ranks.ndim)]
     deep = [any(m and _depends(c, axis) for axis, m in enumerate(matters)) for c in places]
     for axis in range(ranks.ndim):
         if not matters[axis] and not any(_depends(c, axis) for c, d in zip(places, deep, strict=True) if d):
             ranks = ranks.narrow(axis, 0, 1)
             places = tuple(c.narrow(axis, 0, 1) if d else c for c, d in zip(places, deep, strict=True))
-    placed = torch.full([n if d else 1 for n, d in zip(shape, deep, strict=True)], -1)
+    placed = torch.full([n if d else 1 for n, d in zip(shape, deep, strict=True)], -1)  # in the parameter's own axes
     index = tuple(
         c.expand(ranks.shape) if d else torch.zeros((), dtype=torch.long).expand(ranks.shape)
         for c, d in zip(places, deep, strict=True)

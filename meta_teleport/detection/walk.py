@@ -17,23 +17,23 @@ WRAPPERS = ("wrap_with", "tag_activation_checkpoint", "wrap_activation_checkpoin
 
 
 class Walk:
-    """One pass over the graph of a model. ``still`` says which parameters must not move, and why."""
+    """One pass over the graph of a model. ``frozen`` says which parameters must not move, and why."""
 
-    def __init__(self, traced: Trace, still: Mapping[str, str]) -> None:
-        self.units, self.trace, self.still = Units(), traced, still
+    def __init__(self, traced: Trace, frozen: Mapping[str, str]) -> None:
+        self.units, self.trace, self.frozen = Units(), traced, frozen
 
     def run(self) -> Units:
         """The units of the model with all marks on them. What parameters that must not move see or make, and
-        what the model returns, is barred."""
+        what the model returns, may not move."""
         outputs = self._walk(self.trace.graph, None)
         for value in tree_leaves(outputs):
             if isinstance(value, Value) and value.labels is not None:
-                self.units.bar_labels(value.labels, KINDS, "are outputs of the model")
+                self.units.forbid_labels(value.labels, KINDS, "are outputs of the model")
         for use in self.units.uses:
-            for labels in (use.left, use.right) if use.parameter in self.still else ():
+            for labels in (use.left, use.right) if use.parameter in self.frozen else ():
                 if labels is not None:
-                    reason = f"depend on '{use.parameter}', which {self.still[use.parameter]}"
-                    self.units.bar_labels(labels, KINDS, reason)
+                    reason = f"depend on '{use.parameter}', which {self.frozen[use.parameter]}"
+                    self.units.forbid_labels(labels, KINDS, reason)
         return self.units
 
     def _walk(self, graph: torch.fx.Graph, inputs: list[Any] | None) -> Any:
@@ -63,7 +63,7 @@ class Walk:
         shared = [other for other in known if other not in (node, target) and _memory(other) == _memory(target)]
         for value in (before, after, *(known[other] for other in shared)):
             if (shared or outside) and value.labels is not None:
-                self.units.bar_labels(value.labels, KINDS, f"are written over in {place(node)}")
+                self.units.forbid_labels(value.labels, KINDS, f"are written over in {place(node)}")
 
     def _placeholder(self, node: Node) -> Value:
         shape = _shape(node)

@@ -8,6 +8,7 @@ from torch import Tensor
 from meta_teleport.equivariant.site_features import Surroundings, diagonal_surroundings, surroundings
 from meta_teleport.equivariant.steepest import NUMBERS, crest, has_crest
 from meta_teleport.learned.task_features import log_ratio
+from meta_teleport.linalg.decompositions import eigh
 from meta_teleport.linalg.logarithm import LogGram, log_diagonal, log_gram
 from meta_teleport.params import Params
 from meta_teleport.rules.rule import Observation
@@ -106,20 +107,16 @@ def _towards_balance(site: Site, params: Params, blank: Tensor) -> Tensor:
     g = balanced(site, params).reshape(blank.shape).double()
     if site.group.is_diagonal:
         return (2 * g.log()).to(blank.dtype)
-    found = g.isfinite().all(-1).all(-1)[..., None, None]
-    eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
-    values, vectors = torch.linalg.eigh(torch.where(found, g, eye))
-    return ((vectors * (2 * values.log()).unsqueeze(-2)) @ vectors.mT).to(blank.dtype)
+    values, vectors = eigh(g)
+    logs = torch.where(values.isnan(), 1.0, values).log()
+    return ((vectors * (2 * logs).unsqueeze(-2)) @ vectors.mT).to(blank.dtype)
 
 
 @torch.no_grad()
 def _towards_axes(a: Tensor, b: Tensor) -> Tensor:
     """Skew matrices ``(tasks, rows, k, k)`` along which the principal axes of ``a / tr a + b / tr b`` turn into the
     coordinate axes next to them: twice the skew part of that rotation."""
-    both = _unit_trace(a) + _unit_trace(b)
-    finite = torch.isfinite(both).all(-1).all(-1)[..., None, None]
-    eye = torch.eye(both.shape[-1], dtype=both.dtype, device=both.device)
-    vectors = torch.linalg.eigh(torch.where(finite, both, eye))[1]
+    _, vectors = eigh(_unit_trace(a) + _unit_trace(b))
     matched = _matched(vectors.flatten(0, -3)).view_as(vectors)
     return (matched.mT - matched).to(a.dtype)
 

@@ -16,9 +16,9 @@ from meta_teleport.params import Params, per_task
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
 from meta_teleport.rules.lbfgs import LBFGS
 from meta_teleport.rules.rule import Rule
+from meta_teleport.symmetry.random_algebra import random_algebra
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.teleportation.ascent import Ascent, ascend
-from meta_teleport.teleportation.teleport import random_algebra
 
 Kind = Literal["learned", "control", "teleport-baseline", "baseline"]
 Move = Callable[[Tasks, Params, Tensor], Params]

@@ -8,7 +8,8 @@ eigenvalue of these Gram matrices. A parameter beside several sites has the prod
 import torch
 from torch import Tensor
 
-from meta_teleport.params import Params, per_task
+from meta_teleport.linalg.decompositions import eigvalsh
+from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
 
 
@@ -28,8 +29,7 @@ def curvatures(params: Params, symmetry: Symmetry) -> Tensor:
 
 def _largest_eigenvalue(gram: Tensor) -> Tensor:
     """Of matrices ``(tasks, *blocks, k, k)``, over all blocks; 1 if that is 0 or they are not finite."""
-    finite = torch.isfinite(gram).flatten(1).all(1)
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    values = torch.linalg.eigvalsh(torch.where(per_task(finite, gram), gram, eye))
-    largest = values.flatten(1).amax(1)
+    values = eigvalsh(gram).flatten(1)
+    finite = values.isfinite().all(1, keepdim=True)
+    largest = torch.where(finite, values, 1.0).amax(1)
     return torch.where(largest > torch.finfo(gram.dtype).tiny, largest, 1.0)

@@ -5,10 +5,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from meta_teleport.linalg.newton_schulz import newton_schulz
 from meta_teleport.params import Params, per_task, rows
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
 RIDGE = 0.1
 
 
@@ -30,16 +29,6 @@ def orthogonalised(directions: Params) -> Params:
         pieces = (_ridged(wide, k) * d**0.5).chunk(len(names))
         found |= {name: _restored(piece, directions[name]) for name, piece in zip(names, pieces, strict=True)}
     return {name: found[name] for name in directions}
-
-
-def newton_schulz(matrices: Tensor) -> Tensor:
-    """Five steps of the quintic iteration of Muon on wide matrices ``(n, k, d)`` of norm 1 at most: singular values go
-    to 0.7 to 1.2, but for small ones, which grow by factors of 3.4."""
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = matrices @ matrices.mT
-        matrices = torch.baddbmm(matrices, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), matrices, beta=a)
-    return matrices
 
 
 def _ridged(wide: Tensor, k: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Linear algebra that does not depend on the rest: exponentials, logarithms, inverses."""
+"""Linear algebra that does not depend on the rest: decompositions, exponentials, logarithms, inverses."""

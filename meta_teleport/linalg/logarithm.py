@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from meta_teleport.linalg.decompositions import finite
+
 NEAR = 1e-6
 
 
@@ -31,7 +33,7 @@ def log_gram(gram: Tensor, floor: float) -> LogGram:
     """
     wide = gram.double()
     mean = wide.diagonal(dim1=-2, dim2=-1).mean(-1)
-    usable = (mean > 0) & torch.isfinite(wide).all(-1).all(-1)
+    usable = (mean > 0) & finite(wide)
     eye = torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device)
     normal = torch.where(usable[..., None, None], wide / torch.where(usable, mean, 1.0)[..., None, None], eye)
     matrix, logs = _MatrixLog.apply(normal, floor)

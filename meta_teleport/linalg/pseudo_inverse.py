@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from meta_teleport.linalg.decompositions import pinv
+
 
 def invert_columns(x: Tensor) -> Tensor:
     """``X^+`` of shape ``(*tasks, n, d)`` for X ``(*tasks, d, n)`` of full rank; computed in float64, differentiable.
@@ -13,12 +15,12 @@ def invert_columns(x: Tensor) -> Tensor:
     d, n = x.shape[-2:]
     wide = x.double()
     if n > d:
-        return _by_singular_values(wide).to(x.dtype)
+        return pinv(wide).to(x.dtype)
     result, singular = _by_elimination(wide)
     if bool(singular.any()):
         singular, others = singular[..., None, None], torch.eye(d, n, dtype=wide.dtype, device=wide.device)
         regular, _ = _by_elimination(torch.where(singular, others, wide))
-        result = torch.where(singular, _by_singular_values(torch.where(singular, wide, others)), regular)
+        result = torch.where(singular, pinv(torch.where(singular, wide, others)), regular)
     return result.to(x.dtype)
 
 
@@ -33,9 +35,3 @@ def _by_elimination(x: Tensor) -> tuple[Tensor, Tensor]:
     diagonal = r.diagonal(dim1=-2, dim2=-1).detach().abs()
     singular = diagonal.amin(-1) <= x.shape[-2] * eps * diagonal.amax(-1)
     return torch.linalg.solve_triangular(r, q.mT, upper=True), singular
-
-
-def _by_singular_values(x: Tensor) -> Tensor:
-    """``torch.linalg.pinv``, which raises for the whole batch if one matrix is not finite; here that one gives nan."""
-    finite = torch.isfinite(x).all(-1, keepdim=True).all(-2, keepdim=True)
-    return torch.where(finite, torch.linalg.pinv(torch.where(finite, x, 0.0)), torch.nan)

@@ -7,8 +7,8 @@ import torch
 from meta_teleport.params import Params, per_task
 from meta_teleport.rules.classical import NoState
 from meta_teleport.rules.rule import Observation, Proposal, Rule
+from meta_teleport.symmetry.random_algebra import random_algebra
 from meta_teleport.symmetry.symmetry import Element, Symmetry
-from meta_teleport.teleportation.teleport import random_algebra
 
 
 class WithoutElements(Rule):

@@ -1,4 +1,4 @@
-"""Views of parameters whose units lie in no lattice: interleaved heads, shuffled channels."""
+"""Views of parameters whose units lie on no grid: interleaved heads, shuffled channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -21,18 +21,21 @@ from meta_teleport.activations import Function
 from meta_teleport.errors import UserError
 from meta_teleport.linalg.pseudo_inverse import invert_columns
 from meta_teleport.params import Params
-from meta_teleport.symmetry.site import Layer, LayerInput, Site
+from meta_teleport.symmetry.site import DataDependentSite, Layer, LayerInput, Site
 
 
 @dataclass(frozen=True)
-class GeneralLinearSite(Site):
+class GeneralLinearSite(DataDependentSite):
     """Action (a) between ``producer`` and the weights that consume its units."""
 
     producer: Layer
     displacement: bool = True
 
-    needs_inputs = True
     inverts_inputs = True
+
+    @classmethod
+    def between(cls, exact: Site, below: Layer, above: Layer, displacement: bool) -> "GeneralLinearSite":
+        return cls(exact.name, exact.group, (), exact.consumers, below, displacement)
 
     def __post_init__(self) -> None:
         sigma = self.producer.activation

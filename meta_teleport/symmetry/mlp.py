@@ -5,13 +5,17 @@ from meta_teleport.models import MLP
 from meta_teleport.symmetry.general_linear import GeneralLinearSite
 from meta_teleport.symmetry.groups import GL, GROUPS, FirstOrder, Group, Orthogonal
 from meta_teleport.symmetry.pseudo_inverse import PseudoInverseSite
-from meta_teleport.symmetry.site import Layer, Site
+from meta_teleport.symmetry.site import DataDependentSite, Layer, Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 
 MATRICES: dict[str, type[Group]] = {"gl": GL, "orthogonal": Orthogonal, "first_order": FirstOrder}
 THROUGH = {name: group for name, group in GROUPS.items() if name not in MATRICES}  # they act around activations
-ACTIONS = ("general_linear", "pseudo_inverse", "linear", *THROUGH)
+ON_A_BATCH: dict[str, type[DataDependentSite]] = {
+    "general_linear": GeneralLinearSite,
+    "pseudo_inverse": PseudoInverseSite,
+}
+ACTIONS = (*ON_A_BATCH, "linear", *THROUGH)
 
 
 def mlp_symmetry(model: MLP, action: str = "general_linear", group: str = "gl", displacement: bool = True) -> Symmetry:
@@ -50,8 +54,6 @@ def _site(
     name, (d, k, m) = below.weight.removesuffix(".weight"), widths
     produced = (View.along(below.weight, (k, d), 0),) + ((View.along(below.bias, (k,), 0),) if below.bias else ())
     consumed = (View.along(above.weight, (m, k), 1),)
-    if action == "general_linear":
-        return GeneralLinearSite(name, group(k), (), consumed, below, displacement)
-    if action == "pseudo_inverse":
-        return PseudoInverseSite(name, group(k), produced, (), below, above, displacement)
+    if action in ON_A_BATCH:
+        return ON_A_BATCH[action].between(Site(name, group(k), produced, consumed), below, above, displacement)
     return Site(name, group(k), produced, consumed)

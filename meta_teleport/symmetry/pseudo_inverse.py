@@ -18,18 +18,20 @@ from torch import Tensor
 from meta_teleport.errors import UserError
 from meta_teleport.linalg.pseudo_inverse import invert_columns
 from meta_teleport.params import Params
-from meta_teleport.symmetry.site import Layer, LayerInput, Site
+from meta_teleport.symmetry.site import DataDependentSite, Layer, LayerInput, Site
 
 
 @dataclass(frozen=True)
-class PseudoInverseSite(Site):
+class PseudoInverseSite(DataDependentSite):
     """Action (b) between ``producer`` and ``consumer``."""
 
     producer: Layer
     consumer: Layer
     displacement: bool = True
 
-    needs_inputs = True
+    @classmethod
+    def between(cls, exact: Site, below: Layer, above: Layer, displacement: bool) -> "PseudoInverseSite":
+        return cls(exact.name, exact.group, exact.producers, (), below, above, displacement)
 
     @property
     def parameters(self) -> tuple[str, ...]:

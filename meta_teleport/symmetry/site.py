@@ -10,6 +10,7 @@ formula. The data-dependent actions of the paper (``general_linear``, ``pseudo_i
 ``act``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -164,3 +165,14 @@ class Site:
     def limit(self, params: Params) -> int | None:
         """The widest batch on which the loss is unchanged; None if it is for every input."""
         return None
+
+
+class DataDependentSite(Site, ABC):
+    """A site whose action depends on a batch, which it leaves alone where it is no wider than :meth:`limit`."""
+
+    needs_inputs = True
+
+    @classmethod
+    @abstractmethod
+    def between(cls, exact: Site, below: Layer, above: Layer, displacement: bool) -> "DataDependentSite":
+        """The site between two layers that has the name, the group and the views of an ``exact`` one there."""

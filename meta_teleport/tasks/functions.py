@@ -12,9 +12,9 @@ from torch import Tensor
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
+from meta_teleport.symmetry.conjugate import ConjugateSite, PlaneSymmetry
 from meta_teleport.symmetry.groups import Orthogonal
-from meta_teleport.symmetry.site import LayerInput, Site
-from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.tasks.family import Split, TaskFamily, Tasks, split_generator
 
 Map = Callable[[Tensor, dict[str, Tensor]], Tensor]
@@ -71,39 +71,6 @@ FUNCTIONS = {
     "booth": PlaneFunction(_booth, _booth_inverse, 10.0),
     "random": PlaneFunction(_random, _random_inverse, 2.0),
 }
-
-
-@dataclass(frozen=True)
-class ConjugateSite(Site):
-    """The site ``x -> h^-1(R h(x))`` on the parameter ``x`` of shape ``(tasks, 2)``."""
-
-    h: Callable[[Tensor], Tensor]
-    h_inverse: Callable[[Tensor], Tensor]
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return ("x",)
-
-    def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
-        u = self.group.apply(g, self.h(params["x"]).unsqueeze(-1)).squeeze(-1)
-        return {**params, "x": self.h_inverse(u)}
-
-    def transport(self, gradients: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
-        """Leaves gradients alone: how they move depends on the point, as the action is not linear."""
-        return gradients
-
-    def transport_squares(self, squares: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
-        return squares
-
-
-@dataclass(frozen=True)
-class PlaneSymmetry(Symmetry):
-    """The one site of a two-dimensional test function; what the group acts on is ``h(x)`` as a column."""
-
-    sites: tuple[ConjugateSite, ...]
-
-    def hidden(self, params: Params, inputs: Tensor | LayerInput) -> tuple[Tensor, ...]:
-        return tuple(site.h(params["x"]).unsqueeze(-1) for site in self.sites)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from meta_teleport.errors import UserError
+from meta_teleport.linalg.decompositions import eigh, svd, svdvals
 from meta_teleport.params import Params
 from meta_teleport.symmetry.group import Group
 from meta_teleport.symmetry.site import Site
@@ -54,7 +55,7 @@ def balanced(site: Site, params: Params) -> Tensor:
     axes = principal_axes(site, params)
     if site.group.is_diagonal:
         return axes
-    _, stretch, y = _svd(axes.double())
+    _, stretch, y = svd(axes.double())
     return ((y.mT * stretch.unsqueeze(-2)) @ y).to(axes.dtype)
 
 
@@ -74,7 +75,7 @@ def principal_axes(site: Site, params: Params, exponent: float = 0.5, scale: flo
         p, c = torch.where(alive, p, 1.0), torch.where(alive, c, 1.0)
         return torch.where(alive, (p * c) ** (exponent / 2) / (scale * p.sqrt()), 1.0).to(dtype)
     triangle = _triangle(u)
-    a, values, _ = _svd(triangle @ _triangle(v).mT)
+    a, values, _ = svd(triangle @ _triangle(v).mT)
     values = _full_rank(values)
     g = (values ** (exponent - 1) / scale).unsqueeze(-1) * (a.mT @ triangle)
     negative = g.diagonal(dim1=-2, dim2=-1) < 0
@@ -86,7 +87,7 @@ def principal_stretch(site: Site, params: Params) -> Tensor:
     v, u = _producers(site, params), _consumers(site, params)
     if site.group.is_diagonal:
         return v.norm(dim=-1) * u.norm(dim=-1)
-    return torch.linalg.svdvals(_triangle(u) @ _triangle(v).mT)
+    return svdvals(_triangle(u) @ _triangle(v).mT)
 
 
 def whitened_producers(site: Site, params: Params) -> Tensor:
@@ -127,9 +128,7 @@ def whitened_activations(group: Group, hidden: Tensor) -> Tensor:
         largest = squares.amax(-1, keepdim=True)
         raised = torch.maximum(squares, FLOOR * largest)
         return (-0.5 * torch.where(largest > 0, raised, 1.0).log()).to(hidden.dtype)
-    gram = h @ h.mT
-    finite = gram.isfinite().all(-1).all(-1)[..., None, None]
-    values, vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0))
+    values, vectors = eigh(h @ h.mT)
     values = torch.maximum(values, FLOOR * values[..., -1:])
     values = torch.where(values > 0, values, 1.0)
     return ((vectors * (-0.5 * values.log()).unsqueeze(-2)) @ vectors.mT).to(hidden.dtype)
@@ -141,7 +140,7 @@ def _whitened(site: Site, matrix: Tensor, power: float) -> Tensor:
     if site.group.is_diagonal:
         norms = matrix.square().sum(-1).sqrt()
         return torch.where(norms > 0, norms, 1.0) ** power
-    a, values, _ = _svd(_triangle(matrix).mT)
+    a, values, _ = svd(_triangle(matrix).mT)
     return (a * (_full_rank(values) ** power).unsqueeze(-2)) @ a.mT
 
 
@@ -177,13 +176,6 @@ def _triangle(matrix: Tensor) -> Tensor:
     """R (k x k) of the QR decomposition of M^T, so that ``M M^T = R^T R``, for M ``(*tasks, *blocks, k, rest)``."""
     k, rest = matrix.shape[-2:]
     return torch.linalg.qr(pad(matrix, (0, max(0, k - rest))).mT, mode="r").R
-
-
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``torch.linalg.svd``, which raises for the whole batch if one matrix is not finite; here that one gives nan."""
-    finite = torch.isfinite(matrix).all(-1, keepdim=True).all(-2, keepdim=True)
-    a, values, bt = torch.linalg.svd(torch.where(finite, matrix, 0.0))
-    return a, torch.where(finite.squeeze(-1), values, torch.nan), bt
 
 
 def _full_rank(values: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Balance:
         for name, value in there.items():
             if not isfinite(self.start[name]):
                 self.start[name] = here[name]
-            if value > max(self.limit * self.start[name], here[name]):
+            if not value <= max(self.limit * self.start[name], here[name]):
                 return (
                     f"site '{name}' would have {value:.3g} times the least squared norm of its orbit, and the limit is "
                     f"{self.limit:g} times {self.start[name]:.3g}, where training began"

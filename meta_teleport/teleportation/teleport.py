@@ -1,6 +1,6 @@
 """Teleporting a model of one's own: the search for a better place on its orbit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
 from time import perf_counter
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
-from meta_teleport.params import Params, per_task
+from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import LIMIT, loss_drift
 from meta_teleport.teleportation.ascent import Direction, identities
@@ -137,13 +137,3 @@ def _drift_from(params: Params, loss: Loss) -> Callable[[Params], float]:
 
 def _no_loss(params: Params) -> Tensor:
     raise UserError("the objective evaluates the loss: pass loss=... (called with the model and a batch) and batch=...")
-
-
-def random_algebra(like: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Algebra coordinates of the same shapes and, task by task and site by site, the same norms, in directions
-    drawn uniformly; the control for elements that were chosen."""
-    return tuple(_same_norm(t, torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)) for t in like)
-
-
-def _same_norm(t: Tensor, drawn: Tensor) -> Tensor:
-    return drawn * per_task(t.flatten(1).norm(dim=1) / drawn.flatten(1).norm(dim=1), drawn)

@@ -1,4 +1,4 @@
-"""Marks on units: joined, barred, used."""
+"""Marks on units: joined, forbidden, used."""
 
 import pytest
 import torch
@@ -27,23 +27,27 @@ def test_a_unit_that_meets_its_inverse_is_neither_mixed_nor_scaled() -> None:
     units = Units()
     a = units.fresh(2, "layer")
     units.join(a, a, "a product", sign=-1)
-    assert units.barred["scale"] == units.barred["mix"] == dict.fromkeys((0, 1), "meet their own inverse in a product")
-    assert not units.barred["permute"]
+    assert (
+        units.forbidden["scale"]
+        == units.forbidden["mix"]
+        == dict.fromkeys((0, 1), "meet their own inverse in a product")
+    )
+    assert not units.forbidden["permute"]
 
 
-def test_what_meets_a_fixed_number_is_barred_and_zero_is_none() -> None:
+def test_what_meets_a_fixed_number_may_not_move_and_zero_is_none() -> None:
     units = Units()
     a = units.fresh(3, "layer")
     units.join(a, torch.tensor([FIXED, ZERO, 1]), "a sum")
-    assert all(units.barred[kind] == {0: "meet what does not move in a sum"} for kind in ("mix", "scale", "permute"))
+    assert all(units.forbidden[kind] == {0: "meet what does not move in a sum"} for kind in ("mix", "scale", "permute"))
 
 
 def test_the_first_reason_stays() -> None:
     units = Units()
     a = units.fresh(1, "layer")
-    units.bar_labels(a, ["scale"], "first")
-    units.bar_labels(a, ["mix", "scale"], "second")
-    assert units.barred["scale"] == {0: "first"} and units.barred["mix"] == {0: "second"}
+    units.forbid_labels(a, ["scale"], "first")
+    units.forbid_labels(a, ["mix", "scale"], "second")
+    assert units.forbidden["scale"] == {0: "first"} and units.forbidden["mix"] == {0: "second"}
 
 
 def test_a_parameter_used_twice_alike_joins_its_units() -> None:
@@ -52,7 +56,7 @@ def test_a_parameter_used_twice_alike_joins_its_units() -> None:
     units.use("w", coordinates(4, 3), a[:, None], None, "one")
     units.use("w", coordinates(4, 3), b[:, None], None, "two")
     assert [units.scaled.root(unit)[0] for unit in range(8)] == [0, 1, 2, 3] * 2
-    assert not any(units.barred.values())
+    assert not any(units.forbidden.values())
 
 
 def test_a_parameter_used_twice_otherwise_bars_its_units() -> None:
@@ -60,7 +64,7 @@ def test_a_parameter_used_twice_otherwise_bars_its_units() -> None:
     a, b = units.fresh(3, "one"), units.fresh(3, "two")
     units.use("w", coordinates(3, 3), a[:, None], None, "one")
     units.use("w", tuple(c.T for c in coordinates(3, 3)), b[:, None], None, "two")
-    assert units.barred["permute"] == dict.fromkeys(range(6), "depend on 'w', which one and two share")
+    assert units.forbidden["permute"] == dict.fromkeys(range(6), "depend on 'w', which one and two share")
 
 
 def test_parts_of_a_parameter_that_do_not_overlap_are_apart() -> None:
@@ -69,7 +73,7 @@ def test_parts_of_a_parameter_that_do_not_overlap_are_apart() -> None:
     top, bottom = (tuple(c[part] for c in coordinates(4, 3)) for part in (slice(0, 2), slice(2, 4)))
     units.use("w", top, a[:, None], None, "one")
     units.use("w", bottom, b[:, None], None, "two")
-    assert not any(units.barred.values())
+    assert not any(units.forbidden.values())
     assert [units.scaled.root(unit)[0] for unit in range(4)] == [0, 1, 2, 3]
 
 

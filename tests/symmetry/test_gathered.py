@@ -24,13 +24,13 @@ def test_it_shows_what_it_says_and_restores_it(tasks: tuple[int, ...], generator
     assert int(changed.sum()) == matrix.numel()
 
 
-def test_where_there_is_a_lattice_both_views_agree(generator: torch.Generator) -> None:
+def test_where_there_is_a_grid_both_views_agree(generator: torch.Generator) -> None:
     weight = torch.randn(6, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     places = torch.arange(48).reshape(6, 2, 4)[:, 1].mT
-    gathered, lattice = Gathered("w", 2, (6, 8), (0,), places=places), View("w", 2, (6, 4), (1,), part=(1, 4, 4))
-    assert torch.equal(gathered.matrix(weight), lattice.matrix(weight))
+    gathered, plain = Gathered("w", 2, (6, 8), (0,), places=places), View("w", 2, (6, 4), (1,), part=(1, 4, 4))
+    assert torch.equal(gathered.matrix(weight), plain.matrix(weight))
     other = torch.randn(4, 6, generator=generator, dtype=torch.float64)
-    results = [view.restore(other * view.matrix(weight), weight) for view in (gathered, lattice)]
+    results = [view.restore(other * view.matrix(weight), weight) for view in (gathered, plain)]
     assert torch.equal(*results)
     gradients = [torch.autograd.grad(result.square().sum(), weight)[0] for result in results]
     assert torch.allclose(*gradients, rtol=tolerances.summed(4), atol=0)

@@ -81,6 +81,14 @@ def test_a_pair_whose_product_is_zero_starts_where_it_is_first_seen_otherwise() 
 
 
 @pytest.mark.parametrize("network", [RELU, LINEAR, HEADS], ids=str)
+def test_weights_that_are_not_finite_are_refused(network: Network) -> None:
+    model = network.build()
+    here = {name: p.detach().clone() for name, p in model.named_parameters()}
+    here[network.symmetry.sites[0].parameters[0]][0] = torch.nan
+    assert Balance(model, network.symmetry).fault(here).startswith(f"site '{network.symmetry.sites[0].name}' would")
+
+
+@pytest.mark.parametrize("network", [RELU, LINEAR, HEADS], ids=str)
 def test_teleports_that_pile_up_are_refused(network: Network) -> None:
     """Forty searches in a row, without a step between: every one keeps the loss, together they ruin the weights."""
 

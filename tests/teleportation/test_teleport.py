@@ -22,7 +22,6 @@ from meta_teleport.symmetry.views import View
 from meta_teleport.teleportation.binding import bind
 from meta_teleport.teleportation.gauges import Gauge, balanced, principal_axes
 from meta_teleport.teleportation.objectives import Loss, Sharpness, gradient_norm
-from meta_teleport.teleportation.teleport import random_algebra
 
 
 def largest_weight(loss: Loss, params: Params) -> Tensor:
@@ -217,14 +216,3 @@ def test_under_autocast_the_group_acts_in_full_precision(objective: Any, generat
     assert found.accepted and found.drift < 1e-6
     moved = LINEAR.symmetry.act(network_cases.parameters(model), found.elements)
     laws.params_close(singles(moved), singles(found.params), 1e-5)
-
-
-def test_random_algebra_keeps_every_norm(generator: torch.Generator) -> None:
-    like = (torch.randn(4, 3, 3, generator=generator), torch.randn(4, 5, generator=generator, dtype=torch.float64))
-    drawn = random_algebra(like, generator)
-    assert len(drawn) == 2
-    for a, b in zip(drawn, like, strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape and not torch.equal(a, b)
-        assert torch.allclose(a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1), rtol=1e-6)
-    zero = random_algebra((torch.zeros(2, 3, 3),), generator)
-    assert torch.equal(zero[0], torch.zeros(2, 3, 3))
