@@ -19,7 +19,7 @@ from meta_teleport.rules.backtracking import TRIALS, lengths
 from meta_teleport.rules.rule import Observation, Proposal, initialized, shapes_of
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
-from meta_teleport.teleportation import drift
+from meta_teleport.teleportation import acceptance
 from meta_teleport.teleportation.acceptance import LIMIT, is_safe
 
 FAMILY = Regression(width=4, data="gaussian", activation="asinh")
@@ -75,7 +75,7 @@ def test_rounding_of_a_teleport_does_not_raise_the_loss(dtype: torch.dtype, monk
 
     rises, last = followed()
     assert float(rises.max()) <= 1 + LIMIT
-    monkeypatch.setattr(drift, "is_safe", lambda before, after, ceiling: is_safe(before, after))
+    monkeypatch.setattr(acceptance, "is_safe", lambda before, after, ceiling: is_safe(before, after))
     rises_free, last_free = followed()
     assert float(rises_free.min()) > 1.5 and float(last_free.max()) > 100 * float(last.max())
 
