@@ -13,7 +13,7 @@ from meta_teleport.params import Params, axpy, per_task, value_and_grad
 from meta_teleport.rules.rule import Observation, Rule
 from meta_teleport.symmetry.site import Site
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.acceptance import LIMIT
+from meta_teleport.teleportation.acceptance import Limits, is_usable, only
 
 EVERY = 10
 
@@ -75,10 +75,8 @@ def element(gauge: Gauge, site: Site, params: Params) -> tuple[Tensor, Tensor]:
     rounding could move the loss by more than 1e-4.
     """
     g = gauge(site, params)
-    values = torch.linalg.svdvals(g.double().nan_to_num(0.0, 0.0, 0.0))
-    worst = LIMIT / torch.finfo(params[site.parameters[0]].dtype).eps
-    used = g.isfinite().all(-1).all(-1) & (values[..., 0] < worst * values[..., -1])
-    return torch.where(used[:, None, None], g, torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)), used
+    used = is_usable(site.group, g, Limits().condition(params[site.parameters[0]].dtype))
+    return only(site.group, g, used), used
 
 
 def train(

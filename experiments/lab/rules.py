@@ -17,7 +17,7 @@ from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
-from meta_teleport.teleportation.acceptance import LIMIT
+from meta_teleport.teleportation.acceptance import Limits, is_usable, only
 
 FLOOR = 1e-6
 
@@ -70,12 +70,7 @@ class InGauge(Rule):
 def usable(g: Tensor, site: Site) -> Tensor:
     """The element ``(tasks, *blocks, ...)``, but the identity for a task and block where it is not finite, or so
     ill-conditioned that rounding could move the loss by more than 1e-4."""
-    wide = g.double().nan_to_num(0.0, 0.0, 0.0)
-    values = wide.sort(descending=True).values if site.group.is_diagonal else torch.linalg.svdvals(wide)
-    used = values[..., 0] < LIMIT / torch.finfo(g.dtype).eps * values[..., -1]
-    used = used & g.isfinite().flatten(used.ndim).all(-1)
-    identity = site.group.identity(len(g), dtype=g.dtype, device=g.device)
-    return torch.where(used.reshape(used.shape + (1,) * (g.ndim - used.ndim)), g, identity)
+    return only(site.group, g, is_usable(site.group, g, Limits().condition(g.dtype)))
 
 
 def moved_state(site: Site, state: Any, g: Tensor) -> Any:

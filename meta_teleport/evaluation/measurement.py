@@ -18,7 +18,7 @@ from meta_teleport.meta.unroll import Carry, failure_limit, start, unroll
 from meta_teleport.params import Params, where
 from meta_teleport.rules.rule import Proposal
 from meta_teleport.tasks.family import Tasks
-from meta_teleport.teleportation.acceptance import LIMIT, loss_drift, output_drift, undo
+from meta_teleport.teleportation.acceptance import is_safe, loss_drift, output_drift
 
 CHUNK = 10
 WARM_UP_STEPS = 2
@@ -164,9 +164,9 @@ class _Run:
         with self.clock.running():
             moved = where(carry.alive, jumps.move(self.tasks, carry.params, carry.step), carry.params)
             if jumps.teleports and self.tasks.symmetry.keeps_loss:
-                losses = (self.tasks.loss(params, carry.step) for params in (carry.params, moved))
-                moved, undone = undo(carry.params, moved, loss_drift(*losses), LIMIT)
-                carry = carry._replace(undone=carry.undone + undone)
+                before, after = (self.tasks.loss(params, carry.step) for params in (carry.params, moved))
+                safe = is_safe(before, after)
+                moved, carry = where(safe, moved, carry.params), carry._replace(undone=carry.undone + ~safe)
         if jumps.teleports:
             self.drift.measure(self.tasks, carry.params, moved, carry.step)
         self.carry = carry._replace(params=moved)

@@ -18,9 +18,9 @@ from meta_teleport.errors import UserError
 from meta_teleport.optimizers.stacked import Factory, Setting
 from meta_teleport.optimizers.teleported import STATES
 from meta_teleport.optimizers.transport import laws_of
-from meta_teleport.params import Params, per_task, where
+from meta_teleport.params import Params, where
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.ascent import identities
+from meta_teleport.teleportation.acceptance import is_finite, only
 from meta_teleport.teleportation.objectives import Loss
 
 CHUNK = 1000
@@ -177,8 +177,7 @@ class Copies:
         found = search(symmetry, start, loss, inputs)
         with torch.no_grad():
             before, after = loss(start), loss(found.params)
-            finite = [after.isfinite(), *(p.flatten(1).isfinite().all(1) for p in found.params.values())]
-            kept = torch.stack(finite).all(0)
+            kept = after.isfinite() & is_finite(found.params)
             elements = _elements(symmetry, found, kept) if state == "transport" else ()
             for name, p in where(kept, found.params, start).items():
                 self.params[name].data[setting.rows] = p
@@ -248,5 +247,4 @@ def _tensors(model: nn.Module) -> Params:
 def _elements(symmetry: Symmetry, found: Moved, kept: Tensor) -> tuple[Tensor, ...]:
     if found.elements is None:
         raise UserError("the state cannot be transported: sites that depend on data have no law; use reset or keep")
-    stay = identities(symmetry, found.params)
-    return tuple(torch.where(per_task(kept, g), g, e) for g, e in zip(found.elements, stay, strict=True))
+    return tuple(only(site.group, g, kept) for site, g in zip(symmetry.sites, found.elements, strict=True))

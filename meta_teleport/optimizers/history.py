@@ -19,7 +19,7 @@ from torch import Tensor
 
 from meta_teleport.symmetry.groups import Group
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.conditions import condition_number
+from meta_teleport.teleportation.acceptance import condition_number
 from meta_teleport.teleportation.teleport import Teleport
 
 ILL_CONDITIONED = "ill-conditioned element"

@@ -15,8 +15,8 @@ from meta_teleport.params import Params
 from meta_teleport.rules.backtracking import lengths
 from meta_teleport.rules.rule import Rule
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.acceptance import LIMIT, teleported
-from meta_teleport.teleportation.conditions import require_linear, require_tolerance, trainable_parameters
+from meta_teleport.teleportation.acceptance import LIMIT, Limits, teleported
+from meta_teleport.teleportation.conditions import require_linear, trainable_parameters
 
 Closure = Callable[[], Any]
 PATIENCE = 5
@@ -70,13 +70,13 @@ class LearnedOptimizer(Optimizer):
         tolerance: float = LIMIT,
         checked: bool = True,
     ) -> None:
-        require_tolerance(tolerance)
+        self._limits = Limits(tolerance)
         trainable_parameters(model)
         require_linear(symmetry.continuous)
         symmetry.continuous.require_fit(model)
         self.model, self.taken, self.undone = model, 0, 0
         self._rule, self._given, self._begun = rule, symmetry.continuous, False
-        self._tolerance, self._checked, self._in_a_row = tolerance, checked, 0
+        self._checked, self._in_a_row = checked, 0
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
         self._bound, self._begun = self._bind(), True
@@ -223,7 +223,7 @@ class LearnedOptimizer(Optimizer):
         )
         loss = self._trial(closure).loss if closure and self._checked else None
         with bound.hooks.reading(False):
-            found = teleported(bound.symmetry, updated, algebra, self._tolerance, loss)
+            found = teleported(bound.symmetry, updated, algebra, self._limits, loss)
         if found is None:
             self._undo(loss is not None)
             return updated

@@ -19,13 +19,12 @@ from meta_teleport.optimizers.schedules import Progress, Schedule, as_schedule
 from meta_teleport.optimizers.transport import Writes, laws_of, moved_gradients, moved_state, reset_state
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.acceptance import LIMIT
+from meta_teleport.teleportation.acceptance import IMBALANCE, LIMIT, Limits, all_finite
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
-from meta_teleport.teleportation.conditions import require_tolerance, trainable_sites
+from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
-from meta_teleport.teleportation.imbalance import LIMIT as IMBALANCE
-from meta_teleport.teleportation.imbalance import Balance, require_limit
+from meta_teleport.teleportation.imbalance import Balance
 from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
 from meta_teleport.teleportation.teleport import Teleport, teleport
 
@@ -100,8 +99,7 @@ class TeleportedOptimizer(Delegate):
         generator: torch.Generator | None = None,
     ) -> None:
         _check(base_optimizer, objective, loss, batches, state)
-        require_tolerance(tolerance)
-        require_limit(imbalance)
+        limits = Limits(tolerance, imbalance)
         require_movable(model)
         trainable_sites(model, symmetry)
         choice = as_choice(objective, model, symmetry)
@@ -114,7 +112,7 @@ class TeleportedOptimizer(Delegate):
         self._history, self._taken, self._started = History(), 0, perf_counter()
         self._sight = Sight(choice if isinstance(choice, Proposer) else None, model, batches is not None)
         self._loss: Tensor | float | None = None
-        self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else imbalance)
+        self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
         self._names(self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,11 +159,11 @@ class TeleportedOptimizer(Delegate):
         self._sight.show(self._taken)
         with torch.enable_grad():
             found = self._search(batch=batch)
-        if found.accepted and (reason := self._balance.fault(found.params)):
-            found = replace(found, accepted=False, reason=reason)
-        writes = self._moved(found, names) if found.accepted else []
-        if not all(bool(torch.isfinite(value).all()) for _, value in writes):
-            found = replace(found, accepted=False, reason="a gradient or the optimizer's state did not stay finite")
+        reason = found.reason or self._balance.fault(found.params)
+        writes = [] if reason else self._moved(found, names)
+        if not all(all_finite(value) for _, value in writes):
+            reason = "a gradient or the optimizer's state did not stay finite"
+        found = replace(found, accepted=not reason, reason=reason)
         if found.accepted:
             found.write(self.model)
             with torch.no_grad():

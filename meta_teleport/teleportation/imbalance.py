@@ -15,15 +15,10 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.gauges import principal_stretch, stacked
-
-LIMIT = 4.0
-"""By which factor the imbalance may exceed that at the start of training. One search of ten steps of size 0.1 raises
-that of a balanced site to cosh(2) = 3.8 at most, when it moves a single unit."""
 
 
 def imbalance(site: Site, params: Params) -> Tensor:
@@ -42,7 +37,7 @@ def imbalance(site: Site, params: Params) -> Tensor:
 class Balance:
     """The imbalance of every site of a model where training began, which later teleports are held against."""
 
-    def __init__(self, model: nn.Module, symmetry: Symmetry, limit: float = LIMIT) -> None:
+    def __init__(self, model: nn.Module, symmetry: Symmetry, limit: float) -> None:
         self.model, self.symmetry, self.limit = model, symmetry, limit
         self.start = {} if limit == inf else self._imbalances()
 
@@ -76,9 +71,3 @@ class Balance:
     def _imbalances(self, moved: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, float]:
         params = {name: moved.get(name, p.detach()).unsqueeze(0) for name, p in self.model.named_parameters()}
         return {site.name: float(imbalance(site, params)) for site in self.symmetry.sites}
-
-
-def require_limit(limit: float) -> None:
-    """Raises ``UserError`` for a bound on the imbalance that is none."""
-    if not isinstance(limit, int | float) or not limit >= 1:
-        raise UserError(f"imbalance={limit!r}: give a number of at least 1, or float('inf') for no bound")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.acceptance import element_fault
 from meta_teleport.teleportation.ascent import Direction, ascend, identities
-from meta_teleport.teleportation.conditions import element_fault, require_finite
+from meta_teleport.teleportation.conditions import require_finite
 from meta_teleport.teleportation.curvature import unit_algebra
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
 from meta_teleport.teleportation.objectives import NAMES, Loss, Objective, gradient_norm, named

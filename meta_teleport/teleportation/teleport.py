@@ -12,18 +12,10 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.acceptance import LIMIT, loss_drift
+from meta_teleport.teleportation.acceptance import LIMIT, Limits, loss_drift
 from meta_teleport.teleportation.ascent import Direction, identities
 from meta_teleport.teleportation.binding import ModelLoss, bind
-from meta_teleport.teleportation.conditions import (
-    drift_fault,
-    element_faults,
-    params_fault,
-    require_finite,
-    require_tolerance,
-    trainable_parameters,
-    trainable_sites,
-)
+from meta_teleport.teleportation.conditions import require_finite, trainable_parameters, trainable_sites
 from meta_teleport.teleportation.objectives import Loss
 from meta_teleport.teleportation.strategies import Choice, Found, ProposesElements, as_choice, as_strategy
 
@@ -101,19 +93,18 @@ def teleport(
     """
     started = perf_counter()
     strategy = as_strategy(as_choice(objective, model, symmetry), direction, steps, size, generator)
-    require_tolerance(tolerance)
+    limits = Limits(tolerance)
     params, movable = trainable_parameters(model), trainable_sites(model, symmetry)
     like = next(iter(params.values()))
     searched = _no_loss if loss is None else bind(model, loss, batch)
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         drift_at = None if loss is None else _drift_from(params, bind(model, loss, batch))
         found = strategy(movable, params, searched)
-        limit = (tolerance if loss is None else 1.0) / torch.finfo(like.dtype).eps
-        fault = found.fault or element_faults(movable, found.elements, limit) or params_fault(found.params)
+        fault = found.fault or limits.fault(movable, found.elements, found.params, looked=loss is not None)
         drift = nan
         if drift_at is not None and not fault:
             drift = drift_at(found.params)
-            fault = drift_fault(drift, tolerance)
+            fault = limits.drift_fault(drift)
     end = Found(params, identities(movable, params)) if fault else found
     elements = dict(zip(movable.sites, end.elements, strict=True))
     others = symmetry.continuous

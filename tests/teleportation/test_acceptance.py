@@ -8,10 +8,22 @@ import pytest
 import torch
 
 from meta_teleport.params import Params
+from meta_teleport.symmetry.groups import GL
 from meta_teleport.symmetry.symmetry import Element
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
-from meta_teleport.teleportation.acceptance import LIMIT, ceiling_of, is_safe, loss_drift, move_safely, rounding
+from meta_teleport.teleportation.acceptance import (
+    LIMIT,
+    Limits,
+    ceiling_of,
+    is_finite,
+    is_safe,
+    is_usable,
+    loss_drift,
+    move_safely,
+    only,
+    rounding,
+)
 
 STEP = torch.zeros(4, dtype=torch.long)
 
@@ -102,3 +114,43 @@ def test_losses_may_drift_up_to_their_ceiling() -> None:
     assert is_safe(before, before + 0.5 * half * before.abs(), ceiling_of(before, before)).all()
     assert not is_safe(before, before * torch.nan, ceiling_of(before, initial)).any()
     assert rounding(torch.float64) == half and rounding(torch.float32) == LIMIT
+
+
+def test_one_bad_number_makes_its_task_unfinished_and_no_other() -> None:
+    params = {"a": torch.ones(3, 2, 2), "b": torch.ones(3, 1)}
+    params["a"][0, 1, 1], params["b"][2] = torch.inf, torch.nan
+    assert is_finite(params).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("tolerance", [LIMIT, 1e-2])
+def test_blocks_that_rounding_could_not_afford_become_identities(tolerance: float) -> None:
+    limit = Limits(tolerance).condition(torch.float32)
+    g = torch.eye(3).repeat(2, 2, 1, 1) * 2
+    g[0, 1, 0, 0], g[1, 0, 0, 0], g[1, 1, 0, 0] = 2.2 * limit, 1.8 * limit, torch.nan
+    used = is_usable(GL(3, (2,)), g, limit)
+    assert used.tolist() == [[True, False], [True, False]]
+    kept = only(GL(3, (2,)), g, used)
+    assert torch.equal(kept[:, 0], g[:, 0]) and torch.equal(kept[:, 1], torch.eye(3).expand(2, 3, 3))
+
+
+def test_the_reason_names_the_first_thing_that_cannot_be_used() -> None:
+    family = Regression(width=3, depth=3, data="gaussian", activation="identity")
+    tasks = family.sample(1, torch.Generator().manual_seed(0), dtype=torch.float64)
+    symmetry, params = tasks.symmetry, tasks.params
+    elements = [site.group.identity(1, dtype=torch.float64).clone() for site in symmetry.sites]
+    first, last = (site.name for site in (symmetry.sites[0], symmetry.sites[-1]))
+    assert Limits(1e-9).fault(symmetry, elements, params, looked=False) == ""
+    spoilt = {**params, "layers.1.weight": params["layers.1.weight"] * torch.nan}
+    expected = "the moved parameter 'layers.1.weight' is not finite"
+    assert Limits().fault(symmetry, elements, spoilt, looked=True) == expected
+    elements[-1][0, 0, 0] = 1e8
+    assert Limits(1e-7).fault(symmetry, elements, spoilt, looked=True) == expected
+    assert (
+        Limits(1e-9)
+        .fault(symmetry, elements, spoilt, looked=False)
+        .startswith(f"the element at site '{last}' is ill-conditioned: 1.0e+08, and the limit is 4.5e+06")
+    )
+    elements[0][0] = 0
+    assert Limits().fault(symmetry, elements, spoilt, looked=True) == f"the element at site '{first}' is singular"
+    assert Limits(1e-3).drift_fault(1e-3) == ""
+    assert Limits(1e-3).drift_fault(torch.nan) == "the loss moved by nan, and the tolerance is 1.0e-03"

@@ -19,7 +19,7 @@ from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
-from meta_teleport.teleportation.conditions import condition_number
+from meta_teleport.teleportation.acceptance import condition_number
 from meta_teleport.teleportation.gauges import Gauge
 from meta_teleport.teleportation.objectives import Loss
 
