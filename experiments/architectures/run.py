@@ -41,10 +41,9 @@ from experiments.lab.image_training import Plan, train
 from experiments.lab.measures import FAR_SCALES, both_ways, curvature, gaussian, loss, measured, sharpness
 from experiments.lab.networks import networks
 from experiments.lab.progress import say
-from experiments.lab.script import images_of, parser, run, save_figure, write_results
+from experiments.lab.script import finish, image_parser, images_of, run
 from meta_teleport.optimizers.copies import Copies, Search
 from meta_teleport.params import dot, value_and_grad
-from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
 from meta_teleport.teleportation.objectives import SEARCH_SCALES
@@ -220,19 +219,15 @@ PARTS = {"correlation": correlated, "comparison": compared}
 
 
 def main() -> None:
-    flags = parser("architectures", __doc__, ["digits"], SEEDS)
+    flags = image_parser("architectures", __doc__, ["digits"], SEEDS)
     flags.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    args, began = flags.parse_args(), time.perf_counter()
+    args = flags.parse_args()
     if args.smoke:
         globals().update(SMOKE)
         args.seeds = min(args.seeds, SMOKE_SEEDS)
     results = [experiment(args, images) for images in images_of(args).values()]
-    for name, figure in figures(results).items():
-        save_figure(figure, args.out / f"architectures_{name}")
-    text = markdown(results)
-    write_atomically(args.out / "architectures.md", text.encode())
-    print(text)
-    write_results(args, "architectures", {"results": results}, began)
+    drawn = {f"architectures_{name}": figure for name, figure in figures(results).items()}
+    finish(args, {"results": results}, markdown(results), drawn)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ images shuffled. Stop it at any time: the same command goes on from there.
 """
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,10 +40,9 @@ from experiments.lab.measures import (
     sharpness,
 )
 from experiments.lab.progress import say
-from experiments.lab.script import images_of, parser, run, save_figure, write_results
+from experiments.lab.script import finish, image_parser, images_of, run
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images, Order
 from meta_teleport.teleportation.objectives import SEARCH_SCALES
@@ -179,8 +177,7 @@ def summary(values: Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    began = time.perf_counter()
-    flags = parser("correlation", __doc__, ["mnist", "fashion_mnist"], SEEDS)
+    flags = image_parser("correlation", __doc__, ["mnist", "fashion_mnist"], SEEDS)
     flags.add_argument(
         "--own-order", nargs="*", default=[], metavar="DATA", help="names of data sets to train in shuffled orders, too"
     )
@@ -194,12 +191,8 @@ def main() -> None:
     wanted: list[tuple[Images, Order]] = [(images, "sequential") for name, images in sets.items() if name not in left]
     wanted += [(images, "own") for name, images in sets.items() if name in args.own_order]
     results = [examine(args, images, order) for images, order in wanted]
-    write_results(args, "correlation", {"runs": results}, began)
-    for kind in ("sharpness", "curvature"):
-        save_figure(plot(results, kind), args.out / f"correlation_{kind}")
-    text = markdown(results)
-    write_atomically(args.out / "correlation.md", text.encode())
-    print(text)
+    figures = {f"correlation_{kind}": plot(results, kind) for kind in ("sharpness", "curvature")}
+    finish(args, {"runs": results}, markdown(results), figures)
 
 
 if __name__ == "__main__":

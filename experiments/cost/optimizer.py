@@ -13,12 +13,11 @@ the pretrained one is as it comes with the package: a teleport every 5 steps, ru
 ``optimizer_cost.json`` and ``.md`` to ``--out``.
 """
 
-import argparse
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any
 
 import torch
@@ -26,13 +25,11 @@ from torch.optim import Adam
 
 from experiments.cost.optimizer_report import markdown
 from experiments.cost.subjects import Subject
-from experiments.lab.output_folder import output_folder
-from experiments.lab.script import run
+from experiments.lab.script import finish, parser, run
 from experiments.lab.timing import Clock, Work
 from meta_teleport.equivariant.equivariant import Equivariant
 from meta_teleport.learned.serialization import load
 from meta_teleport.rules.rule import initialized
-from meta_teleport.runs.run import provenance, write_json
 
 NAMES = ("adam", "polyak", "plain_adam", "coordinatewise")
 SHIPPED = "the pretrained rule"
@@ -119,23 +116,16 @@ def measure(kind: str, width: int, plan: Plan, clock: Clock) -> Iterator[dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="toy sizes, no claim")
-    parser.add_argument("--out", type=output_folder, default="runs/optimizer_cost", help="folder for the results")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    args = parser.parse_args()
+    made = parser("optimizer_cost", __doc__)
+    made.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = made.parse_args()
     torch.set_num_threads(args.threads)
-    plan, began = SMOKE if args.smoke else PLAN, perf_counter()
+    plan = SMOKE if args.smoke else PLAN
     clock, load, rows = ProcessorClock(plan.bursts, plan.seconds), os.getloadavg()[0], []
     for kind, widths in plan.widths.items():
         for width in widths:
             rows += list(measure(kind, width, plan, clock))
-    hardware = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads, "load": load}
-    settings = {"smoke": args.smoke, "hardware": hardware, "goal": GOAL, "provenance": provenance("cpu")}
-    seconds = round(perf_counter() - began, 1)
-    write_json(args.out / "optimizer_cost.json", {**settings, "rows": rows, "seconds": seconds})
-    (args.out / "optimizer_cost.md").write_text(markdown(rows))
-    print(markdown(rows))
+    finish(args, {"load": load, "goal": GOAL, "rows": rows}, markdown(rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Tables and figure of overhead.py."""
 
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -81,8 +80,8 @@ def _detection(rows: Rows) -> Table:
     return ["network", "parameters", "sites", "threads", "seconds (longest)", "forward-backward passes"], lines
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Writes a PNG: the slowdown against the interval between teleports, and the cost of one against the width."""
+def plot(results: dict[str, Any]) -> Figure:
+    """The slowdown against the interval between teleports, and the cost of one against the width."""
     figure = Figure(figsize=(9.0, 3.8), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
     _draw_training(left, results["training"])
@@ -93,7 +92,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, frameon=False)
     left.yaxis.set_minor_formatter("{x:g}")
-    figure.savefig(path)
+    return figure
 
 
 def _draw_training(axes: Axes, rows: Rows) -> None:

@@ -10,14 +10,12 @@ machine: read the ratios, not the seconds. Writes ``overhead.json``, ``.md``, ``
 ``--out``; Ctrl-C stops after the part under way, and the same command goes on from there.
 """
 
-import argparse
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from shutil import rmtree
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -29,12 +27,10 @@ from experiments.cost.networks import NETWORKS, TOY_NETWORKS, Build, Network, lo
 from experiments.cost.report import markdown, plot
 from experiments.cost.sizes import exponents, sizes
 from experiments.cost.training import OPTIMIZERS, Training
-from experiments.lab.output_folder import output_folder
 from experiments.lab.progress import collect
-from experiments.lab.script import run, save_figure
+from experiments.lab.script import finish, parser, run
 from experiments.lab.timing import Clock, Counted, Work, all_cores
 from meta_teleport.params import Params
-from meta_teleport.runs.run import provenance, write_json
 from meta_teleport.teleportation.objectives import Curvature, Loss, Sharpness, gradient_norm
 
 OTHER_STATES: dict[str, tuple[str, ...]] = {"SGD": (), "Adam": ("keep", "reset")}
@@ -201,36 +197,25 @@ def loaded(rows: Callable[[], Rows]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="toy networks, no claim")
-    parser.add_argument("--out", type=output_folder, default="runs/overhead", help="folder for the results")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    args = parser.parse_args()
+    made = parser("overhead", __doc__, "toy networks, no claim")
+    made.add_argument("--device", default="cpu", help="cpu or cuda")
+    made.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = made.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     hardware = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": args.threads}
     if args.device.startswith("cuda"):
         hardware["gpu"] = torch.cuda.get_device_name()
-    began, settings = perf_counter(), {"smoke": args.smoke, "hardware": hardware}
-    keep = args.out / "overhead-progress"
+    keep, settings = args.out / "overhead-progress", {"smoke": args.smoke, "hardware": hardware}
     parts = measure(SMOKE if args.smoke else PLAN, args.device)
     found = collect({name: partial(loaded, rows) for name, rows in parts.items()}, keep, settings)
-    results = {
-        **settings,
-        "provenance": provenance(args.device),
-        "load": {n: part["load"] for n, part in found.items()},
-    }
-    results |= {name: part["rows"] for name, part in found.items()}
-    results["exponents"] = exponents(results["sizes"])
-    seconds = round(perf_counter() - began, 1)
-    write_json(args.out / "overhead.json", {**results, "seconds": seconds})
+    results: dict[str, Any] = {name: part["rows"] for name, part in found.items()}
+    fits = exponents(results["sizes"])
     tables = [markdown(part, results[part]) for part in ("detection", "teleports", "training", "widths")]
-    tables.append(overhead_sizes_report.markdown(results["sizes"], results["exponents"]))
-    (args.out / "overhead.md").write_text("\n".join(tables))
-    print("\n".join(tables))
-    plot(results, args.out / "overhead.png")
-    save_figure(overhead_sizes_report.plot(results["sizes"], results["exponents"]), args.out / "overhead_sizes.png")
+    tables.append(overhead_sizes_report.markdown(results["sizes"], fits))
+    figures = {"overhead": plot(results), "overhead_sizes": overhead_sizes_report.plot(results["sizes"], fits)}
+    load = {name: part["load"] for name, part in found.items()}
+    finish(args, {"hardware": hardware, "load": load, **results, "exponents": fits}, "\n".join(tables), figures)
     rmtree(keep)
 
 

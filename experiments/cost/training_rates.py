@@ -7,7 +7,6 @@ plain loop, so that the ratios are those of one machine under one load.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -20,12 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.lab.figures import COLOURS
 from experiments.lab.progress import say
-from experiments.lab.script import images_of, parser, run, save_figure, write_results
+from experiments.lab.script import finish, image_parser, images_of, run
 from experiments.lab.tables import interval, table
 from experiments.lab.timing import Clock, Work
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.copies import Copies
-from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.tasks.images import Images, Order, order
 
 HIDDEN, STEP, BATCH = (16, 10), 1e-2, 20
@@ -119,8 +117,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    began = time.perf_counter()
-    args = parser("training_rates", __doc__, ["mnist"], max(SEEDS)).parse_args()
+    args = image_parser("training_rates", __doc__, ["mnist"], max(SEEDS)).parse_args()
     images = next(iter(images_of(args).values())).flat
     counts = [n for n in (SMOKE_SEEDS if args.smoke else SEEDS) if n <= args.seeds]
     clock = Clock(*((SMOKE_BURSTS, SMOKE_BURST_S) if args.smoke else (BURSTS, BURST_S)), args.device)
@@ -128,10 +125,8 @@ def main() -> None:
     programs = [(PLAIN, 1, partial(plain, images)), (LOADER, 1, partial(loaded, images))]
     programs += [(name, n, partial(batched, images, n, kind)) for kind, name in PROGRAMS.items() for n in counts]
     rows = [row(clock, images, *program) for program in programs]
-    write_results(args, "training_rates", {"data": images.name, "load_average_before": load, "rows": rows}, began)
-    save_figure(plot(rows), args.out / "training_rates")
-    write_atomically(args.out / "training_rates.md", markdown(rows).encode())
-    print(markdown(rows))
+    content = {"data": images.name, "load_average_before": load, "rows": rows}
+    finish(args, content, markdown(rows), {"training_rates": plot(rows)})
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ script and without its geometry package, and once more over the polyline that th
 parabola. Writes ``displacement.json``, ``.md``, ``.png`` and ``.pdf`` to ``--out``.
 """
 
-import argparse
 from collections.abc import Sequence
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +27,7 @@ from experiments.displacement.curve_distances import (
     polyline_mean,
     small,
 )
-from experiments.lab.output_folder import output_folder
-from experiments.lab.script import run, save_figure, write_results
+from experiments.lab.script import finish, parser, run
 from experiments.lab.tables import table
 
 KAPPAS = {
@@ -167,17 +164,9 @@ def _draw_products(axes: Axes, rows: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="few curvatures, no claim")
-    parser.add_argument("--out", type=output_folder, default="runs/displacement", help="folder for the results")
-    parser.set_defaults(device="cpu")
-    args = parser.parse_args()
-    began = perf_counter()
+    args = parser("displacement", __doc__, "few curvatures, no claim").parse_args()
     results = measure(args.smoke)
-    write_results(args, "displacement", results, began)
-    (args.out / "displacement.md").write_text(markdown(results))
-    save_figure(plot(results), args.out / "displacement.png")
-    print(markdown(results))
+    finish(args, results, markdown(results), {"displacement": plot(results)})
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ size: they were meta-trained on 24 x 24 maps of rank 4, or, "of adapters", on tr
     learned rule of adapters             teleports and step lengths (adapters.yaml)
 """
 
-import argparse
-import time
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,19 +39,19 @@ from experiments.factors.run import (
     STEPS,
     adam,
     collect,
+    measured,
     uneven,
 )
 from experiments.factors.sweeps import Benchmark, Entry
 from experiments.factors.teleported_training import Method
-from experiments.lab.output_folder import output_folder
 from experiments.lab.rules import ScaledGradientDescent
+from experiments.lab.script import parser, run
 from experiments.lab.tables import interval, table
 from meta_teleport.equivariant.equivariant import Equivariant
 from meta_teleport.errors import UserError
 from meta_teleport.evaluation.statistics import compare
 from meta_teleport.learned.serialization import load
 from meta_teleport.rules.classical import Adam
-from meta_teleport.runs.run import provenance, read_json, write_json
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import SPLITS
 from meta_teleport.teleportation.gauges import principal_axes
@@ -166,21 +164,16 @@ def lora(rules: Path, smoke: bool) -> dict[str, Any]:
     }
 
 
+PARTS = {"factorization": factorization, "lora": lora}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("factorization", "lora", "all", "report"), default="all")
-    parser.add_argument("--out", type=output_folder, default="runs/learned_gauges")
-    parser.add_argument("--rules", type=Path, default=RULES, help="folder of the rules that are not in the package")
-    parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds; no claim")
-    args = parser.parse_args()
-    path = args.out / "learned_gauges.json"
-    content = read_json(path) if path.exists() else {}
-    for name, part in (("factorization", factorization), ("lora", lora)):
-        if args.part in (name, "all"):
-            began = time.perf_counter()
-            content[name] = {"results": part(args.rules, args.smoke)}
-            content[name] |= {"seconds": round(time.perf_counter() - began), "provenance": provenance()}
-            write_json(path, content)
+    made = parser("learned_gauges", __doc__)
+    made.add_argument("part", nargs="?", choices=("factorization", "lora", "all", "report"), default="all")
+    made.add_argument("--rules", type=Path, default=RULES, help="folder of the rules that are not in the package")
+    args = made.parse_args()
+    parts = {name: partial(part, args.rules, args.smoke) for name, part in PARTS.items()}
+    content = measured(parts, args.part, args.out / "learned_gauges.json")
     tables = f"{paired(content)}\n\n{markdown(content)}"
     (args.out / "learned_gauges.md").write_text(tables)
     plot(content, args.out / "learned_gauges.png")
@@ -188,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, denormals=True)

@@ -9,12 +9,11 @@ with them, or not. Step sizes, Adam's beta2 and the constants of the tuned gauge
 by method, and reported on 20 fresh ones; ``random elements`` are as large as the teleports that they replace.
 """
 
-import argparse
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +23,9 @@ from experiments.factors.adapters import adaptation
 from experiments.factors.report import markdown, plot
 from experiments.factors.sweeps import Allowed, Benchmark, Entry, results
 from experiments.factors.teleported_training import Method
-from experiments.lab.output_folder import output_folder
+from experiments.lab.progress import say
 from experiments.lab.rules import ScaledGradientDescent
+from experiments.lab.script import parser, run
 from meta_teleport.params import Params
 from meta_teleport.rules.classical import Adam, Momentum
 from meta_teleport.runs.run import provenance, read_json, write_json
@@ -135,7 +135,7 @@ def factorization(smoke: bool) -> dict[str, Any]:
 def lora(smoke: bool) -> dict[str, Any]:
     """The report of every method on adapters, and how good the pre-trained models are."""
     sizes, counts = (SMOKE_SIZES, (2, 3)) if smoke else (LORA_SIZES, (LORA_TUNING, PROBLEMS))
-    print(f"pre-training {sum(counts)} models", file=sys.stderr)
+    say(f"pre-training {sum(counts)} models")
     (tuning, _), (fresh, excess) = (adaptation(sizes, count, seed) for seed, count in enumerate(counts))
     benchmark = Benchmark(tuning, fresh, 20 if smoke else LORA_STEPS, lambda tasks: tasks.excess, 10)
     return {
@@ -155,30 +155,34 @@ def collect(title: str, entries: dict[str, Entry], benchmark: Benchmark, scopes:
         spent = time.perf_counter() - began
         left = spent * (sum(runs.values()) - done) / done
         medians = ", ".join(f"{report['median']:.2e}" for report in reports.values())
-        print(f"{title}: {name}: {medians} ({spent:.0f} s, about {left:.0f} s left)", file=sys.stderr, flush=True)
+        say(f"{title}: {name}: {medians} ({spent:.0f} s, about {left:.0f} s left)")
         for scope, report in reports.items():
             found[scope][name] = report
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("factorization", "lora", "all"), default="all")
-    parser.add_argument("--out", type=output_folder, default="runs/factors")
-    parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds; no claim")
-    args = parser.parse_args()
-    path = args.out / "factors.json"
+def measured(parts: Mapping[str, Callable[[], dict[str, Any]]], chosen: str, path: Path) -> dict[str, Any]:
+    """What the chosen parts, or "all", give, beside what the file ``path`` holds of the others; kept in it."""
     content = read_json(path) if path.exists() else {}
-    for name, part in (("factorization", factorization), ("lora", lora)):
-        if args.part in (name, "all"):
+    for name, part in parts.items():
+        if chosen in (name, "all"):
             began = time.perf_counter()
-            content[name] = {"results": part(args.smoke)}
+            content[name] = {"results": part()}
             content[name] |= {"seconds": round(time.perf_counter() - began), "provenance": provenance()}
             write_json(path, content)
+    return content
+
+
+def main() -> None:
+    made = parser("factors", __doc__)
+    made.add_argument("part", nargs="?", choices=("factorization", "lora", "all"), default="all")
+    args = made.parse_args()
+    parts = {"factorization": partial(factorization, args.smoke), "lora": partial(lora, args.smoke)}
+    content = measured(parts, args.part, args.out / "factors.json")
     (args.out / "factors.md").write_text(markdown(content))
     plot(content, args.out / "factors.png")
     print(markdown(content))
 
 
 if __name__ == "__main__":
-    main()
+    run(main, denormals=True)

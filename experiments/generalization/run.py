@@ -15,7 +15,6 @@ The second part asks how often one should teleport: once, or every 10, 5, 2, 1 e
 Ctrl-C stops at the end of an epoch; the same command goes on from there.
 """
 
-import time
 from argparse import Namespace
 from dataclasses import replace
 from typing import Any
@@ -27,9 +26,8 @@ from experiments.generalization.report import markdown
 from experiments.generalization.runs import CIFAR10_SIZE, SMOKE_EPOCHS, Epochs, base_runs, setting_of
 from experiments.generalization.statistics import compared_branches, compared_frequencies, strict
 from experiments.generalization.teleports import LIMITED, PUBLISHED, SCALING, Variant
-from experiments.lab.script import images_of, parser, run, save_figure, write_results
+from experiments.lab.script import finish, image_parser, images_of, run
 from meta_teleport.errors import UserError
-from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.tasks.images import Images
 
 SEEDS, FREQUENCY_SEEDS = 20, 5
@@ -82,27 +80,26 @@ def experiment(images: Images, args: Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    made = parser("generalization", __doc__, ("mnist", "fashion_mnist"), SEEDS)
+    made = image_parser("generalization", __doc__, ("mnist", "fashion_mnist"), SEEDS)
     made.add_argument(
         "--frequency", nargs="*", default=["fashion_mnist"], help="data sets of the second part, if in --data"
     )
     names = [variant.name for variant in VARIANTS]
     made.add_argument("--variants", nargs="+", default=names, choices=names, metavar="NAME", help=f"of {names}")
-    args, began = made.parse_args(), time.perf_counter()
+    args = made.parse_args()
     for variant in RANDOM:
         if variant.name in args.variants and replace(variant, random=False).name not in args.variants:
             raise UserError(f"'{variant.name}' goes as far as the one it controls: give that to --variants, too")
     if args.smoke:
         args.seeds, args.frequency = min(args.seeds, SMOKE_SEEDS), ["digits"]
     results = [experiment(images, args) for images in images_of(args).values()]
-    write_results(args, "generalization", {"results": strict(results)}, began)
-    for content in results:
-        save_figure(plot_branches(content), args.out / f"generalization_{content['data']}")
-        if "frequency" in content:
-            save_figure(plot_frequencies(content), args.out / f"generalization_{content['data']}_frequency")
-    text = markdown(results)
-    write_atomically(args.out / "generalization.md", text.encode())
-    print(text)
+    figures = {f"generalization_{content['data']}": plot_branches(content) for content in results}
+    figures |= {
+        f"generalization_{content['data']}_frequency": plot_frequencies(content)
+        for content in results
+        if "frequency" in content
+    }
+    finish(args, {"results": strict(results)}, markdown(results), figures)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Every (family, member, method, meta-seed) that is finished is a file under ``--o
 stop. Families and recipes: ``families.py``, ``recipes.py``; methods: ``methods.py``.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,8 @@ from experiments.held_out.families import FAMILIES
 from experiments.held_out.report import report
 from experiments.held_out.rules import KINDS, folder_of, trained_rule
 from experiments.lab.meta_training import FINISHED
-from experiments.lab.output_folder import output_folder
 from experiments.lab.progress import Job, work_through
-from experiments.lab.script import run as run_script
+from experiments.lab.script import parser, run
 
 PARTS = ("train", "measure", "clock", "report")
 SMOKE_MEMBERS = 2
@@ -51,18 +49,16 @@ def clock_jobs(out: Path, bench: Bench) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", metavar="family", help=f"default: all of {', '.join(FAMILIES)}")
-    parser.add_argument("--out", type=output_folder, default="runs/held_out", help="folder for results and progress")
-    parser.add_argument("--meta-seeds", type=int, default=5)
-    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="a few tasks and meta-steps; no claim")
-    args = parser.parse_args()
+    made = parser("held_out", __doc__, "a few tasks and meta-steps; no claim")
+    made.add_argument("families", nargs="*", metavar="family", help=f"default: all of {', '.join(FAMILIES)}")
+    made.add_argument("--meta-seeds", type=int, default=5)
+    made.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    args = made.parse_args()
     families, parts = args.families or list(FAMILIES), args.parts.split(",")
     for given, known in ((families, FAMILIES), (parts, PARTS)):
         for name in given:
             if name not in known:
-                parser.error(f"unknown '{name}': choose from {', '.join(known)}")
+                made.error(f"unknown '{name}': choose from {', '.join(known)}")
     for family in families:
         if "train" in parts:
             work_through(list(training_jobs(args.out, family, args.meta_seeds, args.smoke)))
@@ -77,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run(main)

@@ -1,9 +1,9 @@
-"""The command line that the image experiments share: flags, exit codes, results files."""
+"""The command line that the experiments share: flags, exit codes, results files."""
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.lab.output_folder import make_folder
 from experiments.lab.progress import Stopped, say
 from meta_teleport.errors import UserError
+from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.runs.run import provenance, write_json
 from meta_teleport.tasks.images import Images, load_images
 
@@ -21,10 +21,42 @@ FAILED, STOPPED = 2, 130
 SMOKE_IMAGES = 400, 100
 
 
-def parser(name: str, description: str | None, data: Sequence[str], seeds: int) -> argparse.ArgumentParser:
-    """The flags that every image experiment has: --smoke, --data, --data-folder, --out, --seeds, --device."""
+def make_folder(path: Path) -> Path:
+    """The folder, made with all above it if it is not there. Raises ``UserError`` where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"folder {path} cannot be made ({error.strerror}): choose another --out") from None
+    return path
+
+
+def output_folder(path: str) -> Path:
+    """The same as the ``type`` of an argument of argparse: made first, so that a run of hours does not end at a folder
+    that is not there. Its default is to be a string, as argparse applies the type to strings alone."""
+    try:
+        return make_folder(Path(path))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parser(
+    name: str,
+    description: str | None,
+    smoke: str = "toy sizes, seconds; no claim",
+    out: Callable[[str], Path] = output_folder,
+) -> argparse.ArgumentParser:
+    """The flags that every experiment has: --smoke and --out. Its clock begins here, see :func:`finish`."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--smoke", action="store_true", help="toy sizes on the digits, seconds; no claim")
+    made.add_argument("--smoke", action="store_true", help=smoke)
+    made.add_argument("--out", type=out, default=f"runs/{name}", help="folder for results and progress")
+    made.set_defaults(name=name, began=time.perf_counter(), device="cpu")
+    return made
+
+
+def image_parser(name: str, description: str | None, data: Sequence[str], seeds: int) -> argparse.ArgumentParser:
+    """Also those that every image experiment has: --data, --data-folder, --no-download, --seeds, --device. The folder
+    is made with the images, by :func:`images_of`."""
+    made = parser(name, description, "toy sizes on the digits, seconds; no claim", Path)
     made.add_argument(
         "--data",
         nargs="+",
@@ -33,7 +65,6 @@ def parser(name: str, description: str | None, data: Sequence[str], seeds: int) 
     )
     made.add_argument("--data-folder", type=Path, default=Path("data"), help="where torchvision keeps its files")
     made.add_argument("--no-download", action="store_true", help="fail where a data set is not in --data-folder")
-    made.add_argument("--out", type=Path, default=Path(f"runs/{name}"), help="folder for results and progress")
     made.add_argument("--seeds", type=int, default=seeds, help="runs per setting; default: %(default)s")
     made.add_argument("--device", default="cpu", help="cpu or cuda")
     return made
@@ -50,11 +81,18 @@ def images_of(args: argparse.Namespace) -> dict[str, Images]:
     return {images.name: images.head(*SMOKE_IMAGES) if args.smoke else images for images in loaded}
 
 
-def write_results(args: argparse.Namespace, name: str, content: dict[str, Any], began: float) -> None:
-    """``<out>/<name>.json``: the content, with smoke flag, seconds, threads and provenance."""
+def finish(
+    args: argparse.Namespace, content: dict[str, Any], text: str = "", figures: Mapping[str, Figure] | None = None
+) -> None:
+    """Writes ``<name>.json`` (the content, with smoke flag, seconds, threads and provenance), ``<name>.md`` and the
+    figures, by the names of their files, and prints the text."""
     hardware = {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
-    head = {"smoke": args.smoke, "seconds": round(time.perf_counter() - began, 1), "hardware": hardware}
-    write_json(args.out / f"{name}.json", {**head, "provenance": provenance(args.device), **content})
+    head = {"smoke": args.smoke, "seconds": round(time.perf_counter() - args.began, 1), "hardware": hardware}
+    write_json(args.out / f"{args.name}.json", {**head, "provenance": provenance(args.device), **content})
+    write_atomically(args.out / f"{args.name}.md", text.encode())
+    for name, figure in (figures or {}).items():
+        save_figure(figure, args.out / name)
+    print(text)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -66,13 +104,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     small.save(path.with_suffix(".png"), optimize=True)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], denormals: bool = False) -> None:
     """Runs the script. What a user got wrong is one line and exit code 2, a stop 130.
 
-    Numbers below 1e-38 are zero: the momenta of pixels that are black in nearly every image decay into them, and CPUs
-    take a hundred times longer over each.
+    Without ``denormals``, numbers below 1e-38 are zero: the momenta of pixels that are black in nearly every image
+    decay into them, and CPUs take a hundred times longer over each.
     """
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(not denormals)
     try:
         main()
     except UserError as error:

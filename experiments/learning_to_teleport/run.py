@@ -10,7 +10,6 @@ horizon 100. Baselines are tuned anew for every compared step: their losses at a
 for the next of these steps.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -21,9 +20,8 @@ import torch
 
 from experiments.lab import published
 from experiments.lab.meta_training import FINISHED, is_finished, trained
-from experiments.lab.output_folder import output_folder
 from experiments.lab.progress import Job, say, work_through
-from experiments.lab.script import run as run_script
+from experiments.lab.script import parser, run
 from experiments.learning_to_teleport.figure import plot_curves
 from experiments.learning_to_teleport.kept_losses import losses_of
 from experiments.learning_to_teleport.summary import comparisons, summary
@@ -147,14 +145,12 @@ def evaluate_all(out: Path, settings: list[str], seeds: list[int], smoke: bool) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("train", "evaluate", "all"), default="all")
-    parser.add_argument("--out", type=output_folder, default="runs/learning_to_teleport")
-    parser.add_argument("--settings", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
-    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
-    parser.add_argument("--seeds", nargs="*", type=int, default=list(range(META_SEEDS)), help="meta-seeds")
-    parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds")
-    args = parser.parse_args()
+    made = parser("learning_to_teleport", __doc__)
+    made.add_argument("part", nargs="?", choices=("train", "evaluate", "all"), default="all")
+    made.add_argument("--settings", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    made.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
+    made.add_argument("--seeds", nargs="*", type=int, default=list(range(META_SEEDS)), help="meta-seeds")
+    args = made.parse_args()
     if args.part in ("train", "all"):
         work_through(list(training_jobs(args.out, args.settings, args.rules, args.seeds, args.smoke)))
     if args.part in ("evaluate", "all"):
@@ -162,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run(main, denormals=True)

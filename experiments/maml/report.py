@@ -1,6 +1,5 @@
 """Intervals, tables and figure of maml.py."""
 
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -8,7 +7,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.lab.intervals import student
-from experiments.lab.script import save_figure
 from experiments.lab.tables import interval, table
 
 WORST = 10.0
@@ -102,7 +100,7 @@ def _line(name: str, method: dict[str, Any], step: int, against: dict[str, Any] 
     ]
 
 
-def plot(results: dict[str, Any], step: int, path: Path) -> None:
+def plot(results: dict[str, Any], step: int) -> Figure:
     """Above, accuracy against the steps of the inner loop; below, the paired difference to MAML after ``step``."""
     figure = Figure(figsize=(4.2 * len(results), 8.6), layout="constrained")
     axes = figure.subplots(2, len(results), squeeze=False, height_ratios=(1, 1.1))
@@ -113,7 +111,7 @@ def plot(results: dict[str, Any], step: int, path: Path) -> None:
     axes[0, 0].set(ylabel="query accuracy, held-out classes (%)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
 def _draw_curves(axes: Axes, methods: dict[str, Any]) -> None:

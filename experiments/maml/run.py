@@ -27,14 +27,13 @@ from typing import Any
 import torch
 
 from experiments.lab.progress import kept, say
-from experiments.lab.script import parser, run, write_results
+from experiments.lab.script import finish, image_parser, run
 from experiments.maml.report import markdown, plot, summary
 from experiments.maml.rules import CONTROLS, RULE, query_curves, trained_rule
 from experiments.maml.runs import TELEPORTS, Adaptation, Runs, begun, measure, tasks_of
 from experiments.maml.training import Plan, meta_train
 from meta_teleport.errors import UserError
 from meta_teleport.meta.config import Training
-from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
 from meta_teleport.tasks.images import load_images
 
@@ -167,21 +166,16 @@ def _line(data: str, name: str, accuracy: torch.Tensor, steps: int) -> str:
 
 
 def main() -> None:
-    args = parser(NAME, __doc__, DATA, SEEDS).parse_args()
+    args = image_parser(NAME, __doc__, DATA, SEEDS).parse_args()
     if args.device != "cpu":
         raise UserError("networks of this size are trained on the CPU: leave --device away")
     if args.seeds < 2:
         raise UserError("intervals over meta-seeds need at least two: give --seeds 2 or more")
-    began = time.perf_counter()
     plan, training = (SMOKE_PLAN, SMOKE_TRAINING) if args.smoke else (PLAN, TRAINING)
     results = {Path(d).stem: measured(d, args, plan, training) for d in (["digits"] if args.smoke else args.data)}
     knobs = {"ways": WAYS, "shots": SHOTS, "queries": QUERIES, "hidden": HIDDEN, "seeds": args.seeds}
     content = {"settings": {**knobs, "maml": repr(plan), "rules": repr(training)}, "data": results}
-    write_results(args, NAME, content, began)
-    text = markdown(results, plan.steps)
-    write_atomically(args.out / f"{NAME}.md", text.encode())
-    plot(results, plan.steps, args.out / NAME)
-    print(text)
+    finish(args, content, markdown(results, plan.steps), {NAME: plot(results, plan.steps)})
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import time
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 
 from experiments.lab.image_training import Plan
 from experiments.lab.progress import say
-from experiments.lab.script import images_of, parser, run, save_figure, write_results
+from experiments.lab.script import finish, image_parser, images_of, run
 from experiments.optimizers.bench import TUNING_SEEDS, Bench, Entry, Method, Teleports
 from experiments.optimizers.report import markdown, plot
 from experiments.optimizers.run import build
@@ -119,17 +120,13 @@ def experiment(images: Images, args: Namespace, sizes: Sizes) -> dict[str, Any]:
 
 
 def main() -> None:
-    args, began = parser("optimizers_beyond", __doc__, ("digits",), SEEDS).parse_args(), time.perf_counter()
+    args = image_parser("optimizers_beyond", __doc__, ("digits",), SEEDS).parse_args()
     sizes = SMOKE if args.smoke else Sizes()
     results = [experiment(images, args, sizes) for images in images_of(args).values()]
-    parts = ("mini-batches", "large batches")
-    text = "\n".join(markdown(content, part) for content in results for part in parts)
-    write_results(args, "optimizers_beyond", {"results": results}, began)
-    (args.out / "optimizers_beyond.md").write_text(text)
-    for content in results:
-        for part in parts:
-            save_figure(plot(content, part), args.out / f"optimizers_beyond-{content['data']}-{part.replace(' ', '_')}")
-    print(text)
+    shown = list(product(results, ("mini-batches", "large batches")))
+    text = "\n".join(markdown(content, part) for content, part in shown)
+    figures = {f"optimizers_beyond-{c['data']}-{part.replace(' ', '_')}": plot(c, part) for c, part in shown}
+    finish(args, {"results": results}, text, figures)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ the controls among them, are those of ``teleport_variants``. All of them, and al
 Ctrl-C stops at the end of an epoch; the same command goes on from there.
 """
 
-import time
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +23,7 @@ import torch
 
 from experiments.lab.image_training import Plan
 from experiments.lab.progress import say
-from experiments.lab.script import images_of, parser, run, save_figure, write_results
+from experiments.lab.script import finish, image_parser, images_of, run
 from experiments.optimizers.bench import Bench, Entry, Method, Teleports
 from experiments.optimizers.report import markdown, plot
 from experiments.optimizers.step_timing import seconds_per
@@ -98,20 +97,17 @@ def experiment(images: Images, args: Namespace, sizes: Sizes) -> dict[str, Any]:
 
 
 def main() -> None:
-    made = parser("optimizers", __doc__, ("mnist", "fashion_mnist"), SEEDS)
+    made = image_parser("optimizers", __doc__, ("mnist", "fashion_mnist"), SEEDS)
     made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: both")
     made.add_argument("--variants", nargs="+", choices=NAMES, default=list(NAMES), help="default: all")
     made.add_argument("--epochs", type=int, help=f"of the published part; default: {Sizes.published}")
-    args, began = made.parse_args(), time.perf_counter()
+    args = made.parse_args()
     sizes = SMOKE if args.smoke else Sizes()
     sizes = replace(sizes, published=args.epochs or sizes.published)
     results = [experiment(images, args, sizes) for images in images_of(args).values()]
     text = "\n".join(markdown(content, part) for content, part in product(results, args.parts))
-    write_results(args, "optimizers", {"results": results}, began)
-    (args.out / "optimizers.md").write_text(text)
-    for content, part in product(results, args.parts):
-        save_figure(plot(content, part), args.out / f"optimizers-{content['data']}-{part}")
-    print(text)
+    figures = {f"optimizers-{c['data']}-{part}": plot(c, part) for c, part in product(results, args.parts)}
+    finish(args, {"results": results}, text, figures)
 
 
 if __name__ == "__main__":

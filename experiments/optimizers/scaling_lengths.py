@@ -9,7 +9,6 @@ over optimizers and seeds, of log(validation loss / that of the plain optimizer)
 Ctrl-C stops at the end of an epoch; the same command goes on from there.
 """
 
-import time
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from experiments.lab.image_training import Plan
 from experiments.lab.intervals import student
-from experiments.lab.script import images_of, parser, run, write_results
+from experiments.lab.script import finish, image_parser, images_of, run
 from experiments.lab.tables import interval, titled
 from experiments.optimizers.bench import Bench, Entry, Teleports
 from experiments.optimizers.run import BATCH, build, entries_of
@@ -84,7 +83,7 @@ def _shown(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    args, began = parser("scaling_lengths", __doc__, ("mnist",), SEEDS).parse_args(), time.perf_counter()
+    args = image_parser("scaling_lengths", __doc__, ("mnist",), SEEDS).parse_args()
     epochs, results = SMOKE_EPOCHS if args.smoke else EPOCHS, []
     for images in (images.flat for images in images_of(args).values()):
         plain = losses(images, args, epochs, PLAIN, LENGTHS[0])
@@ -95,10 +94,7 @@ def main() -> None:
         ]
         content = {"data": images.name, "epochs": epochs, "seeds": args.seeds, "rows": rows}
         results.append({**content, "chosen": chosen(rows)})
-    write_results(args, "scaling_lengths", {"results": results}, began)
-    text = "\n".join(map(markdown, results))
-    (args.out / "scaling_lengths.md").write_text(text)
-    print(text)
+    finish(args, {"results": results}, "\n".join(map(markdown, results)))
 
 
 if __name__ == "__main__":

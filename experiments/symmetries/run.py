@@ -7,7 +7,6 @@ torchvision's, transformers' and timm's own classes with random weights, in trai
 writes all sites and refusals to symmetries.json in --out.
 """
 
-import argparse
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 import meta_teleport as mt
-from experiments.lab.output_folder import output_folder
+from experiments.lab.script import parser, run
 from experiments.lab.tables import line, table
 from meta_teleport.detection.report import report
 from meta_teleport.runs.run import provenance, write_json
@@ -111,10 +110,7 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="three small models")
-    parser.add_argument("--out", type=output_folder, default="runs", help="folder for symmetries.json")
-    args = parser.parse_args()
+    args = parser("symmetries", __doc__, "three small models").parse_args()
     torch.manual_seed(0)
     builds = dict(MODELS)
     if args.smoke:
@@ -131,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

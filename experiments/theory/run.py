@@ -7,14 +7,13 @@
 Writes ``theory.json`` and ``theory_<statement>.png`` to ``--out``. Float64 throughout; every seed is fixed.
 """
 
-import argparse
 import time
 from types import ModuleType
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.lab.output_folder import output_folder
+from experiments.lab.script import parser, run
 from experiments.theory import descent as theory_descent
 from experiments.theory import factorization as theory_factorization
 from experiments.theory import newton as theory_newton
@@ -37,11 +36,9 @@ SIZE, DPI = (9.0, 3.6), 110
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="toy sizes, no claim")
-    parser.add_argument("--only", choices=list(STATEMENTS), nargs="+", help="some of the statements")
-    parser.add_argument("--out", type=output_folder, default="runs/theory", help="folder for the results")
-    args = parser.parse_args()
+    made = parser("theory", __doc__)
+    made.add_argument("--only", choices=list(STATEMENTS), nargs="+", help="some of the statements")
+    args = made.parse_args()
     results: dict[str, Any] = {"provenance": provenance(), "smoke": args.smoke}
     for name in args.only or STATEMENTS:
         began = time.perf_counter()
@@ -56,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, denormals=True)

@@ -10,20 +10,17 @@ wide, towards random numbers where it is narrow. Float64. Writes ``transitivity.
 to ``--out``; Ctrl-C stops after the network under way, and the same command goes on from there.
 """
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from experiments.lab.output_folder import output_folder
 from experiments.lab.progress import collect
-from experiments.lab.script import run, save_figure, write_results
+from experiments.lab.script import finish, parser, run
 from experiments.transitivity.networks import CASES, SMOKE, WIDE, Case
 from experiments.transitivity.orbit_dimensions import dimensions
 from experiments.transitivity.report import markdown, plot
@@ -88,21 +85,14 @@ def studies(cases: Sequence[Case], seeds: int, steps: int, keep: Path) -> list[d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="four networks, two seeds, few steps, no claim")
-    parser.add_argument("--seeds", type=int, help=f"runs per network; default: {SEEDS}")
-    parser.add_argument(
-        "--out", type=output_folder, default="runs/transitivity", help="folder for results and progress"
-    )
-    parser.set_defaults(device="cpu")
-    args = parser.parse_args()
+    made = parser("transitivity", __doc__, "four networks, two seeds, few steps, no claim")
+    made.add_argument("--seeds", type=int, help=f"runs per network; default: {SEEDS}")
+    args = made.parse_args()
     seeds = args.seeds or (SMOKE_SEEDS if args.smoke else SEEDS)
-    began, cases, steps = perf_counter(), SMOKE if args.smoke else CASES, SMOKE_STEPS if args.smoke else STEPS
+    cases, steps = SMOKE if args.smoke else CASES, SMOKE_STEPS if args.smoke else STEPS
     rows = studies(cases, seeds, steps, args.out / "progress")
-    write_results(args, "transitivity", {"seeds": seeds, "steps": steps, "rate": RATE, "rows": rows}, began)
-    (args.out / "transitivity.md").write_text(markdown(rows))
-    save_figure(plot(rows), args.out / "transitivity.png")
-    print(markdown(rows))
+    content = {"seeds": seeds, "steps": steps, "rate": RATE, "rows": rows}
+    finish(args, content, markdown(rows), {"transitivity": plot(rows)})
 
 
 if __name__ == "__main__":

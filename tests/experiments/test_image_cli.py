@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from experiments.lab.progress import Stopped
-from experiments.lab.script import FAILED, STOPPED, images_of, parser, run
+from experiments.lab.script import FAILED, STOPPED, image_parser, images_of, run
 
 
 def loaded(*flags: str) -> None:
     def main() -> None:
-        images_of(parser("images", None, ["digits"], 3).parse_args(list(flags)))
+        images_of(image_parser("images", None, ["digits"], 3).parse_args(list(flags)))
 
     run(main)
 
