@@ -20,7 +20,7 @@ from experiments.held_out.recipes import RECIPES
 from meta_teleport.cli.terminal import stopping, training_bar
 from meta_teleport.equivariant.equivariant import Equivariant
 from meta_teleport.learned.serialization import build, load
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import Progress, train
 from meta_teleport.registry import class_path
 from meta_teleport.rules.rule import Rule
@@ -58,7 +58,7 @@ def spec_of(family: str, kind: str, seed: int) -> dict[str, Any]:
             "class_path": class_path(RandomTeleports),
             "init_args": {"arguments": arguments, "seed": seed},
         }
-    bases: dict[str, Any] = {"bases": [], "first": {}} if kind == "no teleport" else {}
+    bases: dict[str, Any] = {"bases": [], "init_coefficients": {}} if kind == "no teleport" else {}
     return {"class_path": class_path(Equivariant), "init_args": {**arguments, **bases}}
 
 
@@ -67,7 +67,7 @@ def folder_of(out: Path, family: str, kind: str, seed: int) -> Path:
     return out / "rules" / SHARED.get(family, family) / kind.replace(" ", "-") / f"seed{seed}"
 
 
-def training_of(family: str, smoke: bool) -> Training:
+def training_of(family: str, smoke: bool) -> TrainingConfig:
     """How the rules of a family are meta-trained."""
     training = RECIPES[family].training
     return replace(training, meta_steps=6, tasks=2, save_every=3) if smoke else training

@@ -36,7 +36,7 @@ from experiments.learning_to_teleport.tuned_baselines import measured_baselines
 from meta_teleport.evaluation.controls import closed_form_controls, element_controls
 from meta_teleport.evaluation.methods import Method
 from meta_teleport.learned.serialization import build, load
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import train
 from meta_teleport.registry import construct
 from meta_teleport.rules.rule import Rule, shapes_of
@@ -72,11 +72,11 @@ PUBLISHED_TRAINING: dict[str, Any] = {
     "log_every": 50,
 }
 PROBLEMS = 700
-TRAINING: dict[tuple[str, str], Training] = {
-    ("published", "LSTMUpdateTele"): Training(meta_steps=PROBLEMS * 9, horizon=90, **PUBLISHED_TRAINING),
-    ("published", "LSTMUpdate"): Training(meta_steps=PROBLEMS * 9, horizon=90, **PUBLISHED_TRAINING),
-    ("published", "LSTMLrTele"): Training(meta_steps=30 * 29, horizon=290, **PUBLISHED_TRAINING),
-    **{("better", rule): Training(meta_steps=500, horizon=100) for rule in RULES},
+TRAINING: dict[tuple[str, str], TrainingConfig] = {
+    ("published", "LSTMUpdateTele"): TrainingConfig(meta_steps=PROBLEMS * 9, horizon=90, **PUBLISHED_TRAINING),
+    ("published", "LSTMUpdate"): TrainingConfig(meta_steps=PROBLEMS * 9, horizon=90, **PUBLISHED_TRAINING),
+    ("published", "LSTMLrTele"): TrainingConfig(meta_steps=30 * 29, horizon=290, **PUBLISHED_TRAINING),
+    **{("better", rule): TrainingConfig(meta_steps=500, horizon=100) for rule in RULES},
 }
 HELD_OUT_TASKS, HELD_OUT_SEED = 256, 0
 HORIZON, STEPS = 100, {"published": 300, "better": 1000}
@@ -89,7 +89,7 @@ def task_of(settings: str) -> dict[str, Any]:
     return {"class_path": "Regression", "init_args": FAMILIES[settings]}
 
 
-def config_of(task: dict[str, Any], settings: str, rule: str, seed: int, training: Training) -> dict[str, Any]:
+def config_of(task: dict[str, Any], settings: str, rule: str, seed: int, training: TrainingConfig) -> dict[str, Any]:
     """What a run folder stores about one meta-training."""
     return {
         "task": task,
@@ -100,10 +100,10 @@ def config_of(task: dict[str, Any], settings: str, rule: str, seed: int, trainin
     }
 
 
-def training_of(settings: str, name: str, smoke: bool) -> Training:
+def training_of(settings: str, name: str, smoke: bool) -> TrainingConfig:
     """How a rule is meta-trained."""
     training = TRAINING[settings, name]
-    return Training(**{**asdict(training), **SMOKE}) if smoke else training
+    return TrainingConfig(**{**asdict(training), **SMOKE}) if smoke else training
 
 
 def folder_of(out: Path, settings: str, name: str, seed: int) -> Path:
@@ -111,7 +111,7 @@ def folder_of(out: Path, settings: str, name: str, seed: int) -> Path:
     return out / settings / name / f"seed{seed}"
 
 
-def is_finished(folder: Path, training: Training) -> bool:
+def is_finished(folder: Path, training: TrainingConfig) -> bool:
     """Whether the rule in a run folder has had all its meta-steps."""
     return (folder / "training.safetensors").exists() and load(folder).meta_step == training.meta_steps
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from experiments.lab.image_training import Stopped
 from meta_teleport.cli.terminal import stopping, training_bar
 from meta_teleport.learned.serialization import build, load
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import train
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.rules.rule import Rule, shapes_of
@@ -26,7 +26,7 @@ CONTROLS: dict[str, Callable[[Rule, FewShotTasks], Rule]] = {
 }
 
 
-def trained(name: str, arguments: dict[str, Any], training: Training, seed: int, folder: Path) -> Rule:
+def trained(name: str, arguments: dict[str, Any], training: TrainingConfig, seed: int, folder: Path) -> Rule:
     """The rule of one run folder, meta-trained now as far as it has not been before; ``arguments`` are the family's.
 
     Raises ``Stopped`` on Ctrl-C, and ``UserError`` for a folder of other settings.
