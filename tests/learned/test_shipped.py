@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import meta_teleport as mt
-from meta_teleport import evaluation
 from meta_teleport.cli.arguments import parse_evaluate, parse_train
 from meta_teleport.cli.main import main
+from meta_teleport.evaluation import evaluation
 from meta_teleport.evaluation.tuning import fingerprint
 from meta_teleport.learned.serialization import NAMED, build
 from meta_teleport.registry import construct
