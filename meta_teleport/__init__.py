@@ -12,6 +12,7 @@ Letters in shapes, everywhere in this package:
     s        steps
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from meta_teleport.learned.lstm import LSTMUpdateTele as LSTMUpdateTele
     from meta_teleport.learned.serialization import load as load
     from meta_teleport.learned.serialization import save as save
-    from meta_teleport.meta.config import Training as Training
+    from meta_teleport.meta.config import TrainingConfig as TrainingConfig
     from meta_teleport.meta.loop import train as train
     from meta_teleport.optimizers.copies import Copies as Copies
     from meta_teleport.optimizers.schedules import Budget as Budget
@@ -80,7 +81,7 @@ _HOMES = {
     "LSTMUpdateTele": "learned.lstm",
     "Rule": "rules.rule",
     "shapes_of": "rules.rule",
-    "Training": "meta.config",
+    "TrainingConfig": "meta.config",
     "train": "meta.loop",
     "Run": "runs.run",
     "Symmetry": "symmetry.symmetry",
@@ -111,10 +112,15 @@ _HOMES = {
     "Plateau": "optimizers.schedules",
     "Steps": "optimizers.schedules",
 }
+_RENAMED = {"Training": "TrainingConfig"}
 __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(f"mt.{name} is called mt.{new}: use that name", DeprecationWarning, stacklevel=2)
+        name = new
     if name not in _HOMES:
         raise AttributeError(f"module 'meta_teleport' has no attribute '{name}'")
     return getattr(import_module(f"meta_teleport.{_HOMES[name]}"), name)

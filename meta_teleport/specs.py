@@ -15,12 +15,24 @@ import yaml
 from meta_teleport.errors import UserError
 from meta_teleport.registry import PACKAGE, class_path, resolve
 
-CLASS_PATH = "class_path"
+CLASS_PATH, INIT_ARGS = "class_path", "init_args"
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "Equivariant": {
+        "lead": "warmup_teleports",
+        "apart": "teleport_only_steps",
+        "first": "init_coefficients",
+        "crest": "steepest",
+        "falling_adam": "decaying_adam",
+    },
+}
+"""By class of this package: arguments, and names among their values, that files of version 0.1 call otherwise."""
+DROPPED: Mapping[str, Any] = {"random_horizons": False, "growing_horizon": False, "curriculum": False}
+"""Options of a training that files of version 0.1 hold, and the values at which they change nothing."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def check(content: Any, bases: Sequence[type], modules: Sequence[str] = ()) -> Any:
-    """The content with class paths as :func:`shorten` writes them, none of which leads to a stranger's class.
+    """The content as :func:`shorten` writes it, without a class path that leads to a stranger's class.
 
     Looked at is everything: class paths at any depth and under dotted keys, structures written as strings, and strings
     that name something in a module, as parsers read them. Each must be a subclass of one of ``bases`` that is of this
@@ -32,25 +44,46 @@ def check(content: Any, bases: Sequence[type], modules: Sequence[str] = ()) -> A
     def named(name: str) -> str:
         return name if any(name.startswith(f"{module}.") for module in modules) else class_path(_resolved(name, bases))
 
-    return _walk(content, named, lambda text: named(text) if _names_something(text) else _checked(text, bases, modules))
+    return _without_dropped(
+        _walk(content, named, lambda text: named(text) if _names_something(text) else _checked(text, bases, modules))
+    )
 
 
 def shorten(content: Any) -> Any:
-    """The content with class paths as files hold them: bare names for the classes of this package."""
-    return _walk(content, _short, lambda text: text)
+    """The content as files hold it: bare names for the classes of this package, and the names of RENAMED."""
+    return _without_dropped(_walk(content, _short, lambda text: text))
 
 
 def _walk(content: Any, on_path: Callable[[str], str], on_text: Callable[[str], str]) -> Any:
     if isinstance(content, Mapping):
-        return {
+        walked = {
             key: on_path(value)
             if str(key).split(".")[-1] == CLASS_PATH and isinstance(value, str)
             else _walk(value, on_path, on_text)
             for key, value in content.items()
         }
+        names = RENAMED.get(str(walked.get(CLASS_PATH)))
+        return {**walked, INIT_ARGS: _renamed(walked[INIT_ARGS], names)} if names and INIT_ARGS in walked else walked
     if isinstance(content, list | tuple):
         return [_walk(value, on_path, on_text) for value in content]
     return on_text(content) if isinstance(content, str) else content
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Arguments with their new names, among keys, in lists and as values."""
+    if isinstance(value, Mapping):
+        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, names) for inner in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _without_dropped(content: Any) -> Any:
+    """The content without those options of a training that change nothing and are no longer there."""
+    if not (isinstance(content, Mapping) and isinstance(content.get("training"), Mapping)):
+        return content
+    kept = {k: v for k, v in content["training"].items() if not (k in DROPPED and v == DROPPED[k])}
+    return {**content, "training": kept}
 
 
 def _short(name: str) -> str:

@@ -11,7 +11,7 @@ from meta_teleport.teleportation.acceptance import rounding
 
 Goal = dict[str, str]
 
-LEAD = INTERPOLATING.arguments["lead"]
+LEAD = INTERPOLATING.arguments["warmup_teleports"]
 ROUNDING = {str(dtype)[6:]: LEAD * rounding(dtype) for dtype in (torch.float64, torch.float32)}
 DEEP_LIMIT, DEEP_STEP = 1e-6, 30
 LIMITS = {"float64": {10: 1e-12, 20: 1e-20}, "float32": {10: 1e-6, 20: 1e-8}}

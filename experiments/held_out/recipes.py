@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from meta_teleport.equivariant.bases import EQUIVARIANT, GRAMS
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 
 ALL = [*EQUIVARIANT, "axes"]
 GAUGE = ["balance", "axes"]
@@ -15,20 +15,20 @@ class Recipe:
     """Arguments of :class:`Equivariant`, and how it is trained. Both twins have the same but for their elements."""
 
     arguments: dict[str, Any]
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 INTERPOLATING = Recipe(  # begins near the hand-written teleporter, with short steps of all layers but the last
     {
         "update": "polyak",
         "bases": ["activations"],
-        "first": {"activations": -1.0},
+        "init_coefficients": {"activations": -1.0},
         "size": 8.0,
         "start": -3.0,
         "horizon": 20,
-        "lead": 3,
+        "warmup_teleports": 3,
     },
-    Training(
+    TrainingConfig(
         meta_steps=320,
         tasks=24,
         window=10,
@@ -43,7 +43,7 @@ INTERPOLATING = Recipe(  # begins near the hand-written teleporter, with short s
 )
 FACTORS = Recipe(
     {"update": "adam", "bases": ALL, "horizon": 300, "every": 5, "averaging": 0.9, "size": 2.0, "start": -1.5},
-    Training(
+    TrainingConfig(
         meta_steps=300,
         tasks=12,
         window=60,
@@ -66,10 +66,10 @@ TURNS = Recipe(
         "size": 30.0,
         "floor": 1e-12,
         "horizon": 12,
-        "lead": 1,
+        "warmup_teleports": 1,
         "alternating": True,
     },
-    Training(
+    TrainingConfig(
         meta_steps=150,
         tasks=8,
         window=6,
@@ -84,15 +84,15 @@ TURNS = Recipe(
 PLANE = Recipe(  # begins just short of the steepest point: from no teleport at all half of the meta-seeds stay there
     {
         "update": "polyak",
-        "bases": ["crest"],
-        "first": {"crest": 0.5},
+        "bases": ["steepest"],
+        "init_coefficients": {"steepest": 0.5},
         "size": 8.0,
         "horizon": 30,
         "every": 2,
-        "apart": True,
+        "teleport_only_steps": True,
         "backtracking": True,
     },
-    Training(
+    TrainingConfig(
         meta_steps=120,
         tasks=32,
         window=10,
@@ -126,7 +126,13 @@ RECIPES = {
     "f5": Recipe(CLASSIFIERS, replace(WHOLE_RUNS, meta_steps=32, tasks=10)),
     "f5-mnist": Recipe(CLASSIFIERS, replace(WHOLE_RUNS, meta_steps=96, tasks=6, lr_update=1e-2)),
     "f6": Recipe(
-        {**FACTORS.arguments, "update": "muon", "start": -2.5, "bases": GAUGE, "first": dict.fromkeys(GAUGE, 1.0)},
+        {
+            **FACTORS.arguments,
+            "update": "muon",
+            "start": -2.5,
+            "bases": GAUGE,
+            "init_coefficients": dict.fromkeys(GAUGE, 1.0),
+        },
         replace(
             FACTORS.training,
             meta_steps=100,

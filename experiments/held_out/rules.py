@@ -16,7 +16,7 @@ from experiments.held_out.families import FAMILIES
 from experiments.held_out.recipes import RECIPES
 from experiments.lab.meta_training import trained
 from meta_teleport.equivariant.equivariant import Equivariant
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.registry import class_path
 from meta_teleport.rules.rule import Rule
 from meta_teleport.rules.wrappers import RandomElements
@@ -47,7 +47,7 @@ def spec_of(family: str, kind: str, seed: int) -> dict[str, Any]:
             "class_path": class_path(RandomTeleports),
             "init_args": {"arguments": arguments, "seed": seed},
         }
-    bases: dict[str, Any] = {"bases": [], "first": {}} if kind == "no teleport" else {}
+    bases: dict[str, Any] = {"bases": [], "init_coefficients": {}} if kind == "no teleport" else {}
     return {"class_path": class_path(Equivariant), "init_args": {**arguments, **bases}}
 
 
@@ -56,7 +56,7 @@ def folder_of(out: Path, family: str, kind: str, seed: int) -> Path:
     return out / "rules" / SHARED.get(family, family) / kind.replace(" ", "-") / f"seed{seed}"
 
 
-def training_of(family: str, smoke: bool) -> Training:
+def training_of(family: str, smoke: bool) -> TrainingConfig:
     """How the rules of a family are meta-trained."""
     training = RECIPES[family].training
     return replace(training, meta_steps=6, tasks=2, save_every=3) if smoke else training

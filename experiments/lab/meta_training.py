@@ -11,7 +11,7 @@ import torch
 from experiments.lab.progress import Stopped, say
 from meta_teleport.cli.terminal import stopping, training_bar
 from meta_teleport.learned.serialization import build, load, takes_shapes
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import Progress, train
 from meta_teleport.registry import resolve
 from meta_teleport.rules.rule import Rule, shapes_of
@@ -24,7 +24,7 @@ LINES = 4
 """Said of a meta-training where there is no terminal for a bar."""
 
 
-def is_finished(folder: Path, training: Training) -> bool:
+def is_finished(folder: Path, training: TrainingConfig) -> bool:
     """Whether the rule in a run folder has had all its meta-steps."""
     path = folder / FINISHED
     return path.exists() and bool(read_json(path)["meta_steps"] == training.meta_steps)
@@ -36,7 +36,7 @@ def trained(
     spec: dict[str, Any],
     task: dict[str, Any],
     family: TaskFamily,
-    training: Training,
+    training: TrainingConfig,
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> Rule:

@@ -12,7 +12,7 @@ that follows.
 from dataclasses import replace
 from typing import Any
 
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 
 ACTION: dict[str, Any] = {"group": "first_order", "displacement": False}
 """Arguments of the families of tasks."""
@@ -27,7 +27,7 @@ RULES: dict[str, dict[str, Any]] = {
 """Arguments of the rules, by their class."""
 
 PROBLEMS, LR_PROBLEMS = 700, 30
-_TRAINING = Training(
+_TRAINING = TrainingConfig(
     meta_steps=PROBLEMS * 9,
     horizon=90,
     tasks=1,
@@ -42,13 +42,13 @@ _TRAINING = Training(
     save_every=500,
     log_every=50,
 )
-TRAINING: dict[str, Training] = {
+TRAINING: dict[str, TrainingConfig] = {
     "LSTMUpdateTele": _TRAINING,
     "LSTMUpdate": _TRAINING,
     "LSTMLrTele": replace(_TRAINING, meta_steps=LR_PROBLEMS * 29, horizon=290),
 }
 
 
-def shortened(training: Training) -> Training:
+def shortened(training: TrainingConfig) -> TrainingConfig:
     """A few meta-steps, to try a script."""
     return replace(training, meta_steps=3, save_every=1, log_every=1)

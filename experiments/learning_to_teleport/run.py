@@ -30,7 +30,7 @@ from experiments.learning_to_teleport.tuned_baselines import measured_baselines
 from meta_teleport.evaluation.controls import closed_form_controls, element_controls
 from meta_teleport.evaluation.methods import Method
 from meta_teleport.learned.serialization import load
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.rules.rule import Rule
 from meta_teleport.runs.run import provenance, write_json
 from meta_teleport.tasks.family import Tasks
@@ -40,9 +40,9 @@ META_SEEDS = 5
 RULES = tuple(published.RULES)
 FAMILIES: dict[str, dict[str, Any]] = {"published": published.ACTION, "better": {}}
 RULE_ARGS: dict[str, dict[str, dict[str, Any]]] = {"published": published.RULES, "better": {name: {} for name in RULES}}
-TRAINING: dict[str, dict[str, Training]] = {
+TRAINING: dict[str, dict[str, TrainingConfig]] = {
     "published": published.TRAINING,
-    "better": dict.fromkeys(RULES, Training(meta_steps=500, horizon=100)),
+    "better": dict.fromkeys(RULES, TrainingConfig(meta_steps=500, horizon=100)),
 }
 HELD_OUT_TASKS, HELD_OUT_SEED = 256, 0
 HORIZON, STEPS = 100, {"published": 300, "better": 1000}
@@ -54,7 +54,7 @@ def task_of(settings: str) -> dict[str, Any]:
     return {"class_path": "Regression", "init_args": FAMILIES[settings]}
 
 
-def training_of(settings: str, name: str, smoke: bool) -> Training:
+def training_of(settings: str, name: str, smoke: bool) -> TrainingConfig:
     """How a rule is meta-trained."""
     training = TRAINING[settings][name]
     return published.shortened(training) if smoke else training

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.lab.meta_training import trained
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.rules.rule import Rule
 from meta_teleport.rules.wrappers import RandomElements, WithoutElements
@@ -21,7 +21,7 @@ CONTROLS: dict[str, Callable[[Rule, FewShotTasks], Rule]] = {
 }
 
 
-def trained_rule(arguments: dict[str, Any], training: Training, seed: int, folder: Path) -> Rule:
+def trained_rule(arguments: dict[str, Any], training: TrainingConfig, seed: int, folder: Path) -> Rule:
     """The rule of one run folder, meta-trained now as far as it has not been before; ``arguments`` are the family's."""
     spec, task = {"class_path": RULE, "init_args": {}}, {"class_path": "FewShot", "init_args": arguments}
     return trained(folder, f"{RULE}, seed {seed}", spec, task, FewShot(**arguments), training, seed)

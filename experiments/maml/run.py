@@ -33,7 +33,7 @@ from experiments.maml.rules import CONTROLS, RULE, query_curves, trained_rule
 from experiments.maml.runs import TELEPORTS, Adaptation, Runs, begun, measure, tasks_of
 from experiments.maml.training import Plan, meta_train
 from meta_teleport.errors import UserError
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.tasks.few_shot import FewShot, FewShotTasks
 from meta_teleport.tasks.images import load_images
 
@@ -45,13 +45,13 @@ PIXELS = {"digits": 8}
 OTHER_PIXELS = 7
 PLAN = Plan(teleports=TELEPORTS, rates=(0.1, 0.3, 1.0), updates=500, tasks=8, steps=5, outer_rate=3e-3)
 START_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
-TRAINING = Training(meta_steps=250, tasks=32, window=5, horizon=10, objective="sum")
+TRAINING = TrainingConfig(meta_steps=250, tasks=32, window=5, horizon=10, objective="sum")
 SHOWN = "LSTM(update, tele)"
 LAST_STEP = 10
 TUNING_TASKS, HELD_OUT_TASKS = 40, 200
 TUNING, HELD_OUT = 10**6, 10**6 + 1
 SMOKE_PLAN = Plan(teleports=("none", "balanced", "gradient norm", "random"), rates=(0.3, 1.0), updates=3, tasks=2)
-SMOKE_TRAINING = Training(meta_steps=2, tasks=3, window=2, horizon=4)
+SMOKE_TRAINING = TrainingConfig(meta_steps=2, tasks=3, window=2, horizon=4)
 
 Curves = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -105,7 +105,7 @@ def maml_methods(
 
 
 def rule_curves(
-    arguments: list[dict[str, Any]], training: Training, held_out: FewShotTasks, out: Path
+    arguments: list[dict[str, Any]], training: TrainingConfig, held_out: FewShotTasks, out: Path
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Name, query loss and accuracy ``(steps + 1, seeds, tasks)`` of the learned rules and of their controls."""
     each = held_out.count // len(arguments)
@@ -122,7 +122,7 @@ def rule_curves(
         yield f"{SHOWN}, {control}", *curves([wrap(rule, tasks) for rule, tasks in zip(rules, parts, strict=True)])
 
 
-def measured(data: str, args: Namespace, plan: Plan, training: Training) -> dict[str, Any]:
+def measured(data: str, args: Namespace, plan: Plan, training: TrainingConfig) -> dict[str, Any]:
     """Everything about one data set: now, or from the file in which it was kept.
 
     Raises ``UserError`` for a file of other settings.
@@ -131,7 +131,7 @@ def measured(data: str, args: Namespace, plan: Plan, training: Training) -> dict
     return kept(args.out / Path(data).stem / "measured.json", partial(measure_data, data, args, plan, training), key)
 
 
-def measure_data(data: str, args: Namespace, plan: Plan, training: Training) -> dict[str, Any]:
+def measure_data(data: str, args: Namespace, plan: Plan, training: TrainingConfig) -> dict[str, Any]:
     """Meta-trains and measures everything on one data set."""
     classes = load_images(data, args.data_folder, not args.no_download).classes
     arguments = [family_arguments(data, args, seed, classes) for seed in range(args.seeds)]

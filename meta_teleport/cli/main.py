@@ -70,13 +70,13 @@ def _train(argv: list[str]) -> int:
     from meta_teleport.cli.arguments import parse_train
     from meta_teleport.cli.terminal import stopping, training_bar
     from meta_teleport.learned.serialization import build
-    from meta_teleport.meta.config import Training
+    from meta_teleport.meta.config import TrainingConfig
     from meta_teleport.meta.loop import train
     from meta_teleport.runs.run import FORMAT, Run
 
     asked = parse_train(argv)
     config, device = asked.config, _device(asked.device)
-    training = Training(**config["training"])
+    training = TrainingConfig(**config["training"])
     family, shapes = _family(config["task"])
     _require_one_shape(config, shapes)
     rule = build(config["rule"], shapes, config["seed"])

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 
 from meta_teleport.errors import UserError
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.registry import resolve
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily
@@ -62,7 +63,13 @@ def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Pa
     parser.add_argument("--dtype", type=Dtype, default=stored.get("dtype", "float32"), help="floating point type")
     parser.add_subclass_arguments(TaskFamily, "task", default=specs["task"], required=False)
     parser.add_subclass_arguments(Rule, "rule", skip={"shapes"}, default=specs["rule"], required=False)
-    parser.add_class_arguments(Training, "training", sub_configs=False)
+    parser.add_class_arguments(TrainingConfig, "training", sub_configs=False)
+    unknown = stored.get("training", {}).keys() - {field.name for field in fields(TrainingConfig)}
+    if unknown:
+        raise UserError(
+            f"the run in --out sets training.{min(unknown)}, which this version does not have: go on with the version "
+            "that began it, or train anew in another folder"
+        )
     parser.set_defaults({f"training.{key}": value for key, value in stored.get("training", {}).items()})
     parser.chosen = {key: resolve(spec["class_path"], BASES[key]) for key, spec in specs.items()}
     return parser

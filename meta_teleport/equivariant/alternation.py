@@ -1,4 +1,4 @@
-"""Parameters that take turns, each in the gauge that suits it, as in alternating least squares.
+"""Alternation: parameters that move by turns, each in the gauge that suits it, as in alternating least squares.
 
 Layer l of a chain moves at the steps t with ``t + l`` even: what produces the units of the i-th site is layer i, what
 only consumes them layer i + 1. What no site moves has its turn at every step. The second derivatives along V are those
@@ -17,7 +17,7 @@ from meta_teleport.symmetry.symmetry import Symmetry
 BEFORE_CONSUMERS, BEFORE_PRODUCERS = ("activations", "incoming"), ("outgoing",)
 
 
-def take_turns(proposal: Proposal, observation: Observation) -> Proposal:
+def alternate(proposal: Proposal, observation: Observation) -> Proposal:
     """The proposal with the updates of those parameters only whose turn it is."""
     update = dict(proposal.update)
     for name, layer in layers_of(observation.symmetry).items():
@@ -35,7 +35,7 @@ def layers_of(symmetry: Symmetry) -> dict[str, int]:
     return layers
 
 
-def facing(found: Basis, names: tuple[str, ...], index: int, step: Tensor) -> Basis:
+def active_basis(found: Basis, names: tuple[str, ...], index: int, step: Tensor) -> Basis:
     """The basis at the site ``index`` after the update of ``step`` ``(tasks,)``, with zeros for those of ``names`` that
     condition the parameters whose turn is not next."""
     producers = _moves(index, step + 1)

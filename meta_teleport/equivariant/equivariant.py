@@ -13,14 +13,14 @@ the a_j from a small LSTM that all sites (and all blocks of a site, such as head
     identity
     balance                                towards the balanced gauge of an exact site, see :mod:`gauges`
     axes                                   a rotation towards coordinate axes of the principal axes of V V^T and U^T U
-    crest                                  towards the steepest point of the orbit, see :mod:`crest`: where rotations of
-                                           a plane act on other than matrices
+    steepest                               towards the steepest point of the orbit, see :mod:`steepest`: where rotations
+                                           of a plane act on other than matrices
 
 each Gram matrix with mean eigenvalue 1. Permuting the units permutes T, and where no activation lies between V and U
 any orthogonal change of basis Q takes T to Q T Q^T, but for axes, which are for updates that work entry by entry, as
 Adam's do. Rotations take the skew part of T. For positive scalings the B_j are diagonals, and a small network shared by
 all units reads them and the site's hidden state in place of the sum. The head starts at zero, identity elements, unless
-a rule begins as a teleport that is known (``first``).
+a rule begins as a teleport that is known (``init_coefficients``).
 """
 
 from copy import deepcopy
@@ -31,13 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from meta_teleport.equivariant.alternation import facing, take_turns
+from meta_teleport.equivariant.alternation import active_basis, alternate
 from meta_teleport.equivariant.bases import BASES, EQUIVARIANT, Basis, basis, invariants
 from meta_teleport.equivariant.updates import update_named
 from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.learned_rule import LearnedRule
-from meta_teleport.learned.task_features import FEATURES, Memory, no_memory, read_context
+from meta_teleport.learned.task_features import FEATURES, Memory, no_memory, read_task_features
 from meta_teleport.params import Params, axpy, lerp, norms, per_task
 from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import Site
@@ -47,8 +47,8 @@ UNIT_HIDDEN = 16
 
 
 class EquivariantState(NamedTuple):
-    """Recurrent state ``(tasks, rows, hidden)`` with a row per site and block, memory of the context, running mean of
-    the gradients (empty without averaging, and where the update keeps it), state of the update."""
+    """Recurrent state ``(tasks, rows, hidden)`` with a row per site and block, memory of the task features, running
+    mean of the gradients (empty without averaging, and where the update keeps it), state of the update."""
 
     cells: tuple[CellState, ...]
     memory: Memory
@@ -61,8 +61,8 @@ class Equivariant(LearnedRule):
 
     Args:
         update: One of :mod:`updates`.
-        bases: What T is made of, names as in the module's docstring; all but balance, axes and crest if not given, none
-            for no teleport.
+        bases: What T is made of, names as in the module's docstring; all but balance, axes and steepest if not given,
+            none for no teleport.
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
         size: Bound on |T|, in units of the square root of its number of rows.
@@ -73,14 +73,14 @@ class Equivariant(LearnedRule):
         backtracking: Shorten updates that would raise the loss, see :mod:`backtracking` (for full batches).
         start: How long learned steps are before training, see :class:`Layerwise`.
         lr: Step size of the plain updates.
-        lead: Steps at the start that only teleport.
-        apart: Make no update in steps that teleport: elements come after the update of their step, and where that goes
-            far, what they are made of is out of date.
-        alternating: V and U take turns, each in a gauge of its own, see :mod:`turns`; T is made of the weights that the
-            update leads to.
-        first: By name of a basis, b of the coefficient 0.5 tanh(b) that it starts with; 0 if not named. For groups of
-            matrices. With 1 for balance and axes the rule begins as a teleport to the gauge of principal axes, with -1
-            for activations as one that whitens them, with 0.55 for crest as one to the steepest point.
+        warmup_teleports: Steps at the start that only teleport.
+        teleport_only_steps: Make no update in steps that teleport: elements come after the update of their step, and
+            where that goes far, what they are made of is out of date.
+        alternating: V and U move in alternation, each in a gauge of its own, see :mod:`alternation`; T is made of the
+            weights that the update leads to.
+        init_coefficients: By name of a basis, b of the coefficient 0.5 tanh(b) that it starts with; 0 if not named. For
+            groups of matrices. With 1 for balance and axes the rule begins as a teleport to the gauge of principal
+            axes, with -1 for activations as one that whitens them, with 0.55 for steepest as one to the steepest point.
     """
 
     element_modules = ("element_lstm", "element_head", "element_unit", "element_unit_head")
@@ -99,19 +99,20 @@ class Equivariant(LearnedRule):
         backtracking: bool = False,
         start: float = 0.0,
         lr: float = 1e-3,
-        lead: int = 0,
-        apart: bool = False,
+        warmup_teleports: int = 0,
+        teleport_only_steps: bool = False,
         alternating: bool = False,
-        first: dict[str, float] | None = None,
+        init_coefficients: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         bases = list(EQUIVARIANT) if bases is None else bases
-        for known, names in ((BASES, bases), (bases, list(first or {}))):
+        for known, names in ((BASES, bases), (bases, list(init_coefficients or {}))):
             for name in names:
                 if name not in known:
                     raise UserError(f"unknown basis '{name}': choose from {', '.join(known) or 'none'}")
         self.bases, self.horizon, self.size, self.every = tuple(bases), horizon, size, every
-        self.lead, self.apart, self.alternating = lead, apart, alternating
+        self.warmup_teleports, self.teleport_only_steps = warmup_teleports, teleport_only_steps
+        self.alternating = alternating
         self.averaging, self.floor, self.backtracking = averaging, floor, backtracking
         self.hidden_size = hidden_size
         self.update = update_named(update, hidden_size, horizon, start, lr)
@@ -124,7 +125,7 @@ class Equivariant(LearnedRule):
             for head in (self.element_head, self.element_unit_head):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
-            for name, value in (first or {}).items():
+            for name, value in (init_coefficients or {}).items():
                 nn.init.constant_(self.element_head.bias[bases.index(name)], value)
 
     def init(self, params: Params, symmetry: Symmetry) -> EquivariantState:
@@ -148,9 +149,9 @@ class Equivariant(LearnedRule):
         if not self.bases or not sites or not bool(due.any()):
             return proposal, state
         sizes = norms(observation.gradients)
-        context, memory = read_context(observation, sizes, state.memory, self.horizon, self.time_scale)
+        of_task, memory = read_task_features(observation, sizes, state.memory, self.horizon, self.time_scale)
         found = self._found(observation._replace(gradients=average), proposal)
-        hidden, cells = self._recur(context, found, state.cells)
+        hidden, cells = self._recur(of_task, found, state.cells)
         algebra = self._elements(sites, hidden, found)
         if not bool(due.all()):
             algebra = tuple(torch.where(per_task(due, t), t, 0.0) for t in algebra)
@@ -181,11 +182,11 @@ class Equivariant(LearnedRule):
     def _move(self, observation: Observation, state: Any) -> tuple[Proposal, Any]:
         """The update of this step, of those parameters that may move in it."""
         proposal, state = self.update(observation, state)
-        if (self.lead or self.apart) and self.bases:
-            moving = (observation.step >= self.lead) & ~(self._due(observation) & self.apart)
+        if (self.warmup_teleports or self.teleport_only_steps) and self.bases:
+            moving = (observation.step >= self.warmup_teleports) & ~(self._due(observation) & self.teleport_only_steps)
             moving = moving.to(observation.loss.dtype)
             proposal = Proposal({name: per_task(moving, f) * f for name, f in proposal.update.items()})
-        return take_turns(proposal, observation) if self.alternating else proposal, state
+        return alternate(proposal, observation) if self.alternating else proposal, state
 
     def _found(self, observation: Observation, proposal: Proposal) -> list[Basis]:
         """The basis at every site."""
@@ -194,7 +195,7 @@ class Equivariant(LearnedRule):
         sites = observation.symmetry.sites
         found = [basis(site, i, observation, self.bases, self.floor) for i, site in enumerate(sites)]
         if self.alternating:
-            found = [facing(b, self.bases, i, observation.step) for i, b in enumerate(found)]
+            found = [active_basis(b, self.bases, i, observation.step) for i, b in enumerate(found)]
         return found
 
     def _average(self, gradients: Params, average: Params, update: Any) -> Params:
@@ -204,12 +205,12 @@ class Equivariant(LearnedRule):
         return self.update.running_mean(update, self.averaging) or gradients
 
     def _recur(
-        self, context: Tensor, found: list[Basis], cells: tuple[CellState, ...]
+        self, of_task: Tensor, found: list[Basis], cells: tuple[CellState, ...]
     ) -> tuple[Tensor, tuple[CellState, ...]]:
         """The hidden states ``(tasks, rows, hidden)`` after one more step of the LSTM on every row."""
         invariants = torch.cat([b.invariants for b in found], 1)
         tasks, rows, _ = invariants.shape
-        features = torch.cat([context.unsqueeze(1).expand(-1, rows, -1), invariants], -1)
+        features = torch.cat([of_task.unsqueeze(1).expand(-1, rows, -1), invariants], -1)
         flat = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in cells)
         hidden, new = self.element_lstm(features.flatten(0, 1), flat)
         cells = tuple(CellState(h.view(tasks, rows, -1), c.view(tasks, rows, -1)) for h, c in new)
@@ -221,8 +222,8 @@ class Equivariant(LearnedRule):
         algebra = []
         for site, piece, b in zip(sites, pieces, found, strict=True):
             if site.group.is_diagonal:
-                context = piece.unsqueeze(-2).expand(*b.matrices.shape[:-1], -1)
-                inner = torch.tanh(self.element_unit(torch.cat([context, b.matrices], -1)))
+                of_site = piece.unsqueeze(-2).expand(*b.matrices.shape[:-1], -1)
+                inner = torch.tanh(self.element_unit(torch.cat([of_site, b.matrices], -1)))
                 t = self.element_unit_head(inner).squeeze(-1)
             else:
                 weights = 0.5 * torch.tanh(self.element_head(piece))

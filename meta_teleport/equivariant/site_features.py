@@ -1,4 +1,4 @@
-"""What surrounds a site: the weights that produce its units, those that consume them, and their gradients.
+"""Site features: the weights that produce the units of a site, those that consume them, and their gradients.
 
 Everything is seen from the units: V and its gradient ``(tasks, *blocks, k, rest)``, U transposed alike. The actions
 that depend on data name their layers in other words than exact sites do; here the two look the same.
@@ -15,7 +15,7 @@ from meta_teleport.rules.rule import Observation
 from meta_teleport.symmetry.site import Site
 
 
-class Surroundings(NamedTuple):
+class SiteFeatures(NamedTuple):
     """What a rule measures of V, U^T, dL/dV and dL/dU^T, these four in front of ``grams`` (4, tasks, rows, k, k), or
     their diagonals (4, tasks, rows, k), and of the norms ``sizes`` (4, tasks, rows); ``product`` U^T dL/dU has the
     shape of a gram. Gradients count in units of their norm over the task: squares of small ones would vanish."""
@@ -25,8 +25,8 @@ class Surroundings(NamedTuple):
     product: Tensor
 
 
-def surroundings(site: Site, observation: Observation) -> Surroundings:
-    """What surrounds a site of matrices."""
+def site_features(site: Site, observation: Observation) -> SiteFeatures:
+    """The features of a site of matrices."""
     (v, u), (dv, du) = (
         (_rows(site, site.produced(of)), _rows(site, site.consumed(of)))
         for of in (observation.params, observation.gradients)
@@ -35,18 +35,18 @@ def surroundings(site: Site, observation: Observation) -> Surroundings:
     dv, du = (d / per_task(unit, d) for d in (dv, du))
     matrices = (v, u, dv, du)
     sizes = torch.stack([m.flatten(2).norm(dim=-1) for m in matrices])
-    return Surroundings([m @ m.mT for m in matrices], sizes, u @ du.mT)
+    return SiteFeatures([m @ m.mT for m in matrices], sizes, u @ du.mT)
 
 
-def diagonal_surroundings(site: Site, observation: Observation) -> Surroundings:
-    """What surrounds a site of scalings; nothing of the size of a parameter is kept. Gradients whose squares vanish in
+def diagonal_site_features(site: Site, observation: Observation) -> SiteFeatures:
+    """The features of a site of scalings; nothing of the size of a parameter is kept. Gradients whose squares vanish in
     their precision count as zero."""
     w, g = observation.params, observation.gradients
     squares = torch.stack([_row_squares(site, w), _products(site, w, w)])
     slopes = torch.stack([_row_squares(site, g), _products(site, g, g)])
     unit = per_task(_unit(*slopes.detach().flatten(2).sum(2).sqrt()), slopes[0])
     squares = torch.cat([squares, slopes / unit / unit])  # the square of the unit may vanish
-    return Surroundings(squares.unbind(), _root(squares.sum(-1)), _products(site, w, g) / unit)
+    return SiteFeatures(squares.unbind(), _root(squares.sum(-1)), _products(site, w, g) / unit)
 
 
 def _row_squares(site: Site, params: Params) -> Tensor:

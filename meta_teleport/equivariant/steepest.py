@@ -1,4 +1,4 @@
-"""The crest: where on its orbit under the rotations of a plane a point has the steepest gradient, by a local model.
+"""The steepest point: where on an orbit under rotations of a plane the gradient is largest, by a local model.
 
 As L(g . w) = L(w) for every w, the gradient at g . w is known from the gradient G at w and the action alone,
 
@@ -7,12 +7,12 @@ As L(g . w) = L(w) for every w, the gradient at g . w is known from the gradient
 its pull-back along g^-1; no loss is evaluated. For quadratic losses on ellipses the square n of its norm is
 ``n(a) = c + p cos 2a + q sin 2a`` in the angle a, with its maximum at ``atan2(q, p) / 2``, where the gradient is an
 eigenvector of the Hessian and a gradient step can end at the minimum (Zhao et al. 2022, section 4.1). For others c, p
-and q come from n here and at angles h to both sides, and the crest is what two steps of this search reach, each taken
-if n rises. h is the twelfth root of the rounding, 0.05 in float64.
+and q come from n here and at angles h to both sides, and the steepest point is what two steps of this search reach,
+each taken if n rises. h is the twelfth root of the rounding, 0.05 in float64.
 
-The crest moves with the point. A meta-gradient that takes it for a constant misses that the next teleport mends what
-this one left, and grows by the inverse of what a step gains. So derivatives flow through it wherever they flow through
-G (``second_order``).
+The steepest point moves with the point. A meta-gradient that takes it for a constant misses that the next teleport
+mends what this one left, and grows by the inverse of what a step gains. So derivatives flow through it wherever they
+flow through G (``second_order``).
 """
 
 from math import cos, sin
@@ -31,24 +31,24 @@ SEARCH_STEPS = 2
 QUARTER = 2 / torch.pi
 
 
-class Crest(NamedTuple):
-    """The algebra coordinates of the rotation to the crest ``(tasks, 2, 2)``, and ``numbers`` ``(tasks, NUMBERS)``: its
-    angle in quarter turns, without sign, and the log of how many times n is larger there."""
+class SteepestPoint(NamedTuple):
+    """The algebra coordinates of the rotation to the steepest point ``(tasks, 2, 2)``, and ``numbers`` ``(tasks,
+    NUMBERS)``: its angle in quarter turns, without sign, and the log of how many times n is larger there."""
 
     rotation: Tensor
     numbers: Tensor
 
 
-def has_crest(site: Site) -> bool:
+def has_steepest_point(site: Site) -> bool:
     """Do rotations of a plane act by other than matrix products? Products are isometries: all of the orbit is as
     steep."""
     group = site.group
     return group.is_isometric and group.has_algebra and group.k == 2 and not has_moment_map(site)
 
 
-def crest(site: Site, params: Params, gradients: Params) -> Crest:
-    """The crest of the orbit of ``params`` under a site that has one: a constant, unless autograd knows how the
-    ``gradients`` depend on the point."""
+def steepest_point(site: Site, params: Params, gradients: Params) -> SteepestPoint:
+    """The steepest point of the orbit of ``params`` under a site that has one: a constant, unless autograd knows how
+    the ``gradients`` depend on the point."""
     slope = {name: gradients[name] for name in site.parameters}
     constant = not any(g.requires_grad for g in slope.values())
     point = {name: p.detach() if constant else p for name, p in params.items()}
@@ -64,11 +64,11 @@ def crest(site: Site, params: Params, gradients: Params) -> Crest:
         better = reached > here
         angle, here = torch.where(better, found, angle), torch.where(better, reached, here)
     numbers = torch.stack([QUARTER * angle.abs(), log_ratio(here, first).clamp(-5, 5)], 1)
-    return Crest(per_task(angle, _generator(like)) * _generator(like), numbers)
+    return SteepestPoint(per_task(angle, _generator(like)) * _generator(like), numbers)
 
 
 def _towards(site: Site, params: Params, gradients: Params, angle: Tensor, here: Tensor) -> Tensor:
-    """The angle from ``angle``, where n is ``here``, to the crest of the model."""
+    """The angle from ``angle``, where n is ``here``, to the steepest point of the model."""
     h = torch.finfo(here.dtype).eps ** (1 / 12)
     ahead, behind = (steepness(site, params, gradients, angle + a) for a in (h, -h))
     q = (ahead - behind) / (2 * sin(2 * h))

@@ -3,7 +3,7 @@
 polyak, adam, muon, curvature    learned step lengths, see :class:`Layerwise`
 coordinatewise             see :class:`Coordinatewise`; its hidden size is its own
 gd, plain_adam             plain optimizers with the step size ``lr``, nothing learned
-falling_adam               the same with beta2 0.95; its step size falls to zero over the horizon
+decaying_adam              the same with beta2 0.95; its step size decays to zero over the horizon
 """
 
 from meta_teleport.errors import UserError
@@ -12,8 +12,8 @@ from meta_teleport.learned.layerwise import DIRECTIONS, Layerwise
 from meta_teleport.rules.classical import Adam, GradientDescent
 from meta_teleport.rules.rule import Rule
 
-UPDATES = (*DIRECTIONS, "coordinatewise", "gd", "plain_adam", "falling_adam")
-FALLING_BETA2 = 0.95
+UPDATES = (*DIRECTIONS, "coordinatewise", "gd", "plain_adam", "decaying_adam")
+DECAYING_BETA2 = 0.95
 
 
 def update_named(name: str, hidden_size: int, horizon: int, start: float, lr: float) -> Rule:
@@ -27,8 +27,8 @@ def update_named(name: str, hidden_size: int, horizon: int, start: float, lr: fl
         return GradientDescent(lr)
     if name == "plain_adam":
         return Adam(lr)
-    if name == "falling_adam":
-        return Adam(lr, beta2=FALLING_BETA2, horizon=horizon)
+    if name == "decaying_adam":
+        return Adam(lr, beta2=DECAYING_BETA2, horizon=horizon)
     if name == "coordinatewise":
         return Coordinatewise(horizon=horizon, start=start)
     return Layerwise(name, hidden_size, horizon, start)  # type: ignore[arg-type]

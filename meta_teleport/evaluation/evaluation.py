@@ -86,7 +86,6 @@ def evaluate(
     device: str | torch.device = "cpu",
     folder: str | Path | None = None,
     label: str | None = None,
-    family_name: str | None = None,
     report: Report | None = None,
 ) -> Evaluation:
     """Runs a rule and everything it has to be compared with on held-out tasks of a family.
@@ -102,7 +101,6 @@ def evaluate(
         device: Where everything runs.
         folder: Where the tuned settings are kept (``tuning.json``) and found again; tuned anew if not given.
         label: Name of the rule in the result; the rule's class in kebab-case if not given.
-        family_name: Name of the family in the result; its class in kebab-case if not given.
         report: Called as ``report(method, steps done, steps)`` while things run; ``tuning`` counts settings instead.
 
     Raises ``UserError`` for counts below 1 and for a label that is the name of another method.
@@ -121,7 +119,7 @@ def evaluate(
     for method in _others(rule if teleports else None, label, tuned, batch, seed):
         methods[method.name], measured[method.name] = method, measure(method, batch, steps, report)
     return Evaluation(
-        family_name or _kebab(type(family).__name__),
+        _kebab(type(family).__name__),
         tasks,
         steps,
         horizon,

@@ -1,4 +1,4 @@
-"""What a size-free rule knows of every parameter p with gradient g_p, beside :mod:`context`.
+"""What a size-free rule knows of every parameter p with gradient g_p, beside :mod:`task_features`.
 
 Six numbers, the same for every shape:
 
@@ -22,7 +22,7 @@ LAYER_FEATURES = 6
 PRODUCED = 4  # the place of the first role
 
 
-def read_layers(observation: Observation, sizes: Tensor, mean: Params | None) -> Tensor:
+def read_layer_features(observation: Observation, sizes: Tensor, mean: Params | None) -> Tensor:
     """The features ``(tasks, parameters, LAYER_FEATURES)``; ``sizes`` are the norms of the gradients ``(tasks,
     parameters)``. Cosines are 0 without a ``mean``, spreads where activations are zero or not known."""
     total = sizes.norm(dim=1, keepdim=True)

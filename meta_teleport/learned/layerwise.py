@@ -1,7 +1,8 @@
 """Updates whose few learned numbers per parameter do not depend on its size.
 
-A small LSTM, shared by all parameters of all layers, reads what :mod:`context` says of the task and :mod:`layers` of
-the parameter p, and gives a log step length and weights of its directions. Directions, in natural units:
+A small LSTM, shared by all parameters of all layers, reads what :mod:`task_features` says of the task and
+:mod:`layer_features` of the parameter p, and gives a log step length and weights of its directions. Directions, in
+natural units:
 
     polyak    s_p (2 L / |g_p|^2) g_p            s_p the part of the loss that p is to remove, a softmax over all p and
                                                a rest: for a quadratic loss with minimum 0, |g|^2 / 2 L is a curvature
@@ -24,10 +25,10 @@ from meta_teleport.errors import UserError
 from meta_teleport.learned.cells import CellState, StackedLSTM
 from meta_teleport.learned.curvatures import curvatures
 from meta_teleport.learned.heads import polyak_length
-from meta_teleport.learned.layer_features import LAYER_FEATURES, PRODUCED, read_layers
+from meta_teleport.learned.layer_features import LAYER_FEATURES, PRODUCED, read_layer_features
 from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.learned.orthogonal import orthogonalised
-from meta_teleport.learned.task_features import FEATURES, Memory, no_memory, read_context
+from meta_teleport.learned.task_features import FEATURES, Memory, no_memory, read_task_features
 from meta_teleport.params import Params, lerp, norms, per_task, rows
 from meta_teleport.rules.rule import Observation, Proposal
 from meta_teleport.rules.step_lengths import fan_in, linear_decay
@@ -42,7 +43,7 @@ GAIN = 4.0
 
 
 class LayerwiseState(NamedTuple):
-    """Recurrent state ``(tasks, parameters, hidden)``, memory of the context, running means of gradients
+    """Recurrent state ``(tasks, parameters, hidden)``, memory of the task features, running means of gradients
     (one per decay, or none) and of their squares (or none)."""
 
     cells: tuple[CellState, ...]
@@ -103,16 +104,16 @@ class Layerwise(LearnedRule):
 
     def forward(self, observation: Observation, state: LayerwiseState) -> tuple[Proposal, LayerwiseState]:
         sizes = norms(observation.gradients)
-        context, memory = read_context(observation, sizes, state.memory, self.horizon, self.time_scale)
+        of_task, memory = read_task_features(observation, sizes, state.memory, self.horizon, self.time_scale)
         means, squares = self._averages(observation, state)
-        layers = read_layers(observation, sizes, means[1] if means else None)
-        features = torch.cat([context.unsqueeze(1).expand(-1, layers.shape[1], -1), layers], -1)
+        of_layers = read_layer_features(observation, sizes, means[1] if means else None)
+        features = torch.cat([of_task.unsqueeze(1).expand(-1, of_layers.shape[1], -1), of_layers], -1)
         tasks, count, _ = features.shape
         cells = tuple(CellState(h.flatten(0, 1), c.flatten(0, 1)) for h, c in state.cells)
         hidden, cells = self.lstm(features.flatten(0, 1), cells)
         numbers = self.head(hidden).view(tasks, count, -1)
         if self.direction == "polyak":
-            update = self._polyak(observation, self.start * layers[..., PRODUCED] + GAIN * numbers[..., 0])
+            update = self._polyak(observation, self.start * of_layers[..., PRODUCED] + GAIN * numbers[..., 0])
         elif self.direction == "curvature":
             update = _against_curvature(observation, 2 * torch.sigmoid(self.start + numbers[..., 0]))
         else:

@@ -30,7 +30,7 @@ def no_memory(like: Tensor) -> Memory:
     return Memory(blank, blank, blank)
 
 
-def read_context(
+def read_task_features(
     observation: Observation, sizes: Tensor, memory: Memory, horizon: int, time_scale: float
 ) -> tuple[Tensor, Memory]:
     """The features ``(tasks, 5)`` and the next memory; ``sizes`` are the norms of the gradients, ``(tasks,

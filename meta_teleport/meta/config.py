@@ -10,7 +10,7 @@ ESTIMATORS = ("bptt", "es", "pes")
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingConfig:
     """How to meta-train.
 
     Args:
@@ -39,11 +39,6 @@ class Training:
         losses_before: Take losses before each step, not after, as the published code does, whose windows are cut
             elsewhere, see :func:`meta_teleport.meta.unroll.unroll`.
         staggered: Start the problems out of phase, so that a batch mixes early and late training.
-        random_horizons: Draw how many steps each problem is trained for: log-uniformly from the multiples of the window
-            up to ``horizon``, which starts them out of phase too.
-        growing_horizon: Start with a horizon of one window and double it, up to ``horizon``, whenever nine out of
-            ten problems still fall in the last window before the present horizon: the step count is learned.
-        curriculum: Let the members of a mixture join one after the other over the first half of the meta-steps.
         save_every: Meta-steps between two saved states of the run.
         log_every: Meta-steps between two rows of metrics.
     """
@@ -66,9 +61,6 @@ class Training:
     errors: bool = False
     losses_before: bool = False
     staggered: bool = True
-    random_horizons: bool = False
-    growing_horizon: bool = False
-    curriculum: bool = False
     save_every: int = 100
     log_every: int = 10
 
@@ -87,10 +79,6 @@ class Training:
             raise UserError(
                 f"training.sigma {self.sigma} and training.pairs {self.pairs} do not perturb {self.tasks} tasks: give "
                 "sigma > 0, and pairs from 1 to the number of tasks"
-            )
-        if self.growing_horizon and self.window < 2:
-            raise UserError(
-                "training.growing_horizon compares the two ends of a window: give training.window 2 or more"
             )
         if not 0 <= self.floor < 1:
             raise UserError(f"training.floor is {self.floor}: give a fraction of the initial loss, 0 or more, below 1")

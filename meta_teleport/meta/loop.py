@@ -18,7 +18,7 @@ from torch import Tensor
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.serialization import save
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.trainer import Trainer
 from meta_teleport.rules.rule import Rule
 from meta_teleport.runs.checkpoint import load_tensors, save_tensors
@@ -49,7 +49,7 @@ class TrainingSummary(NamedTuple):
 def train(
     rule: Rule,
     family: TaskFamily,
-    training: Training,
+    training: TrainingConfig,
     *,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -78,7 +78,7 @@ def train(
         if should_stop is not None and should_stop():
             finished = False
             break
-        population, estimate = trainer.population, trainer.step()
+        estimate = trainer.step()
         meta_loss, step = float(estimate.meta_loss), trainer.meta_step
         done += training.tasks * training.window
         progress = Progress(step, training.meta_steps, meta_loss, done / (time.perf_counter() - began), trainer.failed)
@@ -86,7 +86,7 @@ def train(
             report(progress)
         if run is not None and (step % training.log_every == 0 or step == training.meta_steps):
             last = estimate.losses[-1][estimate.carry.alive]
-            run.log(step, {**_metrics(progress, last, population.horizon), **trainer.member_losses()})
+            run.log(step, {**_metrics(progress, last), **trainer.member_losses()})
         if run is not None and step % training.save_every == 0:
             _save(trainer, run)
     if run is not None:
@@ -95,14 +95,13 @@ def train(
     return TrainingSummary(trainer.meta_step, finished, meta_loss, trainer.failed, seconds)
 
 
-def _metrics(progress: Progress, losses: Tensor, horizon: int) -> dict[str, float]:
+def _metrics(progress: Progress, losses: Tensor) -> dict[str, float]:
     median = float(losses.median()) if losses.numel() else float("nan")
     return {
         "meta_loss": progress.meta_loss,
         "median_loss": median,
         "task_steps_per_second": progress.rate,
         "failed": progress.failed,
-        "horizon": horizon,
     }
 
 

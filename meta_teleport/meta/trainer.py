@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.estimators import (
     OBJECTIVES,
     Estimate,
@@ -19,7 +19,7 @@ from meta_teleport.meta.estimators import (
     truncated_bptt,
 )
 from meta_teleport.meta.evolution import es, pes, start_pairs
-from meta_teleport.meta.task_pool import Population
+from meta_teleport.meta.task_pool import TaskPool
 from meta_teleport.meta.unroll import start
 from meta_teleport.params import Params
 from meta_teleport.rules.rule import Rule
@@ -36,7 +36,7 @@ class Trainer:
         self,
         rule: Rule,
         family: TaskFamily,
-        training: Training,
+        training: TrainingConfig,
         seed: int,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -53,43 +53,40 @@ class Trainer:
         self.peaks = [group["lr"] for group in self.adam.param_groups]
         self.start, self.estimate = _estimator(training, self.generator)
         self.objective, self.penalty = _objective(training), _penalty(training)
-        self.populations = [self._population(member) for member in family.members]
+        self.pools = [self._pool(member) for member in family.members]
         self.meta_step, self.failed = 0, 0
 
     @property
-    def population(self) -> Population:
-        """Whose turn the next meta-step is: the members of the family that have joined, one after the other."""
-        joined = count = len(self.populations)
-        if self.training.curriculum:
-            joined = min(count, 1 + 2 * count * self.meta_step // self.training.meta_steps)
-        return self.populations[self.meta_step % joined]
+    def pool(self) -> TaskPool:
+        """Whose turn the next meta-step is: the members of the family, one after the other."""
+        return self.pools[self.meta_step % len(self.pools)]
 
     def step(self) -> Estimate:
         """One meta-step: fresh tasks where due, one window, one update of phi."""
-        t, population = self.training, self.population
-        population.renew()
+        t, pool = self.training, self.pool
+        pool.renew()
         estimate = self.estimate(
             self.rule,
             self.phi,
-            population.tasks,
-            population.carry,
+            pool.tasks,
+            pool.carry,
             t.window,
             self.objective,
             penalty=self.penalty,
             losses_before=t.losses_before,
             errors=t.errors,
         )
-        population.follow(estimate)
+        pool.follow(estimate)
         self.failed += estimate.failed
         self._descend(estimate.gradient)
         self.meta_step += 1
         return estimate
 
-    def _population(self, member: TaskFamily) -> Population:
+    def _pool(self, member: TaskFamily) -> TaskPool:
         def sample(count: int) -> Tasks:
             return member.sample(count, self.generator, "train", self.dtype, self.device)
 
-        return Population(sample, partial(self.start, self.rule), self.training, self.generator)
+        return TaskPool(sample, partial(self.start, self.rule), self.training)
 
     def _descend(self, gradient: Params) -> None:
         for name, p in self.phi.items():
@@ -109,8 +106,8 @@ class Trainer:
         for name, p in self.phi.items():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.adam.state[p].items()}
         numbers: dict[str, Any] = {"meta_step": self.meta_step, "failed": self.failed}
-        for prefix, population in zip(self._prefixes(), self.populations, strict=True):
-            held, counted = population.state()
+        for prefix, pool in zip(self._prefixes(), self.pools, strict=True):
+            held, counted = pool.state()
             tensors |= {prefix + name: tensor for name, tensor in held.items()}
             numbers |= {prefix + name: number for name, number in counted.items()}
         return {**tensors, "generator": self.generator.get_state()}, numbers
@@ -128,23 +125,23 @@ class Trainer:
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if state:
                 self.adam.state[p] = {**state, "step": state["step"].cpu()}
-        for prefix, population in zip(self._prefixes(), self.populations, strict=True):
-            population.restore(_below(prefix, tensors), _below(prefix, numbers))
+        for prefix, pool in zip(self._prefixes(), self.pools, strict=True):
+            pool.restore(_below(prefix, tensors), _below(prefix, numbers))
         self.generator.set_state(tensors["generator"].cpu())
         self.meta_step, self.failed = numbers["meta_step"], numbers["failed"]
 
     def member_losses(self) -> dict[str, float]:
         """The latest meta-loss of every member of a mixture, by name of the metric; nothing for a single family."""
-        if len(self.populations) == 1:
+        if len(self.pools) == 1:
             return {}
-        return {f"meta_loss/{i}": population.meta_loss for i, population in enumerate(self.populations)}
+        return {f"meta_loss/{i}": pool.meta_loss for i, pool in enumerate(self.pools)}
 
     def _prefixes(self) -> list[str]:
-        """What the names of each population's state begin with."""
-        return ["", *(f"member{i}." for i in range(1, len(self.populations)))]
+        """What the names of each pool's state begin with."""
+        return ["", *(f"member{i}." for i in range(1, len(self.pools)))]
 
 
-def _estimator(training: Training, generator: torch.Generator) -> tuple[Start, Callable[..., Estimate]]:
+def _estimator(training: TrainingConfig, generator: torch.Generator) -> tuple[Start, Callable[..., Estimate]]:
     """How a task's carry begins, and the estimator that takes it from window to window."""
     if training.estimator == "bptt":
         return start, partial(truncated_bptt, second_order=training.second_order)
@@ -152,12 +149,12 @@ def _estimator(training: Training, generator: torch.Generator) -> tuple[Start, C
     return (start_pairs, partial(pes, **options)) if training.estimator == "pes" else (start, partial(es, **options))
 
 
-def _objective(training: Training) -> Objective:
+def _objective(training: TrainingConfig) -> Objective:
     objective = OBJECTIVES[training.objective]
     return objective if training.objective == "sum" else partial(objective, floor=training.floor)
 
 
-def _penalty(training: Training) -> Penalty | None:
+def _penalty(training: TrainingConfig) -> Penalty | None:
     if not training.increase_penalty:
         return None
 

@@ -100,14 +100,14 @@ def unroll(
     _, state, step, initial, failed_at, undone = carry
     alive = carry.alive
     params = leaves(carry.params) if second_order else carry.params
-    loss, gradients = _evaluate(tasks, params, step, second_order)
+    loss, gradients = _evaluate(tasks, params, step, second_order)  # (tasks,), and (tasks, *shape) each
     shown = [tasks.error(params, step) if errors else loss]
     failed = not bool(alive.all())
     bounded = rule.backtracking and not all(site.exact for site in tasks.symmetry.sites)
     for _ in range(steps):
         inputs = tasks.inputs(step)
-        hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()
-        grams = tasks.symmetry.grams(params, inputs) if rule.observes_grams else ()
+        hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()  # per site (tasks, k, n)
+        grams = tasks.symmetry.grams(params, inputs) if rule.observes_grams else ()  # per site (tasks, *blocks, k, k)
         observation = Observation(params, gradients, loss, step, hidden, grams, tasks.symmetry)
         if not second_order:
             observation = observation.detached()
@@ -116,12 +116,12 @@ def unroll(
         proposal, state = functional_call(rule, phi, (observation, state))
         if failed:
             proposal = proposal.only(alive)
-        length: float | Tensor = 1.0
+        length: float | Tensor = 1.0  # or (tasks,)
         if rule.backtracking:
             length = lengths(proposal.update, params, gradients, loss, partial(tasks.loss, step=step))
         moved = updated = axpy(length, proposal.update, params)
         if proposal.algebra:
-            elements = tasks.symmetry.exp_pairs(proposal.algebra)
+            elements = tasks.symmetry.exp_pairs(proposal.algebra)  # per site g and its inverse, (tasks, *blocks, k, k)
             ceiling = ceiling_of(loss.detach(), initial) if bounded else None
             moved, elements, stopped = _teleport(tasks, updated, elements, inputs, step, ceiling)
             state = rule.transport(state, tasks.symmetry, elements)
@@ -134,10 +134,12 @@ def unroll(
         failed_at = torch.where(alive & ~healthy, step, failed_at)
         alive = alive & healthy
         failed = not bool(alive.all())
+        # a failed task stays at its last good point, so that its numbers remain finite
         params = where(alive, moved, params) if failed else moved
         loss = torch.where(alive, new, loss) if failed else new
         shown.append(tasks.error(params, step) if errors else loss)
     kept = shown[:-1] if losses_before else shown[1:]
+    # detached: meta-gradients stop where a window ends
     return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, failed_at, undone))
 
 

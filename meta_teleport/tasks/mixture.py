@@ -18,8 +18,8 @@ class Mixture(TaskFamily):
 
     Args:
         families: The members, each ``{"class_path": ..., "init_args": {...}}`` as in a config file (class path or, for
-            the families of this package, class name), or from Python an instance. With a curriculum they join in this
-            order, so put the small ones first.
+            the families of this package, class name), or from Python an instance. They are trained on in
+            this order, one meta-step each.
 
     Raises ``UserError`` for no member, and for a member that is no family.
     """

@@ -179,9 +179,9 @@ def test_a_run_that_is_older_than_some_settings_goes_on_with_their_defaults(work
     assert train("whole3", *flags, "--training.decay=constant", steps=3) == 0
     path = workplace / "old/config.json"
     config = json.loads(path.read_text())
-    lost = [config["training"].pop(name) for name in ("floor", "curriculum", "decay")]
+    lost = [config["training"].pop(name) for name in ("floor", "staggered", "decay")]
     lost += [config["rule"]["init_args"].pop("safeguard"), config["task"]["init_args"].pop("noise")]
-    assert lost == [0.0, False, "cosine", True, 0.0]
+    assert lost == [0.0, True, "cosine", True, 0.0]
     path.write_text(json.dumps(config))
     for flag, text in (
         ("--training.floor=0.1", "has training.floor 0.0 and 0.1 was given"),
@@ -194,6 +194,29 @@ def test_a_run_that_is_older_than_some_settings_goes_on_with_their_defaults(work
     assert path.read_bytes() != kept and json.loads(path.read_text())["training"]["decay"] == "cosine"
     assert main(["train", "--out", "old", "--resume", "--training.meta_steps=5"]) == 0
     assert mt.load("old").meta_step == 5
+
+
+def test_a_run_of_version_0_1_goes_on_by_the_names_of_today(workplace, capsys):
+    flags = ["--rule=Equivariant", "--rule.bases=[activations,steepest]", "--rule.warmup_teleports=1"]
+    flags += ["--rule.init_coefficients={activations: -1.0}", "--rule.hidden_size=2", "--training.log_every=1"]
+    small = [flag for flag in TINY if not flag.startswith("--rule")]
+    assert main(["train", "--out=old", "--training.meta_steps=3", *small, *flags]) == 0
+    path = workplace / "old/config.json"
+    config = json.loads(path.read_text())
+    arguments = config["rule"]["init_args"]
+    for old, new in (("lead", "warmup_teleports"), ("apart", "teleport_only_steps"), ("first", "init_coefficients")):
+        arguments[old] = arguments.pop(new)
+    arguments["bases"] = ["activations", "crest"]
+    config["training"] |= {"curriculum": False, "random_horizons": False, "growing_horizon": False}
+    path.write_text(json.dumps(config))
+    assert main(["train", "--out=old", "--resume", "--training.meta_steps=4"]) == 0
+    now = json.loads(path.read_text())
+    assert now["rule"]["init_args"]["bases"] == ["activations", "steepest"] and "lead" not in now["rule"]["init_args"]
+    assert now["training"]["meta_steps"] == 4 and "curriculum" not in now["training"]
+    path.write_text(json.dumps({**now, "training": {**now["training"], "curriculum": True}}))
+    message = error(capsys, "train", "--out=old", "--resume")
+    assert "sets training.curriculum, which this version does not have: go on with the version" in message
+    assert main(["info", "old"]) == 0
 
 
 def test_a_progress_bar_on_terminals_only(capsys, monkeypatch):

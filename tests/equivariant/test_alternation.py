@@ -27,7 +27,7 @@ def factors(condition: float = 100.0, anisotropy: float = 1.0) -> Tasks:
 
 def rule_in_turns(alternating: bool = True, **options: object) -> Equivariant:
     """Elements that whiten, up to the range of their coefficients; steps of length 1 / c."""
-    given = {"bases": ["incoming", "outgoing"], "size": 100.0, "floor": 1e-12, "lead": 1, **options}
+    given = {"bases": ["incoming", "outgoing"], "size": 100.0, "floor": 1e-12, "warmup_teleports": 1, **options}
     with initialized(0):
         rule = Equivariant("curvature", alternating=alternating, **given).double()  # type: ignore[arg-type]
     if rule.bases:
@@ -55,7 +55,7 @@ def test_the_layers_of_a_chain_alternate() -> None:
 
 def test_one_factor_moves_at_a_time() -> None:
     tasks = factors()
-    still = rule_in_turns(bases=[], lead=0)
+    still = rule_in_turns(bases=[], warmup_teleports=0)
     places = [tasks.params, *(after(still, tasks, steps)[1] for steps in (1, 2))]
     moved = [{n for n in now if not torch.equal(now[n], then[n])} for then, now in pairwise(places)]
     assert moved == [{"A"}, {"B"}]
@@ -111,7 +111,7 @@ def test_curvatures_of_dead_layers_are_finite() -> None:
 
 def test_the_loss_never_rises_at_any_step_length() -> None:
     for alternating in (True, False):
-        tasks, rule = factors(), rule_in_turns(alternating, bases=[], lead=0)
+        tasks, rule = factors(), rule_in_turns(alternating, bases=[], warmup_teleports=0)
         torch.nn.init.constant_(rule.get_parameter("update.head.bias"), SATURATED)
         losses = after(rule, tasks, 8)[0]
         assert bool((losses.diff(dim=0) <= 1e-12 * losses[:-1]).all()) is alternating

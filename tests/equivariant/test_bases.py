@@ -54,7 +54,7 @@ def test_the_bound_of_an_element_is_that_of_its_rows_whatever_their_number(k: in
     family = Regression(width=k, action="linear", activation="identity", points=9)
     tasks = family.sample(2, torch.Generator().manual_seed(1), dtype=torch.float64)
     with initialized(0):
-        rule = Equivariant(bases=["identity"], first={"identity": 50.0}, size=size).double()
+        rule = Equivariant(bases=["identity"], init_coefficients={"identity": 50.0}, size=size).double()
     (t,) = rule(observe(tasks, tasks.params), rule.init(tasks.params, tasks.symmetry))[0].algebra
     expected = size / 2 / (size**2 + 1 / 4) ** 0.5 * torch.eye(k, dtype=torch.float64)
     laws.assert_close(t, expected.expand(2, k, k), 1e-12)

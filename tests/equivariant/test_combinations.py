@@ -16,7 +16,7 @@ from meta_teleport.rules.rule import Rule
 
 RULES = {"Layerwise": {"direction": "adam"}, "Coordinatewise": {}}
 LEARNED = ("polyak", "adam", "muon", "curvature", "coordinatewise")
-PLAIN = ("gd", "plain_adam", "falling_adam")
+PLAIN = ("gd", "plain_adam", "decaying_adam")
 OWN: dict[str, dict[str, Any]] = {"curvature": {"alternating": True, "start": -2.0}}
 TELEPORTS: tuple[list[str] | None, ...] = (None, ["incoming", "outgoing", "axes"])
 CASES: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ FAMILIES = {
     "factors": mt.Factorization(rank=3, inputs=6, outputs=5, points=32, batch=4),
     "scaling": mt.Regression(width=4, action="scaling", points=9, bias=True, data="gaussian"),
 }
-TRAINING = mt.Training(meta_steps=2, tasks=4, window=3, horizon=6)
+TRAINING = mt.TrainingConfig(meta_steps=2, tasks=4, window=3, horizon=6)
 
 
 def spec_of(case: str) -> dict[str, Any]:

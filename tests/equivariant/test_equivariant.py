@@ -231,7 +231,7 @@ def test_a_rule_can_begin_as_a_gauge() -> None:
     tasks = tasks_of("factors")
     with initialized(0):
         rule = Equivariant(
-            bases=["incoming", "balance", "axes"], first={"balance": 1.0, "axes": 1.0}, size=1e4
+            bases=["incoming", "balance", "axes"], init_coefficients={"balance": 1.0, "axes": 1.0}, size=1e4
         ).double()
     seen = observe(tasks, tasks.params)
     half = basis(tasks.symmetry.sites[0], 0, seen, ("balance", "axes"), 1e-6).matrices[:, 0].sum(1) / 2
@@ -246,7 +246,7 @@ def test_a_rule_can_begin_by_whitening_activations() -> None:
 
     def condition(b: float) -> torch.Tensor:
         with initialized(0):
-            rule = Equivariant(bases=["activations"], first={"activations": b}, size=1e4).double()
+            rule = Equivariant(bases=["activations"], init_coefficients={"activations": b}, size=1e4).double()
         moved = tasks.symmetry.flow(tasks.params, proposed(rule, tasks, tasks.params).algebra, inputs)
         return torch.linalg.cond(tasks.symmetry.grams(moved, inputs)[0])
 
@@ -321,12 +321,12 @@ def test_a_mean_that_the_update_keeps_is_kept_once() -> None:
 
 def test_what_cannot_be_built() -> None:
     with pytest.raises(UserError, match="unknown basis 'axes': choose from incoming"):
-        Equivariant(bases=["incoming"], first={"axes": 1.0})
+        Equivariant(bases=["incoming"], init_coefficients={"axes": 1.0})
     with pytest.raises(UserError, match="unknown basis 'gram': choose from activations, incoming"):
         Equivariant(bases=["gram"])
     with pytest.raises(UserError, match="unknown update 'sgd': choose one of polyak, adam"):
         Equivariant(update="sgd")
-    assert set(BASES) - set(EQUIVARIANT) == {"balance", "axes", "crest"}
+    assert set(BASES) - set(EQUIVARIANT) == {"balance", "axes", "steepest"}
 
 
 @pytest.mark.parametrize("update", ["polyak", "adam", "muon", "coordinatewise"])
@@ -368,7 +368,7 @@ def test_teleports_end_where_step_lengths_have_fallen(update: str) -> None:
     """At the horizon, stretched or not, and past it; not before, not under updates that go on, and not where someone
     else says when."""
     tasks = tasks_of("linear")
-    decays = update in ("adam", "muon", "coordinatewise", "falling_adam")
+    decays = update in ("adam", "muon", "coordinatewise", "decaying_adam")
 
     def moves(rule: Equivariant, step: int) -> bool:
         at = observe(tasks, tasks.params)._replace(step=torch.full((3,), step))

@@ -1,4 +1,4 @@
-"""The crest of an orbit: known from one gradient, steepest, and where a gradient step ends quadratics."""
+"""The steepest point of an orbit: known from one gradient, steepest, and where a gradient step ends quadratics."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meta_teleport.equivariant.bases import INVARIANTS, basis, invariants
 from meta_teleport.equivariant.equivariant import Equivariant
-from meta_teleport.equivariant.steepest import NUMBERS, crest, has_crest, steepness
+from meta_teleport.equivariant.steepest import NUMBERS, has_steepest_point, steepest_point, steepness
 from meta_teleport.meta.estimators import mean_log_loss
 from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.params import Params
@@ -31,9 +31,9 @@ def tasks_of(name: str) -> Tasks:
 
 
 def found(tasks: Tasks, params: Params) -> tuple[Params, Tensor]:
-    """The parameters at the crest, and the rotation there."""
+    """The parameters at the steepest point, and the rotation there."""
     (site,) = tasks.symmetry.sites
-    rotation = crest(site, params, observe(tasks, params).gradients).rotation
+    rotation = steepest_point(site, params, observe(tasks, params).gradients).rotation
     return tasks.symmetry.flow(params, (rotation,)), rotation
 
 
@@ -66,7 +66,7 @@ def test_steepness_along_the_orbit_is_known_from_one_gradient(name: str) -> None
 
 
 @pytest.mark.parametrize("name", QUADRATIC)
-def test_from_the_crest_of_a_quadratic_one_step_ends_at_the_minimum(name: str) -> None:
+def test_from_the_steepest_point_of_a_quadratic_one_step_ends_at_the_minimum(name: str) -> None:
     tasks = tasks_of(name)
     there, _ = found(tasks, tasks.params)
     assert float(after_a_step(tasks, there).max()) < 1e-16
@@ -74,7 +74,7 @@ def test_from_the_crest_of_a_quadratic_one_step_ends_at_the_minimum(name: str) -
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_crest_is_on_the_orbit_and_no_less_steep(name: str) -> None:
+def test_the_steepest_point_is_on_the_orbit_and_no_less_steep(name: str) -> None:
     tasks = tasks_of(name)
     there, rotation = found(tasks, tasks.params)
     step = torch.zeros(COUNT).long()
@@ -93,7 +93,7 @@ def test_it_moves_with_the_coordinates_of_the_symmetry(name: str) -> None:
     q = torch.tensor([[0.6, 0.8], [0.8, -0.6]], dtype=torch.float64)
     mirrored = replace(site, h=lambda x: site.h(x) @ q.mT, h_inverse=lambda u: site.h_inverse(u @ q))
     gradients = observe(tasks, tasks.params).gradients
-    here, there = (crest(s, tasks.params, gradients).rotation for s in (site, mirrored))
+    here, there = (steepest_point(s, tasks.params, gradients).rotation for s in (site, mirrored))
     laws.assert_close(there, q @ here @ q.mT, 1e-7)
     laws.must_fail(laws.assert_close, there, here, 1e-2)
 
@@ -103,7 +103,7 @@ def test_its_numbers_are_the_part_of_a_quarter_turn_and_the_log_of_the_gain_up_t
     tasks = tasks_of(name)
     (site,) = tasks.symmetry.sites
     there, rotation = found(tasks, tasks.params)
-    numbers = crest(site, tasks.params, observe(tasks, tasks.params).gradients).numbers
+    numbers = steepest_point(site, tasks.params, observe(tasks, tasks.params).gradients).numbers
     quarters = rotation[:, 1, 0].abs() / (torch.pi / 2)
     laws.assert_close(numbers[:, 0], quarters, 1e-12)
     gain = squares(tasks, there) / squares(tasks, tasks.params)
@@ -122,20 +122,20 @@ def test_the_second_step_of_the_search_ends_where_the_first_came_near() -> None:
     assert bool(near.any()) and bool((below[near] < 1e-4).all())
 
 
-def test_half_of_the_largest_coefficient_leads_to_the_crest() -> None:
+def test_half_of_the_largest_coefficient_leads_to_the_steepest_point() -> None:
     """So that a rule can go there, and as far again."""
     tasks = tasks_of("booth")
     with initialized(0):
-        rule = Equivariant(bases=["crest"], first={"crest": math.atanh(0.5)}, size=1e6).double()
+        rule = Equivariant(bases=["steepest"], init_coefficients={"steepest": math.atanh(0.5)}, size=1e6).double()
     (algebra,) = rule(observe(tasks, tasks.params), rule.init(tasks.params, tasks.symmetry))[0].algebra
     laws.assert_close(algebra, found(tasks, tasks.params)[1], 1e-6)
 
 
 def test_its_numbers_and_where_there_is_none() -> None:
     observation = observe(tasks_of("booth"), tasks_of("booth").params)
-    plane = basis(observation.symmetry.sites[0], 0, observation, ("crest",), 1e-6)
+    plane = basis(observation.symmetry.sites[0], 0, observation, ("steepest",), 1e-6)
     assert plane.invariants.shape == (COUNT, 1, INVARIANTS + NUMBERS) and bool(plane.matrices.any())
-    assert invariants(("crest",)) == INVARIANTS + NUMBERS and invariants(("skew",)) == INVARIANTS
+    assert invariants(("steepest",)) == INVARIANTS + NUMBERS and invariants(("skew",)) == INVARIANTS
     networks = [
         Factorization(rank=2, inputs=6, outputs=5, points=32, batch=4),
         Regression(width=2, action="linear", activation="identity", group="orthogonal"),
@@ -145,15 +145,15 @@ def test_its_numbers_and_where_there_is_none() -> None:
         tasks = family.sample(3, torch.Generator().manual_seed(1), dtype=torch.float64)
         observation = observe(tasks, tasks.params)
         (site,) = tasks.symmetry.sites
-        assert not has_crest(site)
-        assert not bool(basis(site, 0, observation, ("crest",), 1e-6).matrices.any())
+        assert not has_steepest_point(site)
+        assert not bool(basis(site, 0, observation, ("steepest",), 1e-6).matrices.any())
 
 
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_step_teleports_or_updates(apart: bool) -> None:
     tasks = tasks_of("booth")
     with initialized(0):
-        rule = Equivariant(bases=["crest"], every=2, apart=apart).double()
+        rule = Equivariant(bases=["steepest"], every=2, teleport_only_steps=apart).double()
     torch.nn.init.constant_(rule.element_head.bias, 0.5)
     state = rule.init(tasks.params, tasks.symmetry)
     for step in range(4):
@@ -167,12 +167,14 @@ def test_a_step_teleports_or_updates(apart: bool) -> None:
 
 @pytest.mark.parametrize("name", QUADRATIC)
 @pytest.mark.parametrize("leaf", ["element_head.bias", "update.head.bias"])
-def test_meta_gradients_know_that_the_next_crest_mends_what_is_left(name: str, leaf: str) -> None:
+def test_meta_gradients_know_that_the_next_steepest_point_mends_what_is_left(name: str, leaf: str) -> None:
     """Near the rule that solves quadratics, by central differences. Losses fall to 1e-10 in these steps and are exact
     to 1e-11 of themselves, which over the step h of 1e-5 is 1e-6 of a derivative; its own error is h^2 / (1 - c)^2."""
     tasks = tasks_of(name)
     with initialized(0):
-        rule = Equivariant(bases=["crest"], first={"crest": 0.5}, size=8.0, every=2, apart=True).double()
+        rule = Equivariant(
+            bases=["steepest"], init_coefficients={"steepest": 0.5}, size=8.0, every=2, teleport_only_steps=True
+        ).double()
     torch.nn.init.constant_(rule.update.head.bias, 0.5)
     phi = {key: p.detach() for key, p in rule.named_parameters()}
 
@@ -193,10 +195,10 @@ def test_meta_gradients_know_that_the_next_crest_mends_what_is_left(name: str, l
     laws.must_fail(laws.assert_close, derivative(False), wanted, 1.0)
 
 
-def test_at_the_minimum_the_crest_has_a_derivative() -> None:
+def test_at_the_minimum_the_steepest_point_has_a_derivative() -> None:
     tasks = tasks_of("booth")
     x = torch.tensor([[1.0, 3.0]], dtype=torch.float64).expand(COUNT, 2).clone().requires_grad_()
     (g,) = torch.autograd.grad(tasks.loss({"x": x}, torch.zeros(COUNT)).sum(), x, create_graph=True)
     assert not bool(g.any())
-    (found,) = torch.autograd.grad(crest(tasks.symmetry.sites[0], {"x": x}, {"x": g}).rotation.sum(), x)
+    (found,) = torch.autograd.grad(steepest_point(tasks.symmetry.sites[0], {"x": x}, {"x": g}).rotation.sum(), x)
     assert bool(torch.isfinite(found).all())

@@ -77,11 +77,11 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(turning, fo
 def test_a_rule_without_elements_has_no_controls_of_elements():
     calls = []
     result = evaluate(
-        GradientDescent(0.1), Quadratic(), horizon=2, tasks=4, steps=6, label="mine", family_name="bowl",
+        GradientDescent(0.1), Quadratic(), horizon=2, tasks=4, steps=6, label="mine",
         report=lambda *arguments: calls.append(arguments),
     )  # fmt: skip
     assert list(result.methods) == ["mine", *BASELINES]
-    assert result.family == "bowl" and {c.step for c in result.comparisons} == {2, 6}
+    assert result.family == "quadratic" and {c.step for c in result.comparisons} == {2, 6}
     assert ("mine", 6, 6) in calls and calls[0] == ("tuning", 1, 4)
 
 

@@ -9,7 +9,7 @@ import meta_teleport as mt
 from meta_teleport.evaluation.measurement import measure
 from meta_teleport.evaluation.methods import Method
 from meta_teleport.learned.lstm import LSTMLrTele, LSTMRule, LSTMUpdate, LSTMUpdateTele
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import train
 from meta_teleport.rules.classical import GradientDescent
 from meta_teleport.rules.rule import Rule, initialized, shapes_of
@@ -40,7 +40,7 @@ def after_training(kind: type[LSTMRule], seed: int) -> tuple[Tensor, float]:
     sample = family.sample(1, torch.Generator().manual_seed(0))
     with initialized(seed):
         rule = kind(shapes_of(sample.params, sample.symmetry))
-    train(rule, family, Training(meta_steps=150, horizon=100), seed=seed)
+    train(rule, family, TrainingConfig(meta_steps=150, horizon=100), seed=seed)
     tasks = family.sample(128, torch.Generator().manual_seed(seed), "held_out")
     measured = measure(Method("rule", "learned", rule), tasks, 1000)
     assert measured.failed == 0

@@ -14,7 +14,6 @@ from experiments.maml import rules as maml_rules
 from experiments.maml import run as maml
 from experiments.maml.report import summary
 from meta_teleport.errors import UserError
-from meta_teleport.meta.config import Training
 from meta_teleport.tasks.few_shot import FewShot
 
 SCRIPT = ("-m", "experiments.maml.run")
@@ -24,7 +23,7 @@ def test_a_rule_is_trained_once_and_its_curve_is_that_of_its_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = {"ways": 2, "shots": 2, "queries": 3, "pixels": 4, "hidden": [4], "start": 0}
-    training = Training(meta_steps=2, tasks=3, window=2, horizon=4)
+    training = TrainingConfig(meta_steps=2, tasks=3, window=2, horizon=4)
     rule = maml_rules.trained_rule(arguments, training, 0, tmp_path)
     monkeypatch.setattr(meta_training, "train", None)
     again = maml_rules.trained_rule(arguments, training, 0, tmp_path)

@@ -75,9 +75,36 @@ def test_a_file_of_version_0_1_with_a_full_class_path_loads_and_is_written_by_cl
     assert meta["config"]["rule"]["class_path"] == "LSTMUpdateTele"
 
 
-def test_shipped_rules_name_classes_only():
-    for path in NAMED.values():
-        assert "meta_teleport." not in json.dumps(load_tensors(path)[1])
+def test_a_file_of_version_0_1_with_old_names_of_arguments_and_bases_loads_and_is_written_by_the_new(tmp_path):
+    tensors, old = load_tensors(Path(__file__).with_name("equivariant-0.1.safetensors"))
+    arguments = old["config"]["rule"]["init_args"]
+    assert (arguments["lead"], arguments["apart"], arguments["update"]) == (1, True, "falling_adam")
+    assert arguments["bases"] == ["activations", "crest", "balance"] and arguments["first"]["crest"] == 0.55
+    rule = load(Path(__file__).with_name("equivariant-0.1.safetensors"))
+    expected = {
+        "update": "decaying_adam",
+        "bases": ["activations", "steepest", "balance"],
+        "hidden_size": 4,
+        "horizon": 6,
+        "warmup_teleports": 1,
+        "teleport_only_steps": True,
+        "init_coefficients": {"steepest": 0.55, "balance": 1.0},
+    }
+    assert rule.config["rule"] == {"class_path": "Equivariant", "init_args": expected}
+    assert rule.config["training"] == {"horizon": 6}
+    assert (rule.warmup_teleports, rule.teleport_only_steps, rule.update.decays) == (1, True, True)
+    assert all(torch.equal(value, tensors[name]) for name, value in rule.state_dict().items())
+    fresh = build({"class_path": "Equivariant", "init_args": expected}, None, seed=5)
+    assert all(torch.equal(value, tensors[name]) for name, value in fresh.state_dict().items())
+    save(rule, tmp_path)
+    assert load_tensors(tmp_path / "rule.safetensors")[1]["config"]["rule"]["init_args"] == expected
+
+
+@pytest.mark.parametrize("path", NAMED.values(), ids=NAMED)
+def test_shipped_rules_name_classes_only_and_nothing_by_an_old_name(path):
+    config = load_tensors(path)[1]["config"]
+    assert "meta_teleport." not in json.dumps(config)
+    assert config == load(path).config
 
 
 def test_a_loaded_rule_can_be_saved_again_into_a_new_folder(tmp_path):

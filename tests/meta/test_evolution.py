@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.estimators import loss_sum, mean_increase, mean_log_loss, truncated_bptt
 from meta_teleport.meta.evolution import es, pes, start_pairs
 from meta_teleport.meta.trainer import Trainer
@@ -197,22 +197,22 @@ def test_a_failing_task_is_left_out_and_counted(name: str) -> None:
 
 
 def test_a_fresh_task_begins_without_perturbation() -> None:
-    training = Training(meta_steps=9, tasks=6, window=2, horizon=6, estimator="pes", pairs=2, sigma=SIGMA)
+    training = TrainingConfig(meta_steps=9, tasks=6, window=2, horizon=6, estimator="pes", pairs=2, sigma=SIGMA)
     trainer = Trainer(Push(), Balancing(), training, seed=0, dtype=torch.float64)
-    (population,) = trainer.populations
+    (pool,) = trainer.pools
     for _ in range(6):
         trainer.step()
-        population.renew()
-        began = population.carry.step == 0
-        sums = population.carry.perturbation["theta"].abs().sum(1)
+        pool.renew()
+        began = pool.carry.step == 0
+        sums = pool.carry.perturbation["theta"].abs().sum(1)
         assert bool(began.any()) and bool((sums[began] == 0).all()) and bool((sums[~began] > 0).all())
-        x = [side.params["x"] for side in (population.carry.plus, population.carry.minus)]
+        x = [side.params["x"] for side in (pool.carry.plus, pool.carry.minus)]
         assert torch.equal((x[0] == x[1]).all(1), began)
 
 
 def test_pes_learns_what_truncated_estimators_unlearn() -> None:
     """In the long run ``x_0 = -2 theta_0 - 5 theta_1``, whose distance from 1 only pes reduces."""
-    training = Training(
+    training = TrainingConfig(
         meta_steps=100, tasks=16, window=1, horizon=LIFE, pairs=4, sigma=0.1, lr_update=0.01, objective="sum", clip=0.0
     )
     ends = {}

@@ -1,18 +1,16 @@
-"""The outer loop: fresh tasks when they are due, horizons that grow, learning, resuming, refusals."""
+"""The outer loop: fresh tasks when they are due, learning, resuming, refusals."""
 
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import laws
 import pytest
 import torch
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.lstm import LSTMUpdate, LSTMUpdateTele
-from meta_teleport.meta.config import Training
-from meta_teleport.meta.estimators import Estimate
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import train
 from meta_teleport.meta.trainer import Trainer
 from meta_teleport.meta.unroll import NEVER, start, unroll
@@ -23,7 +21,7 @@ from meta_teleport.runs.run import Run
 from meta_teleport.tasks.regression import Regression
 
 FAMILY = Regression(width=4)
-SMALL = Training(meta_steps=6, tasks=6, window=2, horizon=6, save_every=1, log_every=1)
+SMALL = TrainingConfig(meta_steps=6, tasks=6, window=2, horizon=6, save_every=1, log_every=1)
 
 
 def rule(kind: type[LSTMUpdate | LSTMUpdateTele] = LSTMUpdateTele, seed: int = 0) -> Rule:
@@ -37,11 +35,11 @@ def run_in(folder: Path) -> Run:
     return Run.create(folder, config)
 
 
-def ages(training: Training, windows: int) -> list[list[int]]:
+def ages(training: TrainingConfig, windows: int) -> list[list[int]]:
     trainer, seen = Trainer(rule(), FAMILY, training, seed=0), []
     for _ in range(windows):
         trainer.step()
-        seen.append(trainer.populations[0].carry.step.tolist())
+        seen.append(trainer.pools[0].carry.step.tolist())
     return seen
 
 
@@ -69,33 +67,12 @@ def test_learning_rates_fall_as_a_cosine_or_not_at_all(decay: Any) -> None:
         cosine.step()
 
 
-def lives(training: Training) -> torch.Tensor:
-    """How long tasks live, those that begin with the run and those that follow."""
-    (population,) = Trainer(rule(), Regression(width=1), training, seed=0).populations
-    first = population.due
-    population.carry = population.carry._replace(step=population.due)
-    population.renew()
-    return torch.stack([first, population.due])
-
-
-def test_random_horizons_are_log_uniform_on_the_multiples_of_the_window() -> None:
-    training = replace(SMALL, tasks=4000, horizon=12, random_horizons=True)
-    k = torch.arange(1, 7, dtype=torch.float64)
-    expected, even = ((k + 1) / k).log() / torch.tensor(7.0).log(), torch.full((6,), 1 / 6, dtype=torch.float64)
-
-    def follow(drawn: torch.Tensor, law: torch.Tensor) -> None:
-        shares = torch.bincount(drawn // 2, minlength=7)[1:].double() / len(drawn)
-        assert bool(((shares - law).abs() <= 4 * (law * (1 - law) / len(drawn)).sqrt()).all())
-
-    for drawn in lives(training):
-        assert drawn.unique().tolist() == [2, 4, 6, 8, 10, 12]
-        follow(drawn, expected)
-        laws.must_fail(follow, drawn, even)
-
-
-def test_horizons_that_are_not_random() -> None:
-    first, following = lives(SMALL)
-    assert first.tolist() == [2, 4, 6, 2, 4, 6] and following.tolist() == [6] * 6
+def test_staggered_first_lives_are_all_multiples_of_the_window_and_later_ones_whole() -> None:
+    (pool,) = Trainer(rule(), FAMILY, SMALL, seed=0).pools
+    assert pool.due.tolist() == [2, 4, 6, 2, 4, 6]
+    pool.carry = pool.carry._replace(step=pool.due)
+    pool.renew()
+    assert pool.due.tolist() == [6] * 6
 
 
 def test_a_penalty_is_part_of_the_meta_loss() -> None:
@@ -117,7 +94,7 @@ def test_errors_take_the_place_of_losses(estimator: Any) -> None:
         Trainer(rule(), noisy, replace(settings, errors=errors), seed=0, dtype=torch.float64)
         for errors in (False, True)
     )
-    tasks = on_errors.population.tasks
+    tasks = on_errors.pool.tasks
     found, other = on_errors.step(), on_losses.step()
     own = rule().double()
     phi = {name: p.detach() for name, p in own.named_parameters()}
@@ -131,48 +108,21 @@ def test_errors_take_the_place_of_losses(estimator: Any) -> None:
 
 def test_a_replaced_task_is_a_fresh_one() -> None:
     trainer = Trainer(rule(), FAMILY, replace(SMALL, staggered=False, horizon=2), seed=0)
-    (population,) = trainer.populations
+    (pool,) = trainer.pools
     trainer.step()
-    before = population.tasks.data["inputs"].clone()
+    before = pool.tasks.data["inputs"].clone()
     trainer.step()
-    assert (population.tasks.data["inputs"] != before).all()
-    fresh = population.tasks.loss(population.tasks.params, population.carry.step)
-    torch.testing.assert_close(population.carry.initial, fresh)
-
-
-def test_a_growing_horizon_doubles_while_losses_fall() -> None:
-    trainer = Trainer(rule(), FAMILY, replace(SMALL, growing_horizon=True, window=5, horizon=20), seed=0)
-    horizons = []
-    for _ in range(20):
-        trainer.step()
-        horizons.append(trainer.populations[0].horizon)
-    assert set(horizons) <= {5, 10, 20} and horizons[-1] > 5 and sorted(horizons) == horizons
-
-
-def test_a_growing_horizon_waits_while_losses_do_not_fall() -> None:
-    trainer = Trainer(rule(), FAMILY, replace(SMALL, growing_horizon=True), seed=0)
-    (population,) = trainer.populations
-    carry = population.carry._replace(step=population.due)
-    for losses, horizon in (([1.0, 2.0], 2), ([2.0, 1.0], 4)):
-        window = torch.tensor(losses)[:, None].expand(2, 6)
-        population.follow(Estimate(window[0, 0], {}, window, carry, 0))
-        assert population.horizon == horizon
-
-
-@pytest.mark.parametrize(("falling", "horizon"), [(8, 2), (9, 4), (10, 4)])
-def test_a_growing_horizon_waits_until_nine_of_ten_losses_fall(falling: int, horizon: int) -> None:
-    trainer = Trainer(rule(), FAMILY, replace(SMALL, tasks=10, growing_horizon=True), seed=0)
-    (population,) = trainer.populations
-    ends = torch.where(torch.arange(10) < falling, 1.0, 3.0)
-    losses = torch.stack([torch.full((10,), 2.0), ends])
-    population.follow(Estimate(ends[0], {}, losses, population.carry._replace(step=population.due), 0))
-    assert population.horizon == horizon
+    assert (pool.tasks.data["inputs"] != before).all()
+    fresh = pool.tasks.loss(pool.tasks.params, pool.carry.step)
+    torch.testing.assert_close(pool.carry.initial, fresh)
 
 
 @pytest.mark.parametrize("kind", [LSTMUpdate, LSTMUpdateTele])
 def test_meta_training_learns(kind: type[LSTMUpdate | LSTMUpdateTele]) -> None:
     before, after, told = rule(kind), rule(kind), []
-    train(after, FAMILY, Training(meta_steps=60, tasks=16, window=5, horizon=10, lr_update=1e-2), report=told.append)
+    train(
+        after, FAMILY, TrainingConfig(meta_steps=60, tasks=16, window=5, horizon=10, lr_update=1e-2), report=told.append
+    )
     assert [progress.meta_step for progress in told] == list(range(1, 61))
     tasks = FAMILY.sample(64, torch.Generator().manual_seed(1), "held_out")
     with torch.no_grad():
@@ -184,7 +134,6 @@ def test_meta_training_learns(kind: type[LSTMUpdate | LSTMUpdateTele]) -> None:
     "options",
     [
         {},
-        {"growing_horizon": True, "random_horizons": True},
         {"staggered": False, "second_order": True},
         {"estimator": "es", "pairs": 3},
         {"estimator": "pes", "pairs": 2, "increase_penalty": 0.1},
@@ -238,8 +187,6 @@ def test_refusals(tmp_path: Path) -> None:
         replace(SMALL, floor=1.0)
     with pytest.raises(UserError, match=r"training\.lr_update is -1.0: give 0 or more"):
         replace(SMALL, lr_update=-1.0)
-    with pytest.raises(UserError, match=r"growing_horizon compares the two ends of a window: give training\.window 2"):
-        replace(SMALL, growing_horizon=True, window=1)
     with pytest.raises(UserError, match=r"training\.increase_penalty is -1.0: give 0 or more"):
         replace(SMALL, increase_penalty=-1.0)
     with pytest.raises(UserError, match="unknown estimator 'reinforce': choose one of bptt, es, pes"):

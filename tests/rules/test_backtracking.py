@@ -63,7 +63,12 @@ def test_no_step_raises_the_loss(generator: torch.Generator) -> None:
 def test_rounding_of_a_teleport_does_not_raise_the_loss(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = Regression(width=8, data="gaussian").sample(4, torch.Generator().manual_seed(0), dtype=dtype)
     with initialized(0):
-        whitening = {"bases": ["activations"], "first": {"activations": -1.0}, "size": 8.0, "lead": 2}
+        whitening = {
+            "bases": ["activations"],
+            "init_coefficients": {"activations": -1.0},
+            "size": 8.0,
+            "warmup_teleports": 2,
+        }
         rule = Equivariant(start=-3.0, backtracking=True, **whitening).to(dtype)
 
     def followed() -> tuple[Tensor, Tensor]:

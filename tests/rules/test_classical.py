@@ -125,7 +125,7 @@ def test_classical_rules_are_permutation_equivariant(rule: Rule, generator: torc
 
 def test_the_adam_whose_steps_fall_remembers_gradients_for_10_steps_and_squares_for_20() -> None:
     """After t steps without one, of a first gradient ``d^t (1 - d) / (1 - d^(t + 1))`` is left, d = 1 - 1 / memory."""
-    rule, t = update_named("falling_adam", 1, 10**9, 0.0, 0.5), 4
+    rule, t = update_named("decaying_adam", 1, 10**9, 0.0, 0.5), 4
     g = torch.full((1, 2), 3.0, dtype=torch.float64)
     state, update = rule.init({"w": g}, Symmetry(())), g
     for step in range(t + 1):

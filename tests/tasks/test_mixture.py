@@ -1,7 +1,6 @@
 """Families of several sizes and kinds: what they are made of, whose turn it is, resuming, refusals."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from meta_teleport.cli.main import main
 from meta_teleport.errors import UserError
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import train
 from meta_teleport.meta.trainer import Trainer
 from meta_teleport.params import Params, per_task
@@ -28,7 +27,7 @@ from meta_teleport.tasks.regression import Regression
 
 SPECS: list[Any] = [{"class_path": "Regression", "init_args": {"width": 3}}, Functions("booth"), Regression(width=5)]
 ALONE = Regression(width=3)
-SMALL = Training(meta_steps=12, tasks=4, window=2, horizon=6, save_every=1, log_every=1)
+SMALL = TrainingConfig(meta_steps=12, tasks=4, window=2, horizon=6, save_every=1, log_every=1)
 
 
 class LearnedStep(Rule):
@@ -51,13 +50,13 @@ def run_in(folder: Path) -> Run:
     return Run.create(folder, config)
 
 
-def turns(training: Training, mixture: TaskFamily) -> list[int]:
+def turns(training: TrainingConfig, mixture: TaskFamily) -> list[int]:
     trainer, seen = Trainer(LearnedStep(), mixture, training, seed=0), []
     for _ in range(training.meta_steps):
-        seen.append(trainer.populations.index(trainer.population))
-        before = [population.carry.step.clone() for population in trainer.populations]
+        seen.append(trainer.pools.index(trainer.pool))
+        before = [pool.carry.step.clone() for pool in trainer.pools]
         trainer.step()
-        moved = [not torch.equal(b, p.carry.step) for b, p in zip(before, trainer.populations, strict=True)]
+        moved = [not torch.equal(b, p.carry.step) for b, p in zip(before, trainer.pools, strict=True)]
         assert moved == [i == seen[-1] for i in range(len(moved))]
     return seen
 
@@ -76,12 +75,7 @@ def test_a_spec_of_specs_is_a_mixture() -> None:
 
 def test_members_take_turns() -> None:
     assert turns(SMALL, Mixture(SPECS)) == 4 * [0, 1, 2]
-
-
-def test_with_a_curriculum_members_join_one_after_the_other() -> None:
-    seen = turns(replace(SMALL, curriculum=True), Mixture(SPECS))
-    assert [max(seen[i : i + 2]) for i in (0, 2, 4)] == [0, 1, 2] and sorted(seen[6:]) == [0, 0, 1, 1, 2, 2]
-    assert turns(replace(SMALL, curriculum=True), ALONE) == [0] * 12
+    assert turns(SMALL, ALONE) == [0] * 12
 
 
 def test_a_mixture_of_one_is_that_family() -> None:
@@ -103,9 +97,8 @@ def test_a_mixture_trains_on_every_member() -> None:
     assert all(value < 0 for value in seen) and seen[0] != seen[1]
 
 
-@pytest.mark.parametrize("options", [{}, {"curriculum": True, "growing_horizon": True}])
-def test_resumed_is_uninterrupted_bit_for_bit(options: dict[str, bool], tmp_path: Path) -> None:
-    training, mixture = replace(SMALL, **options), Mixture(SPECS)
+def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    training, mixture = SMALL, Mixture(SPECS)
     whole, parts = LearnedStep(), LearnedStep(-3.0)
     train(whole, mixture, training, run=run_in(tmp_path / "whole"))
     run, stops = run_in(tmp_path / "parts"), iter([False] * 7 + [True])
