@@ -14,6 +14,7 @@ from experiments.maml import rules as maml_rules
 from experiments.maml import run as maml
 from experiments.maml.report import summary
 from meta_teleport.errors import UserError
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.tasks.few_shot import FewShot
 
 SCRIPT = ("-m", "experiments.maml.run")
