@@ -66,8 +66,9 @@ def kept(path: Path, make: Callable[[], dict[str, Any]], key: Mapping[str, Any])
     Raises ``UserError`` where the file is of another ``key``.
     """
     if not path.exists():
+        found = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": dict(key), "found": make()})
+        write_json(path, {"key": dict(key), "found": found})
     content = read_json(path)
     if "found" not in content:
         raise UserError(f"{path} is of another version: delete it, or choose another --out")

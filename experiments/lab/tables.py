@@ -6,7 +6,7 @@ from typing import Any
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    return "\n".join(map(line, [header, ["---"] * len(header), *rows]))
+    return "\n".join([line(header), f"|{'---|' * len(header)}", *map(line, rows)])
 
 
 def titled(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

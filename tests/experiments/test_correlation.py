@@ -231,7 +231,7 @@ def test_measuring_goes_on_where_it_was_stopped(
     for name in whole:
         assert torch.equal(whole[name], resumed[name])
 
-    with pytest.raises(mt.UserError, match="belongs to a run with other settings: delete it, or choose another --out"):
+    with pytest.raises(mt.UserError, match="belongs to a run with other size: delete it, or choose another --out"):
         measures.measured(wanted, images, 40, kept, "")
 
 
@@ -251,13 +251,13 @@ def test_batches_larger_than_the_data_are_refused(copies: Copies, images: Images
 
 
 def run(name: str, *flags: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-W", "error", "-m", f"experiments.{name}", *flags]
+    command = [sys.executable, "-W", "error", "-m", name, *flags]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_correlation_from_end_to_end(tmp_path: Path) -> None:
     flags = ("--smoke", "--own-order", "digits", "--out", str(tmp_path))
-    first = run("correlation.run", *flags)
+    first = run("experiments.correlation.run", *flags)
     assert first.returncode == 0, first.stderr
     assert first.stderr.count("seed-steps per second") == 2
     results = json.loads((tmp_path / "correlation.json").read_text())
@@ -285,24 +285,24 @@ def test_correlation_from_end_to_end(tmp_path: Path) -> None:
         for suffix in ("png", "pdf"):
             assert (tmp_path / f"correlation_{kind}.{suffix}").stat().st_size > 10_000
 
-    again = run("correlation.run", *flags, "--own-order-only")
+    again = run("experiments.correlation.run", *flags, "--own-order-only")
     assert again.returncode == 0, again.stderr
     (own_order,) = json.loads((tmp_path / "correlation.json").read_text())["runs"]
     assert own_order["measures"] == results["runs"][1]["measures"]
 
 
 def test_correlation_says_what_a_user_got_wrong(tmp_path: Path) -> None:
-    few = run("correlation.run", "--smoke", "--seeds", "3", "--out", str(tmp_path))
+    few = run("experiments.correlation.run", "--smoke", "--seeds", "3", "--out", str(tmp_path))
     assert few.returncode == 2
     assert few.stderr.splitlines()[-1] == "error: correlations over 3 seeds say nothing: give --seeds 5 or more"
     assert not (tmp_path / "correlation.json").exists()
-    absent = run("correlation.run", "--data", "absent.npz", "--out", str(tmp_path))
+    absent = run("experiments.correlation.run", "--data", "absent.npz", "--out", str(tmp_path))
     assert absent.returncode == 2
     assert absent.stderr == "error: there is no file absent.npz: check the path\n"
 
 
 def test_training_rates_from_end_to_end(tmp_path: Path) -> None:
-    done = run("cost.training_rates", "--smoke", "--out", str(tmp_path))
+    done = run("experiments.cost.training_rates", "--smoke", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "training_rates.json").read_text())["rows"]
     assert [row["seeds"] for row in rows] == [1, 1, 1, 10, 1, 10]

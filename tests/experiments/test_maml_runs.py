@@ -206,4 +206,4 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.M
     other = Plan(teleports=("none", "random"), rates=(0.1, 0.5), updates=5, tasks=2, steps=2)
     with pytest.raises(UserError) as error:
         meta_train(FAMILIES, other, kept, "digits")
-    assert str(error.value) == f"{kept} belongs to a run with other settings: delete it, or choose another --out"
+    assert str(error.value) == f"{kept} belongs to a run with other plan: delete it, or choose another --out"

@@ -95,7 +95,7 @@ def test_single_runs_start_alike_and_part(bench: Bench, tmp_path: Path) -> None:
     assert len({run["train"][-1] for run in runs.values()}) == 4
     assert len(list(tmp_path.iterdir())) == 4
     kept = next(tmp_path.glob("*none*"))
-    kept.write_text(json.dumps({"train": [7.0]}))
+    kept.write_text(json.dumps({"key": {}, "found": {"train": [7.0]}}))
     assert Single(bench, Entry(method, PLAIN, 1.0), 0, 200, 4).result(tmp_path) == {"train": [7.0]}
 
 
@@ -169,7 +169,7 @@ def test_a_log_goes_on_after_a_stop_and_belongs_to_its_settings(tmp_path: Path) 
     found = second.summary("a")
     assert found is not None
     assert (found["count"], found["drift_max"]) == (2, pytest.approx(0.5))
-    with pytest.raises(UserError, match="belongs to a run with other settings: delete its folder"):
+    with pytest.raises(UserError, match="belongs to a run with other settings: delete it"):
         TeleportLog(tmp_path / "log.json", ["b"])
 
 
