@@ -15,9 +15,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from meta_teleport.errors import UserError
+from meta_teleport.optimizers.requirements import require_state
 from meta_teleport.optimizers.stacked import Factory, Setting
-from meta_teleport.optimizers.teleported import STATES
-from meta_teleport.optimizers.transport import laws_of
 from meta_teleport.params import Params, where
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import is_finite, only
@@ -164,10 +163,7 @@ class Copies:
         Raises ``UserError`` for another word, and for *transport* of a state that has no law; nothing has moved then.
         """
         setting = self.settings[number]
-        if state not in STATES:
-            raise UserError(f"unknown state '{state}': choose one of {', '.join(STATES)}")
-        if state == "transport":
-            laws_of(setting.optimizer)
+        require_state(state, setting.optimizer)
         start = {name: p.detach()[setting.rows] for name, p in self.params.items()}
         buffers = {name: b[setting.rows] for name, b in self.buffers.items()}
 

@@ -20,13 +20,12 @@ from torch import Tensor
 from meta_teleport.symmetry.groups import Group
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import condition_number
+from meta_teleport.teleportation.progress import WINDOW, Progress
 from meta_teleport.teleportation.teleport import Teleport
 
 ILL_CONDITIONED = "ill-conditioned element"
 NO_FASTER = "no faster descent afterwards"
 WORSE_VALIDATION = "worse validation loss"
-WINDOW = 5
-"""How many losses before and after a teleport its descents are measured over."""
 
 
 @dataclass
@@ -51,31 +50,26 @@ class TeleportRecord:
 
 
 class History:
-    """All records, and the losses around the last accepted teleport, from which its signs are read."""
+    """All records, and the losses before the last accepted teleport, which those after it are held against."""
 
     def __init__(self) -> None:
         self.records: list[TeleportRecord] = []
-        self.seconds = 0.0
-        self._losses: list[Tensor | float] = []
         self._before: list[Tensor | float] | None = None
         self._validation: float | None = None
         self._validated = True
 
-    def add(self, record: TeleportRecord) -> None:
+    def add(self, record: TeleportRecord, progress: Progress) -> None:
         """A teleport has been tried; if it was accepted, its losses are watched from now on."""
         if record.accepted:
-            self._judge()
-            self._before, self._losses, self._validated = self._losses[-WINDOW:], [], False
+            self._judge(progress.losses)
+            self._before, self._validated = progress.losses[-WINDOW:], False
         self.records.append(record)
-        self.seconds += record.seconds
+        progress.teleported(record.seconds, record.accepted)
 
-    def report(self, loss: Tensor | float) -> None:
-        """The training loss at the present weights has become known. It is not read before it is needed."""
-        self._losses.append(loss)
-        if self._before is None:
-            del self._losses[:-WINDOW]
-        elif len(self._losses) > WINDOW:
-            self._judge()
+    def watch(self, progress: Progress) -> None:
+        """A training loss has become known: with enough of them the last accepted teleport is judged."""
+        if self._before is not None and len(progress.losses) > WINDOW:
+            self._judge(progress.losses)
 
     def validate(self, loss: float) -> None:
         """The validation loss at the present weights has become known."""
@@ -84,10 +78,9 @@ class History:
         self._validation, self._validated = loss, True
 
     def state_dict(self) -> dict[str, Any]:
-        """Records and losses as plain numbers and strings."""
+        """Records and losses before the last teleport as plain numbers and strings."""
         return {
             "records": [asdict(record) for record in self.records],
-            "losses": [float(loss) for loss in self._losses],
             "before": None if self._before is None else [float(loss) for loss in self._before],
             "validation": self._validation,
             "validated": self._validated,
@@ -96,17 +89,14 @@ class History:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave."""
         self.records = [TeleportRecord(**{**r, "signs": tuple(r["signs"])}) for r in state["records"]]
-        self.seconds = sum(record.seconds for record in self.records)
-        self._losses, self._before = [*state["losses"]], state["before"]
+        self._before = state["before"]
         self._validation, self._validated = state["validation"], state["validated"]
 
-    def _judge(self) -> None:
-        """Compares the descents before and after the last accepted teleport. The first loss after it belongs to both:
-        the teleport itself leaves the loss alone."""
-        if self._before and len(self._losses) > 1:
-            before, after = [*self._before, self._losses[0]], self._losses
-            if not _descent(after) > _descent(before):
-                self._sign(NO_FASTER)
+    def _judge(self, after: list[Tensor | float]) -> None:
+        """Compares the descents before and ``after`` the last accepted teleport. The first loss after it belongs to
+        both: the teleport itself leaves the loss alone."""
+        if self._before and len(after) > 1 and not _descent(after) > _descent([*self._before, after[0]]):
+            self._sign(NO_FASTER)
         self._before = None
 
     def _sign(self, sign: str) -> None:

@@ -11,6 +11,7 @@ from meta_teleport.rules.rule import Rule
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.objectives import Loss
+from meta_teleport.teleportation.progress import Progress
 from meta_teleport.teleportation.strategies import Found, Proposer
 
 Shown = tuple[Params, Params, Tensor | float]
@@ -29,27 +30,24 @@ class RuleProposer(Proposer):
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._bound = BoundRule(rule, model, parameters, trainable_sites(model, symmetry))
         self._bound.rule.scheduled = False
-        self._step = 0
-        self._shown: Shown | None = None
+        self._progress = Progress()
+        self._params: Params | None = None
         self._elements: tuple[tuple[Tensor, Tensor], ...] = ()
 
-    def look(self, step: int, params: Params | None = None, loss: Tensor | float | None = None) -> None:
-        self._step, self._shown = step, None
-        if params is None:
-            return
-        if loss is None:
+    def look(self, progress: Progress, params: Params | None = None) -> None:
+        if params is not None and progress.latest is None:
             raise UserError(
                 "the rule reads the loss: pass a closure to step, call report(loss=...) before step, or give loss=... "
                 "and batches=..."
             )
-        self._shown = params, self._bound.gradients(), loss
+        self._progress, self._params = progress, params
 
     def propose(self, symmetry: Symmetry, params: Params, loss: Loss) -> Found:
         bound = self._bound
         if params.keys() != bound.parameters.keys() or symmetry.sites != bound.symmetry.sites:
             raise UserError("other parameters are trainable than when the rule began: make a wrapper for these")
-        seen, gradients, value = self._shown or self._evaluate(params, loss)
-        proposal = bound.propose(seen, gradients, bound.loss(value), self._step)
+        seen, gradients, value = self._shown() or self._evaluate(params, loss)
+        proposal = bound.propose(seen, gradients, bound.loss(value), self._progress.step)
         bound.release()
         if not proposal.algebra:
             raise UserError(f"this {type(bound.rule).__name__} proposes updates only: choose a rule with elements")
@@ -64,6 +62,12 @@ class RuleProposer(Proposer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._bound.load_state_dict(state["state"])
+
+    def _shown(self) -> Shown | None:
+        """Weights, gradients there and loss there, if they are known."""
+        if self._params is None or self._progress.latest is None:
+            return None
+        return self._params, self._bound.gradients(), self._progress.latest
 
     def _evaluate(self, params: Params, loss: Loss) -> Shown:
         """Gradients and loss on the batch that the teleport is for."""

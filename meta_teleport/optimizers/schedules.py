@@ -6,26 +6,10 @@ its steps. A teleport after step t is therefore one between the steps t and t + 
 
 from collections.abc import Iterable
 from math import inf
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from meta_teleport.errors import UserError
-
-
-class Progress(NamedTuple):
-    """What a schedule is told.
-
-    The number ``step`` of steps done; the ``loss`` (a number or a tensor of one) that has become known since it was
-    asked last, if one has; how many ``teleports`` were tried, the seconds ``spent`` on them, and the seconds
-    ``elapsed`` since training began.
-    """
-
-    step: int
-    loss: Tensor | float | None = None
-    teleports: int = 0
-    spent: float = 0.0
-    elapsed: float = 0.0
+from meta_teleport.teleportation.progress import Progress
 
 
 class Schedule:

@@ -11,25 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from meta_teleport.errors import UserError
 from meta_teleport.optimizers.delegate import Delegate
 from meta_teleport.optimizers.history import History, TeleportRecord, describe
-from meta_teleport.optimizers.rule_view import Sight
-from meta_teleport.optimizers.schedules import Progress, Schedule, as_schedule
-from meta_teleport.optimizers.transport import Writes, laws_of, moved_gradients, moved_state, reset_state
+from meta_teleport.optimizers.memory import Memory, writes_fault
+from meta_teleport.optimizers.old_states import teleportation_of
+from meta_teleport.optimizers.requirements import names_of, require_base, require_loss
+from meta_teleport.optimizers.rule_view import RuleView
+from meta_teleport.optimizers.schedules import Schedule, as_schedule
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
-from meta_teleport.teleportation.acceptance import IMBALANCE, LIMIT, Limits, all_finite
+from meta_teleport.teleportation.acceptance import IMBALANCE, LIMIT, Limits
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
-from meta_teleport.teleportation.gauges import GAUGES, Gauge
 from meta_teleport.teleportation.imbalance import Balance
+from meta_teleport.teleportation.progress import Progress
 from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
-from meta_teleport.teleportation.teleport import Teleport, teleport
-
-STATES = ("keep", "reset", "transport")
-NEED_NO_LOSS = (*GAUGES, "random")
+from meta_teleport.teleportation.teleport import teleport
 
 
 class TeleportedOptimizer(Delegate):
@@ -98,7 +96,8 @@ class TeleportedOptimizer(Delegate):
         imbalance: float = IMBALANCE,
         generator: torch.Generator | None = None,
     ) -> None:
-        _check(base_optimizer, objective, loss, batches, state)
+        require_base(base_optimizer, state)
+        require_loss(objective, loss, batches)
         limits = Limits(tolerance, imbalance)
         require_movable(model)
         trainable_sites(model, symmetry)
@@ -108,12 +107,12 @@ class TeleportedOptimizer(Delegate):
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
         settings: dict[str, Any] = {"direction": direction, "steps": steps, "size": size, "tolerance": tolerance}
         self._search = partial(teleport, model, self.symmetry, choice, loss=loss, generator=generator, **settings)
-        self._batches, self._state_rule, self._generator = batches, state, generator
-        self._history, self._taken, self._started = History(), 0, perf_counter()
-        self._sight = Sight(choice if isinstance(choice, Proposer) else None, model, batches is not None)
-        self._loss: Tensor | float | None = None
+        self._batches, self._generator = batches, generator
+        self._progress, self._history, self._started = Progress(), History(), perf_counter()
+        self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None)
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
-        self._names(self.param_groups)
+        self._memory = Memory(base_optimizer, model, self.symmetry, state)
+        self._memory.names()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_started": self._started - perf_counter()}
@@ -129,11 +128,11 @@ class TeleportedOptimizer(Delegate):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the base optimizer, and a teleport if one is due after it (or before the first step)."""
-        if self._taken == 0:
+        if self._progress.step == 0:
             self._teleport_if_due()
-        self._sight.before_step()
+        self._view.before_step()
         value = super().step(closure)
-        self._taken += 1
+        self._progress.step += 1
         if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
             self.report(loss=value)
         self._teleport_if_due()
@@ -146,54 +145,47 @@ class TeleportedOptimizer(Delegate):
         go by. The loss that ``step(closure)`` returns is known already. A training loss that is a tensor is not read
         before it is needed."""
         if loss is not None:
-            self._loss = loss.detach() if isinstance(loss, Tensor) else loss
-            self._sight.report(self._loss)
-            self._history.report(self._loss)
+            self._progress.report(loss.detach() if isinstance(loss, Tensor) else loss)
+            self._history.watch(self._progress)
         if validation is not None:
             self._history.validate(float(validation.detach() if isinstance(validation, Tensor) else validation))
 
     def teleport(self) -> TeleportRecord:
         """Teleports now, due or not, and records it."""
-        started, names = perf_counter(), self._names(self.param_groups)
+        started = perf_counter()
+        self._memory.names()
         batch = None if self._batches is None else self._batches()
-        self._sight.show(self._taken)
+        self._view.show(self._progress)
         with torch.enable_grad():
             found = self._search(batch=batch)
         reason = found.reason or self._balance.fault(found.params)
-        writes = [] if reason else self._moved(found, names)
-        if not all(all_finite(value) for _, value in writes):
-            reason = "a gradient or the optimizer's state did not stay finite"
+        writes = [] if reason else self._memory.moved(found.elements)
+        reason = reason or writes_fault(writes)
         found = replace(found, accepted=not reason, reason=reason)
         if found.accepted:
             found.write(self.model)
-            with torch.no_grad():
-                for tensor, value in writes:
-                    tensor.copy_(value)
-            self._sight.accept()
-            if self._state_rule == "reset":
-                reset_state(self.base, names, trainable_sites(self.model, self.symmetry))
-        record = describe(found, self.symmetry, self._taken, perf_counter() - started)
-        self._history.add(record)
+            self._memory.write(writes)
+            self._view.accept()
+        record = describe(found, self.symmetry, self._progress.step, perf_counter() - started)
+        self._history.add(record, self._progress)
         return record
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The base optimizer's. Raises ``UserError`` for tensors that are not parameters of the model."""
         parameters = param_group["params"]
         param_group["params"] = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        self._names([param_group])
+        names_of(self.model, [param_group])
         self.base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's and, as ``teleportation``, the records and the state of schedule and generator: an
         optimizer that takes them over goes on bitwise as this one would."""
         ours = {
-            "taken": self._taken,
-            "elapsed": perf_counter() - self._started,
-            "loss": None if self._loss is None else float(self._loss),
+            "progress": self._timed().state_dict(),
             "schedule": self.schedule.state_dict(),
             "history": self._history.state_dict(),
             "generator": None if self._generator is None else self._generator.get_state(),
-            "sight": self._sight.state_dict(),
+            "rule": self._view.state_dict(),
             "balance": self._balance.state_dict(),
         }
         return {**self.base.state_dict(), "teleportation": ours}
@@ -205,54 +197,23 @@ class TeleportedOptimizer(Delegate):
         self.base.load_state_dict(state_dict)
         if ours is None:
             return
-        self._taken, self._loss, self._started = ours["taken"], ours["loss"], perf_counter() - ours["elapsed"]
+        ours = teleportation_of(ours)
+        self._progress = Progress(**ours["progress"])
+        self._started = perf_counter() - self._progress.elapsed
         self.schedule.load_state_dict(ours["schedule"])
         self._history.load_state_dict(ours["history"])
-        self._sight.load_state_dict(ours["sight"])
-        self._balance.load_state_dict(ours.get("balance", {}))  # states of version 0.1 have none
+        self._view.load_state_dict(ours["rule"])
+        self._balance.load_state_dict(ours["balance"])
         if self._generator is not None and ours["generator"] is not None:
             self._generator.set_state(ours["generator"])
 
     def _teleport_if_due(self) -> None:
-        loss, self._loss = self._loss, None
-        tried, elapsed = len(self.teleports), perf_counter() - self._started
-        if self.schedule.due(Progress(self._taken, loss, tried, self._history.seconds, elapsed)):
+        due = self.schedule.due(self._timed())
+        self._progress.loss = None
+        if due:
             self.teleport()
 
-    def _moved(self, found: Teleport, names: dict[Tensor, str]) -> Writes:
-        writes = moved_gradients(names, self.symmetry, found.elements)
-        if self._state_rule == "transport":
-            writes += moved_state(self.base, names, self.symmetry, found.elements)
-        return writes
-
-    def _names(self, groups: list[dict[str, Any]]) -> dict[Tensor, str]:
-        """The names of the model's parameters; those of the groups must be among them."""
-        names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
-        for p in (p for group in groups for p in group["params"]):
-            if (p[1] if isinstance(p, tuple) else p) not in names:
-                raise UserError(
-                    "the optimizer holds a tensor that is not a parameter of the model: make it from "
-                    "model.parameters(), of the same model object"
-                )
-        return names
-
-
-def _check(base: Optimizer, objective: Choice | ProposesElements, loss: Any, batches: Any, state: str) -> None:
-    if not isinstance(base, Optimizer):
-        raise UserError(f"the base optimizer is {base!r}: give an instance of torch.optim.Optimizer")
-    if isinstance(base, TeleportedOptimizer):
-        raise UserError("the base optimizer teleports already: wrap the one inside it (.base)")
-    for name, function in (("loss", loss), ("batches", batches)):
-        if function is not None and not callable(function):
-            raise UserError(f"{name} is a {type(function).__name__}: give a function, loss(model, batch) and batches()")
-    if state not in STATES:
-        raise UserError(f"unknown state '{state}': choose one of {', '.join(STATES)}")
-    if state == "transport":
-        laws_of(base)
-    named = isinstance(objective, str) and objective in NEED_NO_LOSS
-    needs_loss = not named and not isinstance(objective, Gauge | ProposesElements)
-    if needs_loss and (loss is None or batches is None):
-        raise UserError(
-            f"objective {objective!r} needs a loss on a batch: give loss=... (called with the model and a batch) and "
-            f"batches=... (called without arguments, gives a batch), or choose a gauge: {', '.join(GAUGES)}"
-        )
+    def _timed(self) -> Progress:
+        """The record, with the seconds until now."""
+        self._progress.elapsed = perf_counter() - self._started
+        return self._progress

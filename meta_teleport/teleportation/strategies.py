@@ -18,6 +18,7 @@ from meta_teleport.teleportation.conditions import require_finite
 from meta_teleport.teleportation.curvature import unit_algebra
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
 from meta_teleport.teleportation.objectives import NAMES, Loss, Objective, gradient_norm, named
+from meta_teleport.teleportation.progress import Progress
 
 CHOICES = (*NAMES, *GAUGES, "random")
 
@@ -40,9 +41,9 @@ class Proposer(ABC):
     """A strategy with a memory, such as a learned rule: it looks, proposes, is told when its elements have acted."""
 
     @abstractmethod
-    def look(self, step: int, params: Params | None = None, loss: Tensor | float | None = None) -> None:
-        """Before a proposal: ``step`` steps have been taken. ``params`` and ``loss`` are those that the gradients in
-        ``.grad`` belong to; where they are not given, the loss is evaluated."""
+    def look(self, progress: Progress, params: Params | None = None) -> None:
+        """Before a proposal. The gradients in ``.grad`` are those at ``params``, after ``progress.step`` steps, of the
+        loss ``progress.latest``; where no ``params`` are given, the loss is evaluated."""
 
     @abstractmethod
     def propose(self, symmetry: Symmetry, params: Params, loss: Loss) -> Found:

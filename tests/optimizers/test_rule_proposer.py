@@ -137,7 +137,7 @@ def test_the_state_of_the_rule_moves_only_with_the_weights() -> None:
         optimizer = over(LINEAR, model, trained(averaging=0.5), tolerance=tolerance)
         train(LINEAR, model, optimizer, range(1))
         assert optimizer.teleports[0].accepted == (tolerance > 1e-16)
-        return optimizer._sight.proposer._bound.state.average
+        return optimizer._view.proposer._bound.state.average
 
     model = LINEAR.build()
     train(LINEAR, model, SGD(model.parameters(), lr=0.0), range(1))
@@ -168,7 +168,7 @@ def test_it_resumes_and_copies_bitwise(network: Network, losses: bool) -> None:
     laws.same_bits(train(network, later, resumed, range(3, 6)), expected)
     laws.same_bits(train(network, twin, copied, range(3, 6)), expected)
     later.load_state_dict(weights)
-    state["teleportation"]["sight"]["rule"] = None
+    state["teleportation"]["rule"] = None
     fresh = make(model=later)
     fresh.load_state_dict(state)
     laws.must_fail(laws.same_bits, train(network, later, fresh, range(3, 6)), expected)

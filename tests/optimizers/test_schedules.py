@@ -12,11 +12,11 @@ from meta_teleport.optimizers.schedules import (
     Epochs,
     Every,
     Plateau,
-    Progress,
     Schedule,
     Steps,
     as_schedule,
 )
+from meta_teleport.teleportation.progress import Progress
 
 
 def due(schedule: Schedule, last: int = 12) -> list[int]:

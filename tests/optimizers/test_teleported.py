@@ -280,8 +280,64 @@ def test_time_goes_on_where_another_clock_starts(monkeypatch: pytest.MonkeyPatch
     clock[0] = 130.0
     saved = pickle.dumps(optimizer)
     clock[0] = 7.0
-    assert pickle.loads(saved).state_dict()["teleportation"]["elapsed"] == 30.0
-    assert optimizer.state_dict()["teleportation"]["elapsed"] == -93.0
+    assert pickle.loads(saved).state_dict()["teleportation"]["progress"]["elapsed"] == 30.0
+    assert optimizer.state_dict()["teleportation"]["progress"]["elapsed"] == -93.0
+
+
+def record_of_version_0_1(step: int, accepted: bool) -> dict[str, Any]:
+    return {
+        "step": step,
+        "sizes": {"0": 0.5},
+        "before": 1.0,
+        "after": 2.0,
+        "drift": 0.0,
+        "seconds": 0.25,
+        "accepted": accepted,
+        "reason": "" if accepted else "the loss moved by 1.0e-02, and the tolerance is 1.0e-04",
+        "signs": (),
+    }
+
+
+def state_of_version_0_1() -> dict[str, Any]:
+    """What it saved after eight steps: a plateau that waits, an accepted teleport with two losses since, a refused one,
+    and a reported loss that the schedule has not been asked about."""
+    return {
+        "taken": 8,
+        "elapsed": 30.0,
+        "loss": 5.75,
+        "schedule": {"best": 5.5, "waited": 1, "seen": True},
+        "history": {
+            "records": [record_of_version_0_1(6, True), record_of_version_0_1(7, False)],
+            "losses": [6.0, 5.75],
+            "before": [9.0, 8.0, 7.0],
+            "validation": 1.0,
+            "validated": False,
+        },
+        "generator": None,
+        "sight": {"rule": None, "loss": 5.75},
+    }
+
+
+def test_a_state_of_version_0_1_goes_on() -> None:
+    model = RELU.build()
+    optimizer = teleported(RELU, model, "sgd", Plateau(2), imbalance=inf)
+    optimizer.load_state_dict({**SGD(model.parameters(), 0.0).state_dict(), "teleportation": state_of_version_0_1()})
+    known = optimizer.state_dict()["teleportation"]["progress"]
+    assert known.pop("elapsed") >= 30.0
+    assert known == {
+        "step": 8,
+        "loss": 5.75,
+        "teleports": 2,
+        "spent": 0.5,
+        "latest": 5.75,
+        "losses": [6.0, 5.75],
+    }
+    closure_of(RELU, model, 0)()
+    optimizer.step()  # the schedule is asked, and the loss that waits for it is the second that is no better
+    assert [record.step for record in optimizer.teleports] == [6, 7, 9] and optimizer.teleports[2].accepted
+    assert optimizer.teleports[0].signs == (NO_FASTER,)  # from 6 to 5.75, and from 9 to 6 before
+    optimizer.report(validation=2.0)
+    assert optimizer.teleports[2].signs == (WORSE_VALIDATION,)
 
 
 def test_states_of_the_wrapper_and_of_its_base_are_interchangeable() -> None:
