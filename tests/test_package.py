@@ -14,6 +14,13 @@ def test_every_public_name_exists():
         _ = mt.nope
 
 
+@pytest.mark.parametrize(("old", "new"), [("Copies", "Ensemble"), ("each", "per_copy")])
+def test_an_old_name_is_the_new_one_with_a_warning(old, new):
+    with pytest.warns(DeprecationWarning, match=f"mt.{old} is called mt.{new}"):
+        assert getattr(mt, old) is getattr(mt, new)
+    assert old not in mt.__all__
+
+
 def test_importing_the_package_is_cheap():
     code = (
         "import sys, meta_teleport; print([m for m in ('torch', 'torchvision', 'learn2learn', 'matplotlib') "

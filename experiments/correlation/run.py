@@ -32,7 +32,7 @@ from experiments.lab.image_training import Curves, Plan, train
 from experiments.lab.measures import Measure, curvature, gaussian, loss, measured, published_curvature, sharpness
 from experiments.lab.script import images_of, parser, run, save_figure, say, write_results
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images, Order
@@ -79,7 +79,7 @@ def setting_of(images: Images) -> Setting:
     return FASHION_MNIST if images.name == "fashion_mnist" else MNIST
 
 
-def measures_of(copies: Copies, setting: Setting) -> dict[str, tuple[Measure, int]]:
+def measures_of(copies: Ensemble, setting: Setting) -> dict[str, tuple[Measure, int]]:
     """All measures by name, each with its number of batches; the loss on the images of each, too."""
     fine = tuple(setting.finest * scale for scale in SCALES)
     near, wide, bent = (max(2, round(setting.part * n)) for n in (SHARPNESS_BATCHES, WIDE_BATCHES, CURVATURE_BATCHES))
@@ -110,11 +110,11 @@ def trained(
     together: int,
     folder: Path,
     label: str,
-) -> tuple[Copies, Curves]:
+) -> tuple[Ensemble, Curves]:
     """All seeds trained by SGD, so many together as one program, with one file of progress each."""
 
-    def started(own: Sequence[int]) -> Copies:
-        return Copies(build, own, [partial(torch.optim.SGD, lr=step)], device=images.x_train.device)
+    def started(own: Sequence[int]) -> Ensemble:
+        return Ensemble(build, own, [partial(torch.optim.SGD, lr=step)], device=images.x_train.device)
 
     whole, parts = started(seeds), []
     for start in range(0, len(seeds), together):

@@ -23,7 +23,7 @@ from experiments.lab.figures import COLOURS
 from experiments.lab.script import images_of, parser, run, save_figure, say, write_results
 from experiments.lab.timing import Clock, Work
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.runs.checkpoint import write_atomically
 from meta_teleport.tasks.images import Images, Order, order
 
@@ -41,7 +41,7 @@ def network(images: Images) -> MLP:
 
 def batched(images: Images, seeds: int, kind: Order) -> Iterator[None]:
     """Trains all seeds as one program, step by step."""
-    copies = Copies(lambda: network(images), range(seeds), [partial(torch.optim.SGD, lr=MNIST.step)])
+    copies = Ensemble(lambda: network(images), range(seeds), [partial(torch.optim.SGD, lr=MNIST.step)])
     drawn = order(kind, len(images.x_train), BATCH, 0, copies.seeds)
     while True:
         for index in drawn:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from meta_teleport.cli.terminal import counting_bar, stopping
 from meta_teleport.errors import UserError
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.runs.checkpoint import load_tensors, save_tensors
 from meta_teleport.tasks.images import Images, Order, order
 
@@ -47,7 +47,7 @@ class Curves(NamedTuple):
 
 
 def train(
-    copies: Copies,
+    copies: Ensemble,
     images: Images,
     plan: Plan,
     *,
@@ -91,7 +91,7 @@ def train(
     return Curves(*(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
 
 
-def _key(copies: Copies, images: Images, plan: Plan, validation: bool) -> dict[str, Any]:
+def _key(copies: Ensemble, images: Images, plan: Plan, validation: bool) -> dict[str, Any]:
     """What a file of progress must agree on with the run that takes it up."""
     optimizers = [setting.optimizer for setting in copies.settings]
     return {
@@ -103,14 +103,14 @@ def _key(copies: Copies, images: Images, plan: Plan, validation: bool) -> dict[s
     }
 
 
-def _save(copies: Copies, keep: Path, meta: dict[str, Any], rows: list[tuple[Tensor, ...]]) -> None:
+def _save(copies: Ensemble, keep: Path, meta: dict[str, Any], rows: list[tuple[Tensor, ...]]) -> None:
     curves = {f"curves.{i}": torch.stack(column) for i, column in enumerate(zip(*rows, strict=True))}
     keep.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(keep, {**copies.state(), **curves}, meta)
 
 
 def _resumed(
-    copies: Copies, plan: Plan, keep: Path | None, key: dict[str, Any]
+    copies: Ensemble, plan: Plan, keep: Path | None, key: dict[str, Any]
 ) -> tuple[int, list[tuple[Tensor, ...]]]:
     if keep is None or not keep.exists():
         return plan.first, []

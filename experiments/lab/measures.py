@@ -19,7 +19,7 @@ from experiments.lab.image_training import Stopped
 from meta_teleport.cli.terminal import counting_bar, stopping
 from meta_teleport.errors import UserError
 from meta_teleport.linalg.pseudo_inverse import invert_columns
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.params import Params, detach
 from meta_teleport.runs.checkpoint import load_tensors, save_tensors
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -36,7 +36,7 @@ Draw = Callable[[Symmetry, Tensor, torch.Generator], list[Tensor]]
 """From a symmetry, a parameter ``(copies, ...)`` and a generator to algebra coordinates, one tensor per site."""
 
 
-def loss(copies: Copies) -> Measure:
+def loss(copies: Ensemble) -> Measure:
     """The loss itself, to tell what a measure adds to it."""
     params = detach(copies.params)
 
@@ -46,7 +46,7 @@ def loss(copies: Copies) -> Measure:
     return measure
 
 
-def sharpness(copies: Copies, scales: Sequence[float], nonnegative: bool, fresh: bool = False) -> Measure:
+def sharpness(copies: Ensemble, scales: Sequence[float], nonnegative: bool, fresh: bool = False) -> Measure:
     """The mean loss at the distances ``scales`` along one direction per batch, or a ``fresh`` one for every distance.
     Published: fresh ones from the non-negative orthant."""
     params = detach(copies.params)
@@ -64,7 +64,7 @@ def sharpness(copies: Copies, scales: Sequence[float], nonnegative: bool, fresh:
     return measure
 
 
-def curvature(copies: Copies, symmetry: Symmetry, draw: Draw) -> Measure:
+def curvature(copies: Ensemble, symmetry: Symmetry, draw: Draw) -> Measure:
     """The curvature of the orbit along one element per batch."""
     params = detach(copies.params)
 
@@ -79,7 +79,7 @@ def curvature(copies: Copies, symmetry: Symmetry, draw: Draw) -> Measure:
     return measure
 
 
-def published_curvature(copies: Copies, symmetry: Symmetry) -> Measure:
+def published_curvature(copies: Ensemble, symmetry: Symmetry) -> Measure:
     """As in the published code: action (a) on all pairs of layers of an MLP without biases, positive elements, and in
     w'' the terms of each pair alone, without those where two pairs meet.
 

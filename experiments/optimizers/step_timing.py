@@ -9,7 +9,7 @@ from statistics import median
 from experiments.lab.timing import Clock, Work
 from experiments.optimizers.bench import Bench, Entry
 from experiments.optimizers.variants import PLAIN, Variant
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.runs.run import read_json, write_json
 
 BURSTS = 5
@@ -37,11 +37,11 @@ def seconds_per(bench: Bench, entries: Sequence[Entry], batch: int, burst_s: flo
     return seconds
 
 
-def _alone(bench: Bench, entry: Entry) -> Copies:
-    return Copies(bench.build, [0], [entry.method.factory(entry.lr)], device=bench.images.x_train.device)
+def _alone(bench: Bench, entry: Entry) -> Ensemble:
+    return Ensemble(bench.build, [0], [entry.method.factory(entry.lr)], device=bench.images.x_train.device)
 
 
-def _teleport(bench: Bench, copies: Copies, way: Variant) -> Callable[[], object]:
+def _teleport(bench: Bench, copies: Ensemble, way: Variant) -> Callable[[], object]:
     x, y = (tensor[: bench.teleports.batch] for tensor in (bench.images.x_train, bench.images.y_train))
     return lambda: copies.teleport(0, way.symmetry, way.search(0), x, y, "keep")
 
