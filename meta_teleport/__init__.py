@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from meta_teleport.learned.serialization import save as save
     from meta_teleport.meta.config import TrainingConfig as TrainingConfig
     from meta_teleport.meta.loop import train as train
-    from meta_teleport.optimizers.copies import Copies as Copies
+    from meta_teleport.optimizers.ensemble import Ensemble as Ensemble
     from meta_teleport.optimizers.schedules import Budget as Budget
     from meta_teleport.optimizers.schedules import Epochs as Epochs
     from meta_teleport.optimizers.schedules import Every as Every
     from meta_teleport.optimizers.schedules import Plateau as Plateau
     from meta_teleport.optimizers.schedules import Steps as Steps
-    from meta_teleport.optimizers.stacked import each as each
+    from meta_teleport.optimizers.stacked import per_copy as per_copy
     from meta_teleport.optimizers.teleported import TeleportedOptimizer as TeleportedOptimizer
     from meta_teleport.rules.rule import Rule as Rule
     from meta_teleport.rules.rule import shapes_of as shapes_of
@@ -104,15 +104,15 @@ _HOMES = {
     "Teleport": "teleportation.teleport",
     "teleport": "teleportation.teleport",
     "TeleportedOptimizer": "optimizers.teleported",
-    "Copies": "optimizers.copies",
-    "each": "optimizers.stacked",
+    "Ensemble": "optimizers.ensemble",
+    "per_copy": "optimizers.stacked",
     "Budget": "optimizers.schedules",
     "Epochs": "optimizers.schedules",
     "Every": "optimizers.schedules",
     "Plateau": "optimizers.schedules",
     "Steps": "optimizers.schedules",
 }
-_RENAMED = {"Training": "TrainingConfig"}
+_RENAMED = {"Copies": "Ensemble", "Training": "TrainingConfig", "each": "per_copy"}
 __all__ = list(_HOMES)
 
 

@@ -14,7 +14,7 @@ def test_every_public_name_exists():
         _ = mt.nope
 
 
-@pytest.mark.parametrize(("old", "new"), [("Training", "TrainingConfig")])
+@pytest.mark.parametrize(("old", "new"), [("Copies", "Ensemble"), ("each", "per_copy"), ("Training", "TrainingConfig")])
 def test_an_old_name_is_the_new_one_with_a_warning(old, new):
     with pytest.warns(DeprecationWarning, match=f"mt.{old} is called mt.{new}"):
         assert getattr(mt, old) is getattr(mt, new)

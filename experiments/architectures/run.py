@@ -42,7 +42,7 @@ from experiments.lab.measures import FAR_SCALES, both_ways, curvature, gaussian,
 from experiments.lab.networks import networks
 from experiments.lab.progress import say
 from experiments.lab.script import finish, image_parser, images_of, run
-from meta_teleport.optimizers.copies import Copies, Search
+from meta_teleport.optimizers.ensemble import Ensemble, Search
 from meta_teleport.params import dot, value_and_grad
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
@@ -112,7 +112,7 @@ def first_teleport(case: Case, seeds: Sequence[int]) -> dict[str, float]:
     x, y = case.images.x_train[:TELEPORT_BATCH], case.images.y_train[:TELEPORT_BATCH]
 
     def growth(search: Search) -> float:
-        copies = Copies(case.build, seeds, [partial(torch.optim.SGD, lr=0.0)], device=x.device)
+        copies = Ensemble(case.build, seeds, [partial(torch.optim.SGD, lr=0.0)], device=x.device)
         before = _squared_gradient(copies, x, y)
         copies.teleport(0, case.symmetry, search, x, y)
         return float((_squared_gradient(copies, x, y) / before).log().mean().exp())
@@ -120,7 +120,7 @@ def first_teleport(case: Case, seeds: Sequence[int]) -> dict[str, float]:
     return {"search": growth(SEARCH), "random": growth(randomized(SEARCH, 0))}
 
 
-def _squared_gradient(copies: Copies, x: Tensor, y: Tensor) -> Tensor:
+def _squared_gradient(copies: Ensemble, x: Tensor, y: Tensor) -> Tensor:
     buffers = {name: b.clone() for name, b in copies.buffers.items()}
     _, gradients = value_and_grad(partial(copies.losses, x[None], y[None], buffers=buffers), copies.params)
     return dot(gradients, gradients)
@@ -129,7 +129,7 @@ def _squared_gradient(copies: Copies, x: Tensor, y: Tensor) -> Tensor:
 def correlated(args: Namespace, case: Case, size: Size) -> dict[str, Any]:
     """Trains all seeds by SGD, measures them in evaluation mode, and correlates."""
     images, label = case.images, f"{case.images.name}, {case.name}, correlation"
-    copies = Copies(case.build, range(args.seeds), [partial(torch.optim.SGD, lr=STEP_SIZE)], device=args.device)
+    copies = Ensemble(case.build, range(args.seeds), [partial(torch.optim.SGD, lr=STEP_SIZE)], device=args.device)
     plan = Plan(size.correlated, BATCH, "own")
     curves = train(copies, images, plan, label=label, keep=case.folder / "correlation.safetensors")
     copies.model.eval()
@@ -187,7 +187,7 @@ def speeds(args: Namespace, case: Case) -> dict[str, float]:
     x, y = case.images.x_train[:BATCH], case.images.y_train[:BATCH]
     found = {}
     for count in (1, 2) if args.smoke else (1, 10, 40, 100):
-        copies = Copies(case.build, range(count), [partial(torch.optim.SGD, lr=STEP_SIZE)], device=args.device)
+        copies = Ensemble(case.build, range(count), [partial(torch.optim.SGD, lr=STEP_SIZE)], device=args.device)
         times = []
         for _ in range(6):
             began = time.process_time()

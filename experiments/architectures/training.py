@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from experiments.lab.image_teleports import climb, of_gradient_norm, randomized, stay
 from experiments.lab.image_training import BeforeStep, Plan, train
 from experiments.lab.teleport_log import TeleportLog
-from meta_teleport.optimizers.copies import Copies, Search
+from meta_teleport.optimizers.ensemble import Ensemble, Search
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.images import Images
 
@@ -120,7 +120,7 @@ def train_entries(
     validation images stand in for the test images."""
     images, keep = case.images, case.folder / f"{part}.safetensors"
     settings = [partial(entry.optimizer, lr=entry.lr) for entry in entries]
-    copies = Copies(case.build, seeds, settings, device=images.x_train.device)
+    copies = Ensemble(case.build, seeds, settings, device=images.x_train.device)
     log = TeleportLog(keep.with_suffix(".json"), [entry.key for entry in entries])
     before = _teleports(copies, entries, case, batch, log)
     label = f"{images.name}, {case.name}, {part}"
@@ -131,7 +131,7 @@ def train_entries(
     return Outcome(last, float(curves.seconds.sum()), log)
 
 
-def _teleports(copies: Copies, entries: Sequence[Entry], case: Case, batch: int, log: TeleportLog) -> BeforeStep:
+def _teleports(copies: Ensemble, entries: Sequence[Entry], case: Case, batch: int, log: TeleportLog) -> BeforeStep:
     images = case.images
 
     def before_step(epoch: int, step: int) -> None:

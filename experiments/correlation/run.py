@@ -42,7 +42,7 @@ from experiments.lab.measures import (
 from experiments.lab.progress import say
 from experiments.lab.script import finish, image_parser, images_of, run
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images, Order
 from meta_teleport.teleportation.objectives import SEARCH_SCALES
@@ -87,7 +87,7 @@ def setting_of(images: Images) -> Setting:
     return FASHION_MNIST if images.name == "fashion_mnist" else MNIST
 
 
-def measures_of(copies: Copies, setting: Setting) -> dict[str, tuple[Measure, int]]:
+def measures_of(copies: Ensemble, setting: Setting) -> dict[str, tuple[Measure, int]]:
     """All measures by name, each with its number of batches; the loss on the images of each, too."""
     fine = tuple(setting.finest * scale for scale in SCALES)
     near, wide, bent = (max(2, round(setting.part * n)) for n in (SHARPNESS_BATCHES, WIDE_BATCHES, CURVATURE_BATCHES))
@@ -113,11 +113,11 @@ def trained(
     together: int,
     folder: Path,
     label: str,
-) -> tuple[Copies, Curves]:
+) -> tuple[Ensemble, Curves]:
     """All seeds trained by SGD, so many together as one program, with one file of progress each."""
 
-    def started(own: Sequence[int]) -> Copies:
-        return Copies(build, own, [partial(torch.optim.SGD, lr=step)], device=images.x_train.device)
+    def started(own: Sequence[int]) -> Ensemble:
+        return Ensemble(build, own, [partial(torch.optim.SGD, lr=step)], device=images.x_train.device)
 
     whole, parts = started(seeds), []
     for start in range(0, len(seeds), together):

@@ -83,4 +83,4 @@ class Subject:
             for _ in range(times):
                 step() if step_alone else optimizer.step(self.loss())
 
-        return run, lambda: optimizer.undone
+        return run, lambda: optimizer.rejected

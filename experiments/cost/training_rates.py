@@ -23,7 +23,7 @@ from experiments.lab.script import finish, image_parser, images_of, run
 from experiments.lab.tables import interval, table
 from experiments.lab.timing import Clock, Work
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.tasks.images import Images, Order, order
 
 HIDDEN, STEP, BATCH = (16, 10), 1e-2, 20
@@ -42,7 +42,7 @@ def network(images: Images) -> MLP:
 
 def batched(images: Images, seeds: int, kind: Order) -> Iterator[None]:
     """Trains all seeds as one program, step by step."""
-    copies = Copies(lambda: network(images), range(seeds), [partial(torch.optim.SGD, lr=STEP)])
+    copies = Ensemble(lambda: network(images), range(seeds), [partial(torch.optim.SGD, lr=STEP)])
     drawn = order(kind, len(images.x_train), BATCH, 0, copies.seeds)
     while True:
         for index in drawn:

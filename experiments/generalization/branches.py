@@ -13,7 +13,7 @@ from experiments.lab.image_training import Curves, Plan, train
 from experiments.lab.progress import say
 from experiments.lab.teleport_log import TeleportLog
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.runs.checkpoint import load_tensors, save_tensors
 from meta_teleport.tasks.images import Images
 
@@ -23,7 +23,7 @@ LAST = max(PUBLISHED_BATCHES.values()) - 1
 
 def branches(
     images: Images,
-    base: Copies,
+    base: Ensemble,
     variants: Sequence[Variant],
     epochs: Epochs,
     directions: tuple[int, int],
@@ -43,7 +43,7 @@ def branches(
     log = TeleportLog(folder / "branch-teleports.json", names)
     size = len(teleport_batch(images, 0)[0])
 
-    def look(at: Copies, moment: str) -> dict[str, Tensor]:
+    def look(at: Ensemble, moment: str) -> dict[str, Tensor]:
         keep = folder / f"probe-{moment}.safetensors"
         if not keep.exists():
             folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from experiments.lab.image_training import Plan, train
 from experiments.lab.progress import say
 from experiments.lab.teleport_log import TeleportLog
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.tasks.images import Images
 
 EVERY = {"once": 0, "every 10": 10, "every 5": 5, "every 2": 2, "every epoch": 1}
@@ -27,7 +27,7 @@ def due(every: int, epochs_gone: int) -> bool:
 
 def frequencies(
     images: Images,
-    base: Copies,
+    base: Ensemble,
     variants: Sequence[Variant],
     epochs: Epochs,
     seeds: int,

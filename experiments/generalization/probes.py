@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.params import detach
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -24,14 +24,14 @@ SEED = 10_000
 """First seed of the directions, none of which a search follows."""
 
 CHUNK = 20
-"""Copies whose curvature is computed at a time."""
+"""Ensemble whose curvature is computed at a time."""
 
 Measure = Callable[[int, Tensor, Tensor], Tensor]
 """From a seed, inputs ``(n, d)`` and labels ``(n,)`` to one number per copy, ``(copies,)``."""
 
 
 @torch.no_grad()
-def probe(copies: Copies, images: Images, size: int, directions: int) -> dict[str, Tensor]:
+def probe(copies: Ensemble, images: Images, size: int, directions: int) -> dict[str, Tensor]:
     """All ``MEASURES`` by name, ``(copies,)`` each: means over ``directions`` directions, each with a batch of ``size``
     images of its own."""
     model = copies.model
@@ -55,7 +55,7 @@ def probe(copies: Copies, images: Images, size: int, directions: int) -> dict[st
     return {name: found[name].cpu() for name in MEASURES}
 
 
-def _sharpness(copies: Copies, nonnegative: bool) -> Measure:
+def _sharpness(copies: Ensemble, nonnegative: bool) -> Measure:
     params = detach(copies.params)
 
     def measure(seed: int, x: Tensor, y: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _sharpness(copies: Copies, nonnegative: bool) -> Measure:
     return measure
 
 
-def _curvature(copies: Copies, symmetry: Symmetry) -> Measure:
+def _curvature(copies: Ensemble, symmetry: Symmetry) -> Measure:
     params = detach(copies.params)
 
     def measure(seed: int, x: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from experiments.lab.image_training import Plan, train
 from experiments.lab.progress import say
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.tasks.images import Images
 
 BATCH, TELEPORT_BATCH = 20, 2000
@@ -50,15 +50,15 @@ def setting_of(images: Images) -> Setting:
     return Setting((16, 10), 1e-2, FASHION_SIZES if images.name == "fashion_mnist" else SIZES)
 
 
-def copies_of(images: Images, seeds: Sequence[int], count: int) -> Copies:
+def copies_of(images: Images, seeds: Sequence[int], count: int) -> Ensemble:
     """``count`` settings of SGD, the same for all."""
     setting = setting_of(images)
     widths = (images.x_train.shape[1], *setting.hidden, images.classes)
     sgd = partial(torch.optim.SGD, lr=setting.lr)
-    return Copies(lambda: MLP(widths), seeds, [sgd] * count, device=images.x_train.device)
+    return Ensemble(lambda: MLP(widths), seeds, [sgd] * count, device=images.x_train.device)
 
 
-def base_runs(images: Images, seeds: Sequence[int], epochs: Epochs, folder: Path) -> dict[int, Copies]:
+def base_runs(images: Images, seeds: Sequence[int], epochs: Epochs, folder: Path) -> dict[int, Ensemble]:
     """One run per seed, as it is at the two epochs from which others go on."""
     found = {}
     before, begin = None, 0
@@ -75,7 +75,7 @@ def base_runs(images: Images, seeds: Sequence[int], epochs: Epochs, folder: Path
 
 
 @torch.no_grad()
-def place(base: Copies, copies: Copies) -> None:
+def place(base: Ensemble, copies: Ensemble) -> None:
     """Gives every setting of ``copies`` the weights of ``base`` (one setting, at least as many seeds)."""
     for name, p in copies.params.items():
         start: Tensor = base.params[name].detach()[: len(copies.seeds)]

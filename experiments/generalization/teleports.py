@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.lab.image_teleports import as_far, climb, curvature_steps, gradient_steps, of_curvature, of_sharpness
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies, Jump, Search
+from meta_teleport.optimizers.ensemble import Ensemble, Jump, Search
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import Direction
@@ -117,7 +117,7 @@ class Teleports:
         sharp = partial(of_sharpness, directions=self.directions, seed=number, nonnegative=True)
         return gradient_steps(sharp, SHARE * size, variant.direction, STEPS, CAP / SHARE)
 
-    def move(self, copies: Copies, setting: int, variant: Variant, number: int, batch: tuple[Tensor, Tensor]) -> Jump:
+    def move(self, copies: Ensemble, setting: int, variant: Variant, number: int, batch: tuple[Tensor, Tensor]) -> Jump:
         """Teleports one setting. A random one goes as far as the variant that it controls went on the same batch,
         which must have been moved before."""
         key = (f"{variant.action}, {variant.aim}", number)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from meta_teleport.optimizers.copies import Moved, Search
+from meta_teleport.optimizers.ensemble import Moved, Search
 from meta_teleport.params import Params, aliases, per_task, where
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import Direction, ascend

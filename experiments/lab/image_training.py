@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments.lab.progress import Stopped, kept_tensors
 from meta_teleport.cli.terminal import counting_bar, stopping
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.runs.checkpoint import save_tensors
 from meta_teleport.tasks.images import Images, Order, order
 
@@ -43,7 +43,7 @@ class Curves(NamedTuple):
 
 
 def train(
-    copies: Copies,
+    copies: Ensemble,
     images: Images,
     plan: Plan,
     *,
@@ -87,7 +87,7 @@ def train(
     return Curves(*(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
 
 
-def _key(copies: Copies, images: Images, plan: Plan, validation: bool) -> dict[str, Any]:
+def _key(copies: Ensemble, images: Images, plan: Plan, validation: bool) -> dict[str, Any]:
     """What a file of progress must agree on with the run that takes it up."""
     optimizers = [setting.optimizer for setting in copies.settings]
     return {
@@ -99,14 +99,14 @@ def _key(copies: Copies, images: Images, plan: Plan, validation: bool) -> dict[s
     }
 
 
-def _save(copies: Copies, keep: Path, meta: dict[str, Any], rows: list[tuple[Tensor, ...]]) -> None:
+def _save(copies: Ensemble, keep: Path, meta: dict[str, Any], rows: list[tuple[Tensor, ...]]) -> None:
     curves = {f"curves.{i}": torch.stack(column) for i, column in enumerate(zip(*rows, strict=True))}
     keep.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(keep, {**copies.state(), **curves}, meta)
 
 
 def _resumed(
-    copies: Copies, plan: Plan, keep: Path | None, key: dict[str, Any]
+    copies: Ensemble, plan: Plan, keep: Path | None, key: dict[str, Any]
 ) -> tuple[int, list[tuple[Tensor, ...]]]:
     found = None if keep is None else kept_tensors(keep, key, next(iter(copies.params.values())).device)
     if found is None:

@@ -19,7 +19,7 @@ from experiments.lab.progress import Stopped, kept_tensors, require_same
 from meta_teleport.cli.terminal import counting_bar, stopping
 from meta_teleport.errors import UserError
 from meta_teleport.linalg.pseudo_inverse import invert_columns
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.params import Params, detach
 from meta_teleport.runs.checkpoint import save_tensors
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -30,7 +30,7 @@ from meta_teleport.teleportation.objectives import Sharpness
 FAR_SCALES = (1.0, 2.0, 3.0, 4.0, 5.0)
 """Distances beyond those of the paper's searches."""
 CHUNK = 20
-"""Copies whose curvature is computed at a time."""
+"""Ensemble whose curvature is computed at a time."""
 
 Measure = Callable[[int, Tensor, Tensor], Tensor]
 """From the number of a batch, its inputs ``(n, ...)`` and labels ``(n,)`` to one number per copy, ``(copies,)``."""
@@ -38,7 +38,7 @@ Draw = Callable[[Symmetry, Tensor, torch.Generator], list[Tensor]]
 """From a symmetry, a parameter ``(copies, ...)`` and a generator to algebra coordinates, one tensor per site."""
 
 
-def loss(copies: Copies) -> Measure:
+def loss(copies: Ensemble) -> Measure:
     """The loss itself, to tell what a measure adds to it."""
     params = detach(copies.params)
 
@@ -48,7 +48,7 @@ def loss(copies: Copies) -> Measure:
     return measure
 
 
-def sharpness(copies: Copies, scales: Sequence[float], nonnegative: bool, fresh: bool = False) -> Measure:
+def sharpness(copies: Ensemble, scales: Sequence[float], nonnegative: bool, fresh: bool = False) -> Measure:
     """The mean loss at the distances ``scales`` along one direction per batch, or a ``fresh`` one for every distance.
     Published: fresh ones from the non-negative orthant."""
     params = detach(copies.params)
@@ -71,7 +71,7 @@ def both_ways(scales: Sequence[float]) -> tuple[float, ...]:
     return (*scales, *(-t for t in scales))
 
 
-def curvature(copies: Copies, symmetry: Symmetry, draw: Draw) -> Measure:
+def curvature(copies: Ensemble, symmetry: Symmetry, draw: Draw) -> Measure:
     """The curvature of the orbit along one element per batch."""
     params = detach(copies.params)
 
@@ -86,7 +86,7 @@ def curvature(copies: Copies, symmetry: Symmetry, draw: Draw) -> Measure:
     return measure
 
 
-def published_curvature(copies: Copies, symmetry: Symmetry) -> Measure:
+def published_curvature(copies: Ensemble, symmetry: Symmetry) -> Measure:
     """As in the published code: action (a) on all pairs of layers of an MLP without biases, positive elements, and in
     w'' the terms of each pair alone, without those where two pairs meet.
 

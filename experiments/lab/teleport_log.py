@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from experiments.lab.progress import require_same
-from meta_teleport.optimizers.copies import Jump
+from meta_teleport.optimizers.ensemble import Jump
 from meta_teleport.runs.run import read_json, write_json
 
 

@@ -12,7 +12,7 @@ from experiments.lab.image_training import BeforeStep, Curves, Plan, train
 from experiments.lab.teleport_log import TeleportLog
 from experiments.optimizers.variants import PLAIN, Variant, variants
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.optimizers.stacked import Factory
 from meta_teleport.tasks.images import Images
 
@@ -81,7 +81,7 @@ class Bench:
     ) -> tuple[Curves, TeleportLog]:
         """Trains every entry with every seed; progress in the file ``keep`` and, about teleports, one beside it."""
         factories = [entry.method.factory(entry.lr) for entry in entries]
-        copies = Copies(self.build, seeds, factories, device=self.images.x_train.device)
+        copies = Ensemble(self.build, seeds, factories, device=self.images.x_train.device)
         log = TeleportLog(keep.with_suffix(".json"), [entry.key for entry in entries])
         before_step = self._before_step(copies, entries, log)
         label = f"{self.images.name} {keep.stem}"
@@ -90,7 +90,7 @@ class Bench:
         )
         return curves, log
 
-    def _before_step(self, copies: Copies, entries: Sequence[Entry], log: TeleportLog) -> BeforeStep:
+    def _before_step(self, copies: Ensemble, entries: Sequence[Entry], log: TeleportLog) -> BeforeStep:
         model, size, images = self.build(), self.teleports.batch, self.images
         ways = {method: self.teleports.ways(model, method) for method in {entry.method for entry in entries}}
 

@@ -29,7 +29,7 @@ from experiments.optimizers.single_runs import Single, lbfgs, levenberg_marquard
 from experiments.optimizers.variants import NAMES
 from meta_teleport.cli.terminal import counting_bar
 from meta_teleport.errors import UserError
-from meta_teleport.optimizers.stacked import each
+from meta_teleport.optimizers.stacked import per_copy
 from meta_teleport.tasks.images import Images
 
 SEEDS, BATCH = 5, 20
@@ -62,7 +62,7 @@ def side_by_side() -> list[Method]:
         raise UserError("this torch has no Muon: install torch 2.9 or later")
     return [
         Method("AdamW", torch.optim.AdamW, 3e-3, 0, PUBLISHED_SIZE),
-        Method("Muon", torch.optim.Muon, 1e-2, 0, PUBLISHED_SIZE, each),
+        Method("Muon", torch.optim.Muon, 1e-2, 0, PUBLISHED_SIZE, per_copy),
     ]
 
 

@@ -10,7 +10,7 @@ from experiments.lab.progress import kept
 from experiments.lab.timing import Clock, Work
 from experiments.optimizers.bench import Bench, Entry
 from experiments.optimizers.variants import PLAIN, Variant
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 
 BURSTS = 5
 
@@ -36,11 +36,11 @@ def _measured(bench: Bench, entries: Sequence[Entry], batch: int, burst_s: float
     return {"step": steps, "teleport": teleports}
 
 
-def _alone(bench: Bench, entry: Entry) -> Copies:
-    return Copies(bench.build, [0], [entry.method.factory(entry.lr)], device=bench.images.x_train.device)
+def _alone(bench: Bench, entry: Entry) -> Ensemble:
+    return Ensemble(bench.build, [0], [entry.method.factory(entry.lr)], device=bench.images.x_train.device)
 
 
-def _teleport(bench: Bench, copies: Copies, way: Variant) -> Callable[[], object]:
+def _teleport(bench: Bench, copies: Ensemble, way: Variant) -> Callable[[], object]:
     x, y = (tensor[: bench.teleports.batch] for tensor in (bench.images.x_train, bench.images.y_train))
     return lambda: copies.teleport(0, way.symmetry, way.search(0), x, y, "keep")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from experiments.lab.image_teleports import climb, of_gradient_norm, published_gradient_norm, randomized, stay
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Search
+from meta_teleport.optimizers.ensemble import Search
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.symmetry.symmetry import Symmetry
 

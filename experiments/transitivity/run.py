@@ -24,7 +24,7 @@ from experiments.lab.script import finish, parser, run
 from experiments.transitivity.networks import CASES, SMOKE, WIDE, Case
 from experiments.transitivity.orbit_dimensions import dimensions
 from experiments.transitivity.report import markdown, plot
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.params import Params, norm, value_and_grad
 
 SEEDS, STEPS, RATE = 5, 4000, 1e-2
@@ -38,19 +38,19 @@ def mean_squares(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def targets_of(case: Case, inputs: Tensor) -> Tensor:
     """What the network is trained to give on inputs ``(seeds, n, ...)``."""
-    teachers = Copies(case.build, range(TEACHER, TEACHER + len(inputs)), [Adam], mean_squares)
+    teachers = Ensemble(case.build, range(TEACHER, TEACHER + len(inputs)), [Adam], mean_squares)
     outputs = teachers.outputs(inputs).detach()
     if inputs.shape[1] >= WIDE:
         return outputs
     return torch.randn(outputs.shape, generator=torch.Generator().manual_seed(TEACHER), dtype=outputs.dtype)
 
 
-def slopes(copies: Copies, inputs: Tensor, targets: Tensor) -> Tensor:
+def slopes(copies: Ensemble, inputs: Tensor, targets: Tensor) -> Tensor:
     """The gradient norm of every copy."""
     return norm(value_and_grad(partial(copies.losses, inputs, targets), copies.params)[1])
 
 
-def measured(case: Case, copies: Copies, inputs: Tensor, targets: Tensor, when: str) -> list[dict[str, Any]]:
+def measured(case: Case, copies: Ensemble, inputs: Tensor, targets: Tensor, when: str) -> list[dict[str, Any]]:
     """One row per seed."""
     losses, gradients = copies.losses(inputs, targets).detach(), slopes(copies, inputs, targets)
     symmetries, rows = case.symmetries(), []
@@ -64,7 +64,7 @@ def measured(case: Case, copies: Copies, inputs: Tensor, targets: Tensor, when: 
 
 def study(case: Case, seeds: Sequence[int], steps: int) -> dict[str, Any]:
     """The rows of one network, before and after training."""
-    copies = Copies(case.build, seeds, [partial(Adam, lr=RATE)], mean_squares)
+    copies = Ensemble(case.build, seeds, [partial(Adam, lr=RATE)], mean_squares)
     like = {name: p[:1].detach() for name, p in copies.params.items()}
     inputs = torch.stack([case.batch(seed, like) for seed in seeds])
     targets = targets_of(case, inputs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from meta_teleport.params import Params
 
 
-class Trial:
+class ClosureLoss:
     """``closure()`` evaluated at other values of the named ``parameters`` of the model.
 
     Afterwards parameters, gradients, buffers and the global random generators are bitwise what they were; every
@@ -20,7 +20,7 @@ class Trial:
         self.model, self.closure, self.parameters = model, closure, parameters
 
     @torch.no_grad()
-    def loss(self, params: Params) -> Tensor:
+    def __call__(self, params: Params) -> Tensor:
         """The loss ``(1,)`` at ``params``, each ``(1, *shape)``."""
         everything = list(self.model.parameters())
         saved = [(p, p.clone()) for p in [*everything, *self.model.buffers()]]

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.bound_rule import BoundRule
-from meta_teleport.optimizers.closure_loss import Trial
+from meta_teleport.optimizers.closure_loss import ClosureLoss
 from meta_teleport.params import Params
 from meta_teleport.rules.backtracking import lengths
 from meta_teleport.rules.rule import Rule
@@ -43,7 +43,7 @@ class LearnedOptimizer(Optimizer):
     parameters. A parameter in no group stays where it is, and so does one without a gradient at this step, with the
     sites that it belongs to. What was frozen when the optimizer was made cannot join later.
 
-    A teleport is undone (``undone`` counts them) if a parameter does not stay finite, if rounding could move the loss
+    A teleport is undone (``rejected`` counts them) if a parameter does not stay finite, if rounding could move the loss
     by more than ``tolerance`` (eps times the condition number of an element), and, where step is given a closure, if
     the loss on its batch does move by more. That takes two more evaluations of the closure, which must therefore see
     the same batch at every call, in full precision; ``checked=False`` leaves them out. Sites leave the outputs alone: a
@@ -74,7 +74,7 @@ class LearnedOptimizer(Optimizer):
         trainable_parameters(model)
         require_linear(symmetry.continuous)
         symmetry.continuous.require_fit(model)
-        self.model, self.taken, self.undone = model, 0, 0
+        self.model, self.step_count, self.rejected = model, 0, 0
         self._rule, self._given, self._begun = rule, symmetry.continuous, False
         self._checked, self._in_a_row = checked, 0
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
@@ -93,7 +93,7 @@ class LearnedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """One more group. Raises ``UserError`` for tensors that are not parameters of the model, for settings below
         zero, and after the first step, as recurrent states have a row per parameter."""
-        if self.taken:
+        if self.step_count:
             raise UserError("groups cannot be added after the first step: make an optimizer with all of them")
         super().add_param_group(param_group)
         for name in ("lr", "weight_decay"):
@@ -117,7 +117,7 @@ class LearnedOptimizer(Optimizer):
         with torch.autocast(bound.like.device.type, enabled=False):
             params = bound.params()
             gradients, value = bound.gradients(), bound.loss(loss)
-            proposal = bound.propose(params, gradients, value, self.taken)
+            proposal = bound.propose(params, gradients, value, self.step_count)
             length = 1.0
             if callable(closure) and bound.rule.backtracking:
                 length = self._length(params, gradients, proposal.update, value, closure)
@@ -130,7 +130,7 @@ class LearnedOptimizer(Optimizer):
             else:
                 bound.release()
                 self._update(params, proposal.update, length)
-        self.taken += 1
+        self.step_count += 1
         return loss
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class LearnedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Groups and, as ``learned``, step counts and the state of the rule: an optimizer of the same rule and model
         that takes them over goes on bitwise as this one would."""
-        learned = {"taken": self.taken, "undone": self.undone, "state": self._bound.state_dict()}
+        learned = {"taken": self.step_count, "undone": self.rejected, "state": self._bound.state_dict()}
         return {**super().state_dict(), "learned": learned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ class LearnedOptimizer(Optimizer):
         learned = state_dict["learned"]
         self._bound.load_state_dict(learned["state"])
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
-        self.taken, self.undone = learned["taken"], learned["undone"]
+        self.step_count, self.rejected = learned["taken"], learned["undone"]
 
     def _bind(self) -> BoundRule:
         """The rule at the parameters that are in a group, and at the sites that move no others."""
@@ -208,10 +208,10 @@ class LearnedOptimizer(Optimizer):
         settings = self._settings()
         scaled = {name: settings[name][0] * f for name, f in update.items()}
         with self._bound.hooks.reading(False):
-            return float(lengths(scaled, params, gradients, loss, self._trial(closure).loss))
+            return float(lengths(scaled, params, gradients, loss, self._loss_at(closure)))
 
-    def _trial(self, closure: Closure) -> Trial:
-        return Trial(self.model, closure, self._bound.parameters)
+    def _loss_at(self, closure: Closure) -> ClosureLoss:
+        return ClosureLoss(self.model, closure, self._bound.parameters)
 
     def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
         """The parameters moved by the proposed elements, with the state of the rule; or as they were."""
@@ -221,19 +221,19 @@ class LearnedOptimizer(Optimizer):
             t if still.isdisjoint(site.parameters) else torch.zeros_like(t)
             for site, t in zip(bound.symmetry.sites, algebra, strict=True)
         )
-        loss = self._trial(closure).loss if closure and self._checked else None
+        loss = self._loss_at(closure) if closure and self._checked else None
         with bound.hooks.reading(False):
             found = teleported(bound.symmetry, updated, algebra, self._limits, loss)
         if found is None:
-            self._undo(loss is not None)
+            self._reject(loss is not None)
             return updated
         self._in_a_row, (moved, elements) = 0, found
         bound.transport(elements)
         return moved
 
-    def _undo(self, looked: bool) -> None:
+    def _reject(self, looked: bool) -> None:
         """Counts a teleport that is not carried out, and warns where a closure has been looked at and none ever is."""
-        self.undone, self._in_a_row = self.undone + 1, self._in_a_row + looked
+        self.rejected, self._in_a_row = self.rejected + 1, self._in_a_row + looked
         if looked and self._in_a_row == PATIENCE:
             warnings.warn(
                 f"the last {PATIENCE} teleports were undone, as the loss did not stay where it was: let the closure "

@@ -1,4 +1,4 @@
-"""A setting: one optimizer, and the copies of a network that it trains."""
+"""One optimizer, and the copies of a network that it trains."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from meta_teleport.symmetry.symmetry import Symmetry
 Factory = Callable[[list[nn.Parameter]], Optimizer]
 
 
-def each(factory: Factory) -> Factory:
+def per_copy(factory: Factory) -> Factory:
     """Marks the factory of an optimizer that works on whole matrices, such as Muon: in place of the stacked parameters
     ``(copies, *shape)`` it is given those ``(*shape)`` of one copy after the other. SGD, Adagrad, RMSprop and the Adam
     family work entry by entry, need no mark, and are faster without."""
@@ -24,12 +24,12 @@ def each(factory: Factory) -> Factory:
     def build(parameters: list[nn.Parameter]) -> Optimizer:
         return factory(parameters)
 
-    build.apart = True  # type: ignore[attr-defined]
+    build.per_copy = True  # type: ignore[attr-defined]
     return build
 
 
 @dataclass(frozen=True)
-class Setting:
+class StackedOptimizer:
     """An optimizer and the copies ``rows`` that it trains.
 
     Its ``parameters`` share their memory with those of all copies: one dict of stacked tensors ``(copies, *shape)``, or
@@ -44,7 +44,7 @@ class Setting:
     @classmethod
     def of(cls, params: Params, rows: slice, factory: Factory) -> Self:
         """The optimizer that ``factory`` makes of the ``rows`` of ``params``. Raises ``UserError`` for L-BFGS."""
-        stacked = not getattr(factory, "apart", False)
+        stacked = not getattr(factory, "per_copy", False)
         places: list[slice | int] = [rows] if stacked else list(range(rows.start, rows.stop))
         parameters = tuple({name: nn.Parameter(p.detach()[at]) for name, p in params.items()} for at in places)
         optimizer = factory([p for own in parameters for p in own.values()])

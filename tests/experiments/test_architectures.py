@@ -38,7 +38,7 @@ def building(images: Images, name: str) -> Callable[[], nn.Module]:
 def test_copies_are_separate_runs(images: Images, name: str) -> None:
     build = building(images, name)
     factory = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    copies = mt.Copies(build, SEEDS, [factory])
+    copies = mt.Ensemble(build, SEEDS, [factory])
     batches = torch.arange(60).view(4, len(SEEDS), 5)
     for index in batches:
         copies.step(images.x_train[index], images.y_train[index])
@@ -64,7 +64,7 @@ def test_copies_are_separate_runs(images: Images, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teleport_moves_the_weights_and_neither_the_function_nor_the_buffers(images: Images, name: str) -> None:
-    copies = mt.Copies(building(images, name), SEEDS, [partial(torch.optim.Adam, lr=1e-2)])
+    copies = mt.Ensemble(building(images, name), SEEDS, [partial(torch.optim.Adam, lr=1e-2)])
     x, y = images.x_train[:20], images.y_train[:20]
     for _ in range(3):
         copies.step(x[None], y[None])

@@ -20,7 +20,7 @@ from experiments.lab import measures
 from experiments.lab.image_training import Plan
 from experiments.lab.progress import Stopped
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images
 from meta_teleport.teleportation.curvature import kappa
@@ -34,8 +34,8 @@ def images() -> Images:
 
 
 @pytest.fixture(scope="module")
-def copies() -> Copies:
-    return Copies(lambda: MLP(WIDTHS), range(5), [partial(torch.optim.SGD, lr=0.1)])
+def copies() -> Ensemble:
+    return Ensemble(lambda: MLP(WIDTHS), range(5), [partial(torch.optim.SGD, lr=0.1)])
 
 
 def drawn(seeds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,7 +112,7 @@ def test_too_few_seeds_are_refused() -> None:
         statistics.correlations(torch.rand(4), torch.rand(4), {"loss": torch.rand(2, 4)})
 
 
-def by_hand(copies: Copies, number: int, x: Tensor, y: Tensor, scales: list[float], nonnegative: bool) -> list[float]:
+def by_hand(copies: Ensemble, number: int, x: Tensor, y: Tensor, scales: list[float], nonnegative: bool) -> list[float]:
     """Sharpness of every copy by itself, with the directions of batch ``number``."""
     draw, found = (torch.rand if nonnegative else torch.randn), []
     for copy in range(copies.count):
@@ -130,14 +130,14 @@ def by_hand(copies: Copies, number: int, x: Tensor, y: Tensor, scales: list[floa
 
 
 @pytest.mark.parametrize("nonnegative", [True, False])
-def test_sharpness_is_that_of_every_copy_alone(copies: Copies, images: Images, nonnegative: bool) -> None:
+def test_sharpness_is_that_of_every_copy_alone(copies: Ensemble, images: Images, nonnegative: bool) -> None:
     x, y, scales = images.x_train[:30], images.y_train[:30], [0.1, 0.7]
     found = measures.sharpness(copies, scales, nonnegative)(3, x, y)
     assert found.tolist() == pytest.approx(by_hand(copies, 3, x, y, scales, nonnegative), rel=1e-5)
     assert found.tolist() != pytest.approx(by_hand(copies, 3, x, y, scales, not nonnegative), rel=1e-4)
 
 
-def test_published_elements_are_positive_and_of_norm_one_at_every_site(copies: Copies) -> None:
+def test_published_elements_are_positive_and_of_norm_one_at_every_site(copies: Ensemble) -> None:
     symmetry = mlp_symmetry(MLP(WIDTHS), "pseudo_inverse")
     like = copies.params["layers.0.weight"]
     drawn = measures.positive(symmetry, like, torch.Generator().manual_seed(0))
@@ -152,7 +152,7 @@ def test_published_elements_are_positive_and_of_norm_one_at_every_site(copies: C
 
 @pytest.mark.parametrize("action", ["general_linear", "pseudo_inverse"])
 def test_curvature_in_chunks_is_that_of_all_copies(
-    copies: Copies, images: Images, action: str, monkeypatch: pytest.MonkeyPatch
+    copies: Ensemble, images: Images, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     symmetry, x = mlp_symmetry(MLP(WIDTHS), action), images.x_train[:30]
     monkeypatch.setattr(measures, "CHUNK", 2)
@@ -168,7 +168,7 @@ def test_published_curvature_leaves_out_where_two_pairs_meet(images: Images) -> 
     x, y = images.x_train[:30], images.y_train[:30]
     apart = []
     for widths in ((64, 8, 10), WIDTHS):
-        own = Copies(lambda widths=widths: MLP(widths).double(), range(3), [partial(torch.optim.SGD, lr=0.1)])
+        own = Ensemble(lambda widths=widths: MLP(widths).double(), range(3), [partial(torch.optim.SGD, lr=0.1)])
         symmetry = mlp_symmetry(MLP(widths), "general_linear")
         published = measures.published_curvature(own, symmetry)(7, x.double(), y)
         whole = measures.curvature(own, symmetry, measures.positive)(7, x.double(), y)
@@ -177,7 +177,7 @@ def test_published_curvature_leaves_out_where_two_pairs_meet(images: Images) -> 
     assert apart[1] > 1e-2
 
 
-def test_fresh_directions_are_one_for_every_distance(copies: Copies, images: Images) -> None:
+def test_fresh_directions_are_one_for_every_distance(copies: Ensemble, images: Images) -> None:
     x, y = images.x_train[:30], images.y_train[:30]
     found = measures.sharpness(copies, [0.5, 0.9], nonnegative=True, fresh=True)(3, x, y)
     first, second = (torch.tensor(by_hand(copies, 6 + i, x, y, [t], True)) for i, t in enumerate((0.5, 0.9)))
@@ -198,7 +198,7 @@ def test_seeds_trained_in_groups_are_those_trained_together(images: Images, tmp_
 
 
 def test_measuring_goes_on_where_it_was_stopped(
-    copies: Copies, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copies: Ensemble, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
 
@@ -245,7 +245,7 @@ class Asked:
         pass
 
 
-def test_batches_larger_than_the_data_are_refused(copies: Copies, images: Images, tmp_path: Path) -> None:
+def test_batches_larger_than_the_data_are_refused(copies: Ensemble, images: Images, tmp_path: Path) -> None:
     with pytest.raises(mt.UserError, match="digits: 200 training images do not fill a batch of 201"):
         measures.measured({"loss": (measures.loss(copies), 1)}, images, 201, tmp_path / "kept", "")
 

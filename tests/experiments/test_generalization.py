@@ -26,7 +26,7 @@ from experiments.lab import image_training
 from experiments.lab.image_teleports import SIGNS, curvature_steps
 from experiments.lab.intervals import paired
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies, Jump
+from meta_teleport.optimizers.ensemble import Ensemble, Jump
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images, load_images
 from meta_teleport.teleportation.ascent import Direction
@@ -44,12 +44,12 @@ def images() -> Images:
 
 
 @pytest.fixture
-def base(images: Images, tmp_path: Path) -> dict[int, Copies]:
+def base(images: Images, tmp_path: Path) -> dict[int, Ensemble]:
     return base_runs(images, range(2), EPOCHS, tmp_path / "base")
 
 
 @pytest.fixture
-def trained(images: Images, tmp_path: Path) -> Copies:
+def trained(images: Images, tmp_path: Path) -> Ensemble:
     return base_runs(images, range(2), Epochs(1, 12, 12), tmp_path / "trained")[12]
 
 
@@ -112,7 +112,7 @@ def test_how_often_teleports_are_due() -> None:
     assert counts == {"once": 1, "every 10": 3, "every 5": 6, "every 2": 15, "every epoch": 30}
 
 
-def test_every_setting_starts_where_its_base_run_is(images: Images, base: dict[int, Copies]) -> None:
+def test_every_setting_starts_where_its_base_run_is(images: Images, base: dict[int, Ensemble]) -> None:
     copies = copies_of(images, [0], 3)
     before = copies.params["layers.0.weight"].detach().clone()
     place(base[2], copies)
@@ -122,14 +122,14 @@ def test_every_setting_starts_where_its_base_run_is(images: Images, base: dict[i
     assert not torch.equal(copies.params["layers.0.weight"], before)
 
 
-def test_base_runs_in_two_parts_are_one_run(images: Images, base: dict[int, Copies], tmp_path: Path) -> None:
+def test_base_runs_in_two_parts_are_one_run(images: Images, base: dict[int, Ensemble], tmp_path: Path) -> None:
     whole = base_runs(images, range(2), replace(EPOCHS, early=0), tmp_path / "whole")[2]
     for name, p in base[2].params.items():
         assert torch.equal(p, whole.params[name])
     assert not torch.equal(base[1].params["layers.0.weight"], base[2].params["layers.0.weight"])
 
 
-def jump(images: Images, base: Copies, variant: Variant, number: int = 0) -> tuple[Copies, Jump]:
+def jump(images: Images, base: Ensemble, variant: Variant, number: int = 0) -> tuple[Ensemble, Jump]:
     copies = copies_of(images, base.seeds, 1)
     place(base, copies)
     teleports = Teleports(copies.model, setting_of(images).sizes, directions=2)
@@ -138,7 +138,7 @@ def jump(images: Images, base: Copies, variant: Variant, number: int = 0) -> tup
 
 @pytest.mark.parametrize("variant", [*PUBLISHED, *LIMITED, *SCALING], ids=lambda v: v.name)
 def test_scalings_keep_every_loss_and_published_teleports_do_not(
-    images: Images, trained: Copies, variant: Variant
+    images: Images, trained: Ensemble, variant: Variant
 ) -> None:
     copies, moved = jump(images, trained, variant)
     assert bool((moved.size > 0).any())
@@ -148,7 +148,7 @@ def test_scalings_keep_every_loss_and_published_teleports_do_not(
     assert bool((change < 1e-5).all()) == (variant.action == "scaling"), change
 
 
-def _first(copies: Copies, base: Copies) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _first(copies: Ensemble, base: Ensemble) -> list[tuple[torch.Tensor, torch.Tensor]]:
     name = "layers.1.weight"
     return [(copies.params[name].flatten(1), base.params[name].flatten(1))]
 
@@ -185,13 +185,13 @@ def test_the_published_curvature_step_differentiates_along_one_curve(
         laws.must_fail(laws.params_close, found.params, wrong, 1e-5)
 
 
-def test_limited_steps_are_short_and_published_ones_need_not_be(images: Images, trained: Copies) -> None:
+def test_limited_steps_are_short_and_published_ones_need_not_be(images: Images, trained: Ensemble) -> None:
     for variant in LIMITED:
         assert float(jump(images, trained, variant)[1].size.max()) <= 0.1 + 1e-6
     assert float(jump(images, trained, PUBLISHED[3])[1].size.max()) > 0.2
 
 
-def test_a_random_teleport_goes_as_far_as_the_one_it_controls(images: Images, trained: Copies) -> None:
+def test_a_random_teleport_goes_as_far_as_the_one_it_controls(images: Images, trained: Ensemble) -> None:
     copies = copies_of(images, trained.seeds, 2)
     place(trained, copies)
     teleports = Teleports(copies.model, setting_of(images).sizes, directions=1)
@@ -207,10 +207,10 @@ def test_a_random_teleport_goes_as_far_as_the_one_it_controls(images: Images, tr
 
 
 @pytest.mark.parametrize("pair", [SCALING[:2], SCALING[2:]], ids=["sharpness", "curvature"])
-def test_lowering_and_raising_go_apart(images: Images, trained: Copies, pair: tuple[Variant, Variant]) -> None:
+def test_lowering_and_raising_go_apart(images: Images, trained: Ensemble, pair: tuple[Variant, Variant]) -> None:
     x, y = teleport_batch(images, 0)
 
-    def objective(copies: Copies) -> torch.Tensor:
+    def objective(copies: Ensemble) -> torch.Tensor:
         params = {name: p.detach() for name, p in copies.params.items()}
         if pair[0].quantity == "curvature":
             return Curvature(mlp_symmetry(MLP((64, 16, 10, 10)), "scaling"), x, directions=4)(copies.evaluate, params)
@@ -221,7 +221,7 @@ def test_lowering_and_raising_go_apart(images: Images, trained: Copies, pair: tu
     assert bool((lower < between).all()) and bool((between < upper).all())
 
 
-def test_a_probe_is_what_it_says(images: Images, trained: Copies) -> None:
+def test_a_probe_is_what_it_says(images: Images, trained: Ensemble) -> None:
     found = probe(trained, images, size=100, directions=2)
     assert list(found) == list(MEASURES)
     copies = trained
@@ -241,7 +241,7 @@ def test_a_probe_is_what_it_says(images: Images, trained: Copies) -> None:
 
 
 def test_a_stopped_part_goes_on_as_if_it_had_not_been(
-    images: Images, base: dict[int, Copies], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Images, base: dict[int, Ensemble], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_training, "SAVE_EVERY_S", 0.0)
     whole = frequencies(images, base[1], SCALING[2:3], EPOCHS, 2, 1, tmp_path / "whole")
@@ -262,7 +262,7 @@ def test_a_stopped_part_goes_on_as_if_it_had_not_been(
 
 
 def test_branches_that_stop_before_the_last_probe_go_on(
-    images: Images, base: dict[int, Copies], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Images, base: dict[int, Ensemble], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, probes = (SCALING[2], LIMITED[0]), []
 

@@ -15,7 +15,7 @@ from experiments.lab.image_training import Curves, Plan, train
 from experiments.lab.progress import Stopped
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.tasks.images import Images, load_images, order
 
 SETTINGS = [partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=1e-2)]
@@ -26,11 +26,11 @@ def images() -> Images:
     return load_images("digits").flat.head(60, 20)
 
 
-def some_copies(seeds: Any = (0, 1), settings: Any = SETTINGS, width: int = 6) -> Copies:
-    return Copies(lambda: MLP((64, width, 10)), seeds, settings)
+def some_copies(seeds: Any = (0, 1), settings: Any = SETTINGS, width: int = 6) -> Ensemble:
+    return Ensemble(lambda: MLP((64, width, 10)), seeds, settings)
 
 
-def state(copies: Copies) -> list[tuple[str, torch.Tensor]]:
+def state(copies: Ensemble) -> list[tuple[str, torch.Tensor]]:
     return sorted(copies.state().items())
 
 
@@ -169,6 +169,6 @@ def test_a_batch_larger_than_the_data(images: Images) -> None:
 
 
 def test_images_that_do_not_fit_the_network(images: Images) -> None:
-    copies = Copies(lambda: MLP((63, 6, 10)), (0, 1), SETTINGS)
+    copies = Ensemble(lambda: MLP((63, 6, 10)), (0, 1), SETTINGS)
     with pytest.raises(UserError, match=r"inputs of shape \(20, 64\) do not fit the model: "):
         train(copies, images, Plan(1, 20))

@@ -24,7 +24,7 @@ from experiments.optimizers.single_runs import Single, lbfgs
 from experiments.optimizers.variants import NAMES, PLAIN
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Jump
+from meta_teleport.optimizers.ensemble import Jump
 from meta_teleport.tasks.images import Images
 
 ADAM = Method("Adam", torch.optim.Adam, 1e-2, 1, 5e-2)

@@ -141,7 +141,7 @@ def test_teleports_leave_the_loss_alone(network: Network) -> None:
         expected = network_cases.loss(there, network.batch(seed)).detach()
         laws.assert_close(values[seed].reshape(1), expected.reshape(1), 1e-12)
     laws.must_fail(laws.params_close, stacked(model), before, 1e-2)
-    assert optimizer.undone == 0
+    assert optimizer.rejected == 0
 
 
 def false_site() -> Symmetry:
@@ -159,7 +159,7 @@ def test_a_teleport_that_moves_the_loss_is_undone_where_a_closure_shows_it() -> 
         for seed in range(3):
             loss = network_cases.loss(model, RELU.batch(seed)) if not closures else None
             optimizer.step(closure_of(RELU, model, optimizer, seed) if loss is None else loss)
-        return optimizer.undone, stacked(model)
+        return optimizer.rejected, stacked(model)
 
     assert undone(false_site(), True)[0] == 3
     assert undone(RELU.symmetry, True)[0] == 0
@@ -172,9 +172,9 @@ def test_an_ill_conditioned_element_is_not_taken() -> None:
     model = LINEAR.build()
     optimizer = trained(scale=0.6).optimizer(model, symmetry=LINEAR.symmetry, tolerance=1e-16)
     train(LINEAR, model, optimizer)
-    assert optimizer.undone == 6
+    assert optimizer.rejected == 6
     laws.params_close(stacked(model), run(LINEAR, lambda m: of(trained(scale=0.6), LINEAR, tolerance=1e-16)(m)), 1e-12)
-    assert of(trained(scale=0.6), LINEAR)(LINEAR.build()).undone == 0
+    assert of(trained(scale=0.6), LINEAR)(LINEAR.build()).rejected == 0
 
 
 def test_a_closure_is_tried_without_a_trace() -> None:
@@ -192,7 +192,7 @@ def test_a_closure_is_tried_without_a_trace() -> None:
             torch.manual_seed(1)
             values = [optimizer.step(closure_of(network, model, optimizer, seed)).detach() for seed in range(4)]
             drawn = torch.rand(3)
-        assert optimizer.undone == 0
+        assert optimizer.rejected == 0
         return [values, drawn, model.state_dict(), [p.grad for p in model.parameters()]]
 
     laws.same_bits(trained_copy(True), trained_copy(False))
@@ -403,7 +403,9 @@ def test_copies_go_on_bitwise(network: Network, copied: Callable[..., Any]) -> N
     twin, its = copied((model, optimizer))
     for m, o in ((model, optimizer), (twin, its)):
         train(network, m, o, range(3, 8))
-    assert its.taken == 8 and all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert its.step_count == 8 and all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
     assert not any(p is q for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
@@ -420,7 +422,7 @@ def test_it_warns_once_where_every_teleport_is_undone() -> None:
     with pytest.warns(UserWarning, match="the last 5 teleports were undone") as warned:
         for _ in range(8):
             optimizer.step(closure)
-    assert len(warned) == 1 and optimizer.undone == 8
+    assert len(warned) == 1 and optimizer.rejected == 8
 
 
 def test_what_has_changed_since_it_was_made_is_named() -> None:

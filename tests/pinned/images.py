@@ -27,7 +27,7 @@ from experiments.optimizers.bench import Teleports as Schedule
 from experiments.optimizers.single_runs import Single, lbfgs, levenberg_marquardt
 from experiments.optimizers.variants import NAMES, variants
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies
+from meta_teleport.optimizers.ensemble import Ensemble
 from meta_teleport.symmetry.mlp import mlp_symmetry
 from meta_teleport.tasks.images import Images
 
@@ -44,11 +44,11 @@ def build(widths: Sequence[int] = WIDTHS) -> MLP:
     return placed(MLP(widths), 20 * (torch.initial_seed() % 1000), 1.5)
 
 
-def copies_of(settings: int = 1, seeds: int = 2) -> Copies:
-    return Copies(build, range(seeds), [partial(SGD, lr=0.1)] * settings)
+def copies_of(settings: int = 1, seeds: int = 2) -> Ensemble:
+    return Ensemble(build, range(seeds), [partial(SGD, lr=0.1)] * settings)
 
 
-def some(copies: Copies, setting: int = 0) -> Tensor:
+def some(copies: Ensemble, setting: int = 0) -> Tensor:
     """A few weights of every copy of one setting."""
     return torch.cat([p.detach()[copies.settings[setting].rows].flatten(1)[:, :4] for p in copies.params.values()])
 
@@ -57,7 +57,7 @@ def training() -> Values:
     """Losses and accuracies of two epochs, with batches that all seeds share and with their own."""
     found: Values = {}
     for order in ("shared", "own"):
-        copies = Copies(build, (0, 1), [partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=1e-2)])
+        copies = Ensemble(build, (0, 1), [partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=1e-2)])
         curves = train(copies, digits(100), Plan(2, 20, order, first=1))  # type: ignore[arg-type]
         found[order] = {"train": curves.train, "test": curves.test, "accuracy": curves.accuracy, "end": some(copies, 1)}
     return found
@@ -107,7 +107,7 @@ def correlations() -> Values:
 def generalization() -> Values:
     """Both parts of the experiment, with its paired differences, from two networks."""
     images, epochs = digits(200, 20), Epochs(1, 1, 2)
-    base = Copies(partial(build, (64, 16, 10, 10)), (0, 1), [partial(SGD, lr=0.3)])
+    base = Ensemble(partial(build, (64, 16, 10, 10)), (0, 1), [partial(SGD, lr=0.3)])
     chosen = (PUBLISHED[2], SCALING[3])
     with TemporaryDirectory() as folder:
         found = branches(images, base, chosen, epochs, (1, 1), Path(folder))

@@ -91,5 +91,5 @@ def steps_of(name: str) -> Values:
         found[f"{key}: losses"] = losses
         found[f"{key}: first weights"] = parameters[0].detach().flatten()[:12]
         found[f"{key}: last weights"] = parameters[-1].detach().flatten()[:12]
-        found[f"{key}: undone"] = optimizer.undone
+        found[f"{key}: undone"] = optimizer.rejected
     return found

@@ -1,4 +1,4 @@
-"""Copies of one network in one batched program against as many separate runs; float64."""
+"""Ensemble of one network in one batched program against as many separate runs; float64."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +12,8 @@ from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
-from meta_teleport.optimizers.copies import Copies, Moved, Search
-from meta_teleport.optimizers.stacked import Factory, each
+from meta_teleport.optimizers.ensemble import Ensemble, Moved, Search
+from meta_teleport.optimizers.stacked import Factory, per_copy
 from meta_teleport.optimizers.teleported import TeleportedOptimizer
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import PositiveScaling
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Factory] = {
     "fused": partial(Adam, lr=0.02, fused=True),
 }
 if hasattr(torch.optim, "Muon"):
-    SETTINGS["muon"] = each(lambda p: torch.optim.Muon([q for q in p if q.ndim == 2], 0.02))
+    SETTINGS["muon"] = per_copy(lambda p: torch.optim.Muon([q for q in p if q.ndim == 2], 0.02))
 
 
 class Normed(nn.Sequential):
@@ -95,7 +95,7 @@ def descend(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Ten
     return loss.detach()
 
 
-def same_as_separate(copies: Copies, number: int, model: nn.Module, tolerance: float = 1e-12) -> None:
+def same_as_separate(copies: Ensemble, number: int, model: nn.Module, tolerance: float = 1e-12) -> None:
     """Copy ``number`` has the parameters and buffers of ``model``."""
     for own, other in ((copies.params, model.named_parameters()), (copies.buffers, model.named_buffers())):
         expected = {name: tensor.detach()[None].double() for name, tensor in other}
@@ -110,7 +110,7 @@ def same_as_separate(copies: Copies, number: int, model: nn.Module, tolerance: f
 @pytest.mark.parametrize("network", BUILDS)
 def test_copies_are_separate_runs(network: str, own: bool) -> None:
     build, names = BUILDS[network], [name for name in SETTINGS if network == "mlp" or name != "muon"]
-    copies = Copies(build, SEEDS, [SETTINGS[name] for name in names])
+    copies = Ensemble(build, SEEDS, [SETTINGS[name] for name in names])
     assert copies.count == len(names) * len(SEEDS) >= 18
     runs = [separate(build, seed, SETTINGS[name]) for name in names for seed in SEEDS]
     for step in range(8):
@@ -134,7 +134,7 @@ def test_copies_are_separate_runs(network: str, own: bool) -> None:
 def test_muon_trains_every_copy_for_itself() -> None:
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")
-    copies = Copies(linear, SEEDS, [SETTINGS["muon"], each(SETTINGS["muon"])])
+    copies = Ensemble(linear, SEEDS, [SETTINGS["muon"], per_copy(SETTINGS["muon"])])
     runs = [separate(linear, seed, SETTINGS["muon"]) for seed in SEEDS * 2]
     for step in range(8):
         x, y = batch(step)
@@ -147,9 +147,9 @@ def test_muon_trains_every_copy_for_itself() -> None:
 
 
 def test_evaluation_leaves_everything_alone_and_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from meta_teleport.optimizers import copies as module
+    from meta_teleport.optimizers import ensemble as module
 
-    copies = Copies(normed, SEEDS, [SETTINGS["adam"]])
+    copies = Ensemble(normed, SEEDS, [SETTINGS["adam"]])
     copies.step(*batch(0))
     before, (x, y) = copies.state(), batch(1, n=11)
     whole = copies.evaluate(x[0], y[0])
@@ -164,7 +164,7 @@ def test_a_loss_of_ones_own() -> None:
     def squares(outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().mean((1, 2))
 
-    copies = Copies(mlp, SEEDS, [SETTINGS["sgd"]], squares)
+    copies = Ensemble(mlp, SEEDS, [SETTINGS["sgd"]], squares)
     x, _ = batch(0)
     targets = torch.ones(1, 9, 4, dtype=torch.float64)
     losses = copies.step(x, targets)
@@ -180,7 +180,7 @@ def test_a_loss_of_ones_own() -> None:
 def test_a_copy_that_diverges_harms_no_other() -> None:
     settings: list[Factory] = [partial(SGD, lr=1e200), SETTINGS["sgd"], SETTINGS["adam"]]
     for build in BUILDS.values():
-        copies, calm = Copies(build, SEEDS, settings), Copies(build, SEEDS, settings[1:])
+        copies, calm = Ensemble(build, SEEDS, settings), Ensemble(build, SEEDS, settings[1:])
         for step in range(5):
             copies.step(*batch(step))
             calm.step(*batch(step))
@@ -190,7 +190,7 @@ def test_a_copy_that_diverges_harms_no_other() -> None:
 
 
 def test_a_seed_that_diverges_harms_no_other_of_its_setting() -> None:
-    copies, calm = (Copies(mlp, SEEDS, [SETTINGS["adam"], SETTINGS["momentum"]]) for _ in range(2))
+    copies, calm = (Ensemble(mlp, SEEDS, [SETTINGS["adam"], SETTINGS["momentum"]]) for _ in range(2))
     copies.params["layers.0.weight"].data[[1, 4]] = torch.nan
     for step in range(5):
         copies.step(*batch(step))
@@ -214,7 +214,7 @@ def test_parameters_that_are_not_trained_and_parameters_without_use() -> None:
         return Partly().double()
 
     factory = partial(AdamW, lr=0.1, weight_decay=0.1)
-    copies = Copies(build, SEEDS, [factory])
+    copies = Ensemble(build, SEEDS, [factory])
     runs = [separate(build, seed, factory) for seed in SEEDS]
     for step in range(4):
         x, y = batch(step)
@@ -231,7 +231,7 @@ def test_initial_weights_leave_the_global_generator_alone() -> None:
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    Copies(mlp, SEEDS, [SETTINGS["sgd"]])
+    Ensemble(mlp, SEEDS, [SETTINGS["sgd"]])
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -242,7 +242,7 @@ def test_initial_weights_leave_the_global_generator_alone() -> None:
 def test_restored_copies_go_on_bit_for_bit(network: str) -> None:
     names = [name for name in SETTINGS if network == "mlp" or name != "muon"]
     settings = [SETTINGS[name] for name in names]
-    through = Copies(BUILDS[network], SEEDS, settings)
+    through = Ensemble(BUILDS[network], SEEDS, settings)
     for step in range(3):
         through.step(*batch(step))
     state = through.state()
@@ -252,14 +252,14 @@ def test_restored_copies_go_on_bit_for_bit(network: str) -> None:
     assert not torch.equal(through.state()["params." + next(iter(through.params))], next(iter(kept.values())))
     laws.same_bits(state, kept)
     for _ in range(2):
-        resumed = Copies(BUILDS[network], (0, 1, 2), settings)
+        resumed = Ensemble(BUILDS[network], (0, 1, 2), settings)
         resumed.restore(state)
         laws.same_bits(resumed.state(), kept)
         for step in range(3, 6):
             resumed.step(*batch(step))
         laws.same_bits(resumed.state(), through.state())
         laws.same_bits(state, kept)
-    without = Copies(BUILDS[network], SEEDS, settings)
+    without = Ensemble(BUILDS[network], SEEDS, settings)
     without.restore({name: tensor for name, tensor in state.items() if not name.startswith("settings.4.")})
     for step in range(3, 6):
         without.step(*batch(step))
@@ -267,9 +267,12 @@ def test_restored_copies_go_on_bit_for_bit(network: str) -> None:
 
 
 def test_a_state_of_another_network_is_refused() -> None:
-    copies = Copies(mlp, SEEDS, [SETTINGS["adam"]])
+    copies = Ensemble(mlp, SEEDS, [SETTINGS["adam"]])
     before = copies.state()
-    for state in (Copies(mlp, (0, 1), [SETTINGS["adam"]]).state(), Copies(normed, SEEDS, [SETTINGS["adam"]]).state()):
+    for state in (
+        Ensemble(mlp, (0, 1), [SETTINGS["adam"]]).state(),
+        Ensemble(normed, SEEDS, [SETTINGS["adam"]]).state(),
+    ):
         with pytest.raises(UserError) as error:
             copies.restore(state)
         expected = "this is no state of 3 copies of this network: its 'params.layers.0.weight' does not fit"
@@ -302,7 +305,7 @@ BASES = [name for name in SETTINGS if name != "muon"]
 def test_a_teleport_is_that_of_the_teleported_optimizer(case: str, state: str) -> None:
     build, symmetry = CASES[case]
     bases = [*BASES, "muon"] if case == "gl" and "muon" in SETTINGS else BASES
-    copies = Copies(build, SEEDS, [SETTINGS[name] for name in bases])
+    copies = Ensemble(build, SEEDS, [SETTINGS[name] for name in bases])
     runs = [separate(build, seed, SETTINGS[name]) for name in bases for seed in SEEDS]
     x, y = batch(0)
 
@@ -338,7 +341,7 @@ def test_a_teleport_is_that_of_the_teleported_optimizer(case: str, state: str) -
 def test_the_three_rules_for_the_state_differ() -> None:
     ends = []
     for state in ("transport", "reset", "keep"):
-        copies = Copies(mlp, SEEDS, [SETTINGS["adam"]])
+        copies = Ensemble(mlp, SEEDS, [SETTINGS["adam"]])
         for step in range(4):
             copies.step(*batch(step))
         copies.teleport(0, MLP_SCALING, climb, batch(0)[0][0], batch(0)[1][0], state)
@@ -349,7 +352,7 @@ def test_the_three_rules_for_the_state_differ() -> None:
 
 
 def test_a_teleport_moves_one_setting_and_leaves_buffers_alone() -> None:
-    copies = Copies(normed, SEEDS, [SETTINGS["adam"], SETTINGS["adamw"]])
+    copies = Ensemble(normed, SEEDS, [SETTINGS["adam"], SETTINGS["adamw"]])
     copies.step(*batch(0))
     before = copies.state()
     copies.teleport(1, NORMED_SCALING, climb, batch(1)[0][0], batch(1)[1][0])
@@ -380,7 +383,7 @@ def spoiled(value: float, at: int) -> Search:
 @pytest.mark.parametrize("case", ["scaling", "gl"])
 def test_a_teleport_that_is_not_finite_is_undone(case: str, value: float) -> None:
     build, symmetry = CASES[case]
-    copies, other = (Copies(build, SEEDS, [SETTINGS["adam"]]) for _ in range(2))
+    copies, other = (Ensemble(build, SEEDS, [SETTINGS["adam"]]) for _ in range(2))
     for step in range(3):
         copies.step(*batch(step))
         other.step(*batch(step))
@@ -399,7 +402,7 @@ def test_a_teleport_that_is_not_finite_is_undone(case: str, value: float) -> Non
 @pytest.mark.parametrize("case", ["scaling", "gl"])
 def test_copies_teleport_beside_one_that_has_diverged(case: str) -> None:
     build, symmetry = CASES[case]
-    copies, calm = (Copies(build, SEEDS, [SETTINGS["adam"]]) for _ in range(2))
+    copies, calm = (Ensemble(build, SEEDS, [SETTINGS["adam"]]) for _ in range(2))
     copies.params["layers.0.weight"].data[1] = torch.nan
     for each_of in (copies, calm):
         each_of.step(*batch(0))
@@ -414,7 +417,7 @@ def test_what_cannot_be_transported() -> None:
     def drifting(symmetry: Symmetry, params: Params, loss: Any, inputs: Tensor) -> Moved:
         return Moved(params, next(iter(params.values())).new_zeros(len(SEEDS)))
 
-    copies = Copies(mlp, SEEDS, [SETTINGS["adam"], each(lambda p: torch.optim.Rprop(p))])
+    copies = Ensemble(mlp, SEEDS, [SETTINGS["adam"], per_copy(lambda p: torch.optim.Rprop(p))])
     x, y = batch(0)
     copies.step(x, y)
     before = copies.state()
@@ -436,14 +439,14 @@ def test_what_cannot_be_transported() -> None:
 def test_without_seeds_or_settings() -> None:
     for seeds, settings in (((), [SETTINGS["sgd"]]), (SEEDS, [])):
         with pytest.raises(UserError) as error:
-            Copies(mlp, seeds, settings)
+            Ensemble(mlp, seeds, settings)
         assert str(error.value) == "copies need at least one seed and one setting"
 
 
 def test_lbfgs_is_refused() -> None:
-    for factory in (partial(LBFGS, lr=1.0), each(partial(LBFGS, lr=1.0))):
+    for factory in (partial(LBFGS, lr=1.0), per_copy(partial(LBFGS, lr=1.0))):
         with pytest.raises(UserError) as error:
-            Copies(mlp, SEEDS, [factory])
+            Ensemble(mlp, SEEDS, [factory])
         expected = "L-BFGS takes all its parameters for those of one network: train its runs one by one"
         assert str(error.value) == expected
 
@@ -457,7 +460,7 @@ def refused(call: Callable[..., Any], *arguments: Any) -> str:
 
 @pytest.mark.parametrize("network", BUILDS)
 def test_batches_that_do_not_fit(network: str) -> None:
-    copies = Copies(BUILDS[network], SEEDS, [SETTINGS["sgd"], SETTINGS["adam"]])
+    copies = Ensemble(BUILDS[network], SEEDS, [SETTINGS["sgd"], SETTINGS["adam"]])
     before, (x, y) = {name: p.detach().clone() for name, p in copies.params.items()}, batch(0)
     start = "inputs of shape (9, 5) do not fit the model: "
     assert refused(copies.step, x[..., :5], y).startswith(start)

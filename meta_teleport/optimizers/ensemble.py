@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.requirements import require_state
-from meta_teleport.optimizers.stacked import Factory, Setting
+from meta_teleport.optimizers.stacked import Factory, StackedOptimizer
 from meta_teleport.params import Params, where
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import is_finite, only
@@ -55,7 +55,7 @@ def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     return losses.reshape(labels.shape).mean(1)
 
 
-class Copies:
+class Ensemble:
     """``len(settings) * len(seeds)`` copies of the network that ``build()`` makes.
 
     Copy ``i * len(seeds) + j`` has setting i and seed j. Its initial weights are those of ``build()`` after
@@ -64,8 +64,8 @@ class Copies:
     buffers. A copy that diverges harms no other.
 
     ``settings`` are functions from a list of parameters to an optimizer, such as ``partial(torch.optim.Adam,
-    lr=1e-3)``; :func:`meta_teleport.each` marks those that do not work entry by entry. ``loss`` maps outputs ``(copies,
-    n, ...)`` and labels ``(copies, n, ...)`` to ``(copies,)``.
+    lr=1e-3)``; :func:`meta_teleport.per_copy` marks those that do not work entry by entry. ``loss`` maps outputs
+    ``(copies, n, ...)`` and labels ``(copies, n, ...)`` to ``(copies,)``.
 
     Batches have one more leading dimension: inputs ``(1, n, ...)`` are seen by all copies, inputs ``(seeds, n, ...)``
     by the copies of their seed; labels alike.
@@ -95,7 +95,9 @@ class Copies:
         self.buffers: Params = stacked
         starts = range(0, len(seeds) * len(settings), len(seeds))
         rows = [slice(start, start + len(seeds)) for start in starts]
-        self.settings = [Setting.of(self.params, own, factory) for own, factory in zip(rows, settings, strict=True)]
+        self.settings = [
+            StackedOptimizer.of(self.params, own, factory) for own, factory in zip(rows, settings, strict=True)
+        ]
         for p in self.params.values():
             p.requires_grad_()
 
