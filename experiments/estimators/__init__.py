@@ -1,0 +1,1 @@
+"""Estimators of the meta-gradient: back-propagation through windows and whole lives, ES and PES."""
