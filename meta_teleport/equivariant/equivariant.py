@@ -11,10 +11,10 @@ the a_j from a small LSTM that all sites (and all blocks of a site, such as head
     incoming_gradient, outgoing_gradient   the same of dL/dV and dL/dU
     symmetric, skew                        the two parts of the moment map U^T dL/dU, divided by |U| |dL/dU|
     identity
-    balance                                towards the balanced gauge of an exact site, see :mod:`gauges`
+    balance                                towards the balanced gauge of an exact site, see :mod:`teleportation.gauges`
     axes                                   a rotation towards coordinate axes of the principal axes of V V^T and U^T U
-    crest                                  towards the steepest point of the orbit, see :mod:`crest`: where rotations of
-                                           a plane act on other than matrices
+    crest                                  towards the steepest point of the orbit, see :mod:`steepest`: where rotations
+                                           of a plane act on other than matrices
 
 each Gram matrix with mean eigenvalue 1. Permuting the units permutes T, and where no activation lies between V and U
 any orthogonal change of basis Q takes T to Q T Q^T, but for axes, which are for updates that work entry by entry, as
@@ -77,8 +77,8 @@ class Equivariant(LearnedRule):
         lead: Steps at the start that only teleport.
         apart: Make no update in steps that teleport: elements come after the update of their step, and where that goes
             far, what they are made of is out of date.
-        alternating: V and U take turns, each in a gauge of its own, see :mod:`turns`; T is made of the weights that the
-            update leads to.
+        alternating: V and U take turns, each in a gauge of its own, see :mod:`alternation`; T is made of the weights
+            that the update leads to.
         first: By name of a basis, b of the coefficient 0.5 tanh(b) that it starts with; 0 if not named. For groups of
             matrices. With 1 for balance and axes the rule begins as a teleport to the gauge of principal axes, with -1
             for activations as one that whitens them, with 0.55 for crest as one to the steepest point.

@@ -1,4 +1,4 @@
-"""What a size-free rule knows of every parameter p with gradient g_p, beside :mod:`context`.
+"""What a size-free rule knows of every parameter p with gradient g_p, beside :mod:`task_features`.
 
 Six numbers, the same for every shape:
 

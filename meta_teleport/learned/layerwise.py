@@ -1,7 +1,8 @@
 """Updates whose few learned numbers per parameter do not depend on its size.
 
-A small LSTM, shared by all parameters of all layers, reads what :mod:`context` says of the task and :mod:`layers` of
-the parameter p, and gives a log step length and weights of its directions. Directions, in natural units:
+A small LSTM, shared by all parameters of all layers, reads what :mod:`task_features` says of the task and
+:mod:`layer_features` of the parameter p, and gives a log step length and weights of its directions. Directions, in
+natural units:
 
     polyak    s_p (2 L / |g_p|^2) g_p            s_p the part of the loss that p is to remove, a softmax over all p and
                                                a rest: for a quadratic loss with minimum 0, |g|^2 / 2 L is a curvature
