@@ -35,6 +35,7 @@ $(VENV)/.stamp: pyproject.toml
 	$(PY) -m pip install --quiet $(LEARN2LEARN_TOOLS)
 	$(PY) -m pip install --quiet torch torchvision
 	$(PY) -m pip install -qq --editable ".[dev]"
+	@$(PY) -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'checkout.pth').write_text('$(CURDIR)\n')"
 	$(PY) -m pip install --quiet $(LEARN2LEARN_NEEDS)
 	$(PY) -m pip install --quiet $(LEARN2LEARN)
 	@rm -f $(VENV)/.incomplete
@@ -79,7 +80,7 @@ laws: setup  ## the law tests with the kernels of older processors, with one and
 	.ci/laws $(PY) $(JOBS)
 
 throughput: setup
-	$(PY) experiments/cost/throughput.py --quick
+	$(PY) -m experiments.cost.throughput --quick
 
 wheel: setup  ## build the wheel and start the program from it, away from the sources
 	.ci/wheel $(PY)

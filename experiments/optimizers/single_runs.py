@@ -115,7 +115,7 @@ def _closure(model: nn.Module, base: Optimizer, batch: Batch) -> Callable[[], An
 
 
 def row_of(entry: Entry, runs: list[dict[str, list[float]]]) -> dict[str, Any]:
-    """A row as :meth:`optimizer_runs.Bench.compare` gives it."""
+    """A row as :meth:`bench.Bench.compare` gives it."""
     columns = {key: torch.tensor([run[key] for run in runs]) for key in ("train", "test", "accuracy")}
     return {
         "method": entry.method.name,

@@ -11,7 +11,7 @@ the a_j from a small LSTM that all sites (and all blocks of a site, such as head
     incoming_gradient, outgoing_gradient   the same of dL/dV and dL/dU
     symmetric, skew                        the two parts of the moment map U^T dL/dU, divided by |U| |dL/dU|
     identity
-    balance                                towards the balanced gauge of an exact site, see :mod:`gauges`
+    balance                                towards the balanced gauge of an exact site, see :mod:`teleportation.gauges`
     axes                                   a rotation towards coordinate axes of the principal axes of V V^T and U^T U
     steepest                               towards the steepest point of the orbit, see :mod:`steepest`: where rotations
                                            of a plane act on other than matrices

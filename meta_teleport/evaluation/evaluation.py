@@ -160,9 +160,8 @@ def _others(rule: Rule | None, label: str, tuned: dict[str, Settings], batch: Ta
     if rule is not None:
         yield from element_controls(rule, label, generator())
     yield from closed_form_controls(batch)
-    for name in (*TELEPORT_BASELINES, *BASELINES):
-        if name in tuned or name == "lbfgs":
-            yield baseline(name, tuned.get(name, {}), generator())
+    for name in (*(name for name in TELEPORT_BASELINES if name in tuned), *BASELINES):
+        yield baseline(name, tuned.get(name, {}), generator())
 
 
 def _comparisons(

@@ -6,7 +6,8 @@ reader needs to run the method again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,10 +25,41 @@ Kind = Literal["learned", "control", "teleport-baseline", "baseline"]
 Move = Callable[[Tasks, Params, Tensor], Params]
 Settings = dict[str, Any]
 
-OPTIMIZERS: dict[str, Callable[..., Rule]] = {"gd": GradientDescent, "momentum": Momentum, "adam": Adam}
-BASELINES = ("gd", "gd-warmup", "momentum", "adam", "lbfgs")
-TELEPORT_BASELINES = tuple(f"{name}+{how}" for how in ("ascent", "random") for name in OPTIMIZERS)
 ASCENT_STEPS = 10
+
+
+def decades(low: float, high: float, per_decade: int = 4) -> list[float]:
+    """``10^low, ..., 10^high`` with ``per_decade`` values in every decade."""
+    return [10 ** (low + i / per_decade) for i in range(round((high - low) * per_decade) + 1)]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A plain optimizer: a row of every evaluation.
+
+    ``make`` takes the settings that ``grids`` name; tuning looks for the best of all their combinations, in multiples
+    of the step size found for the earlier row ``times`` if one is named. ``teleports`` gives it two more rows, with
+    teleports by ascent and with random ones; its only setting is then ``lr``.
+    """
+
+    make: Callable[..., Rule]
+    grids: dict[str, list[float]] = field(default_factory=dict)
+    times: str | None = None
+    teleports: bool = False
+
+
+BASELINES = {
+    "gd": Baseline(GradientDescent, {"lr": decades(-6, 1)}, teleports=True),
+    "gd-warmup": Baseline(
+        partial(GradientDescent, warmup=1), {"warmup_lr": decades(-1.5, 0.5), "lr": decades(-0.5, 2)}, times="gd"
+    ),
+    "momentum": Baseline(Momentum, {"lr": decades(-7, 0)}, teleports=True),
+    "adam": Baseline(Adam, {"lr": decades(-4, 1)}, teleports=True),
+    "lbfgs": Baseline(LBFGS),
+}
+TELEPORT_BASELINES = tuple(
+    f"{name}+{how}" for how in ("ascent", "random") for name, entry in BASELINES.items() if entry.teleports
+)
 
 
 @dataclass(frozen=True)
@@ -56,19 +88,16 @@ class Method:
 def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator) -> Method:
     """A plain or teleport-augmented optimizer by its name and tuned settings.
 
-    ``settings`` are numbers, or tensors ``(tasks,)`` where a grid of them runs as one batch: ``lr``; ``warmup_lr``
-    (gd-warmup, its first step); ``at`` (the steps that a teleport precedes) and ``size`` (first step size of the
+    ``settings`` are numbers, or tensors ``(tasks,)`` where a grid of them runs as one batch: those of its entry in
+    ``BASELINES``; ``at`` (the steps that a teleport precedes) and ``size`` (first step size of the
     ascent) or ``sizes`` (norm of the random element at each step in ``at``). ``generator`` draws random elements.
     """
-    if name == "lbfgs":
-        return Method(name, "baseline", LBFGS(), {"reported": "lowest loss so far"})
-    if name == "gd-warmup":
-        warmed_up = GradientDescent(settings["lr"], warmup=1, warmup_lr=settings["warmup_lr"])
-        return Method(name, "baseline", warmed_up, dict(settings))
     optimizer, _, how = name.partition("+")
-    rule = OPTIMIZERS[optimizer](lr=settings["lr"])
+    entry = BASELINES[optimizer]
+    rule = entry.make(**{setting: settings[setting] for setting in entry.grids})
     if not how:
-        return Method(name, "baseline", rule, dict(settings))
+        method = Method(name, "baseline", rule, dict(settings))
+        return replace(method, settings={**settings, "reported": "lowest loss so far"}) if method.monotone else method
     at = tuple(settings["at"])
     move = ascent(settings["size"]) if how == "ascent" else random_move(at, settings["sizes"], generator)
     return Method(name, "teleport-baseline", rule, dict(settings), Jumps(at, move))

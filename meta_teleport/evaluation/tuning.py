@@ -2,8 +2,8 @@
 
 The criterion is the mean over tasks of log10 of the loss at the horizon; a failed task counts 1e6 times its initial
 loss. All settings of a grid run as one batch. Where the best step size lies on the edge of its grid, the grid moves
-on in that direction. What was found is kept in a file and found again under its key: the family, dtype, horizon and
-grids.
+on in that direction. What was found is kept in a file and found again under its key: the family, dtype, horizon,
+baselines and grids.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.evaluation.measurement import measure
-from meta_teleport.evaluation.methods import ASCENT_STEPS, OPTIMIZERS, Jumps, Method, Settings, ascent, baseline
+from meta_teleport.evaluation.methods import ASCENT_STEPS, BASELINES, Jumps, Method, Settings, ascent, baseline, decades
 from meta_teleport.evaluation.statistics import log10
 from meta_teleport.registry import class_path
 from meta_teleport.runs.checkpoint import make_folder
@@ -34,15 +34,6 @@ SCHEMA = 1
 SEED = 0
 TASKS = 32
 ROUNDS = 6
-
-
-def decades(low: float, high: float, per_decade: int = 4) -> list[float]:
-    """``10^low, ..., 10^high`` with ``per_decade`` values in every decade."""
-    return [10 ** (low + i / per_decade) for i in range(round((high - low) * per_decade) + 1)]
-
-
-STEP_SIZES = {"gd": decades(-6, 1), "momentum": decades(-7, 0), "adam": decades(-4, 1)}
-WARM_UP = {"warmup_lr": decades(-1.5, 0.5), "lr": decades(-0.5, 2)}
 ASCENT = {"size": [3e-4, 3e-3, 3e-2, 3e-1], "lr": decades(-2, 0.5, 2)}
 REFINED = decades(-0.5, 0.5)
 RANDOM = decades(-1, 0.5)
@@ -77,18 +68,18 @@ def tune(
 
 def _tune_all(tasks: Tasks, horizon: int, report: Report | None) -> dict[str, Settings]:
     found: dict[str, Settings] = {}
-    teleported = list(OPTIMIZERS) if tasks.symmetry.sites else []
-    total = len(OPTIMIZERS) + 1 + 2 * len(teleported)
+    tuned = {name: entry for name, entry in BASELINES.items() if entry.grids}
+    teleported = [name for name, entry in tuned.items() if entry.teleports] if tasks.symmetry.sites else []
+    total = len(tuned) + 2 * len(teleported)
 
     def add(name: str, settings: Settings) -> None:
         found[name] = settings
         if report is not None:
             report("tuning", len(found), total)
 
-    for name, grid in STEP_SIZES.items():
-        add(name, _search(name, {"lr": grid}, tasks, horizon))
-    lr = found["gd"]["lr"]
-    add("gd-warmup", _search("gd-warmup", {name: _scaled(lr, grid) for name, grid in WARM_UP.items()}, tasks, horizon))
+    for name, entry in tuned.items():
+        unit = found[entry.times]["lr"] if entry.times else 1.0
+        add(name, _search(name, {axis: _scaled(unit, grid) for axis, grid in entry.grids.items()}, tasks, horizon))
     for name in teleported:
         lr = found[name]["lr"]
         add(f"{name}+ascent", chosen := _tune_ascent(f"{name}+ascent", lr, tasks, horizon))
@@ -164,11 +155,12 @@ def _scaled(lr: float, grid: list[float]) -> list[float]:
 
 
 def _key(family: TaskFamily, horizon: int, dtype: torch.dtype) -> dict[str, Any]:
-    grids = {"step_sizes": STEP_SIZES, "warm_up": WARM_UP, "ascent": ASCENT, "refined": REFINED, "random": RANDOM}
+    grids = {"ascent": ASCENT, "refined": REFINED, "random": RANDOM}
     return {
         "family": fingerprint(family),
         "dtype": str(dtype).removeprefix("torch."),
         "horizon": horizon,
+        "baselines": {name: entry.grids for name, entry in BASELINES.items()},
         "grid": {**grids, "ascent_steps": ASCENT_STEPS, "tasks": TASKS},
     }
 

@@ -34,8 +34,8 @@ class TrainingConfig:
         decay: Learning rates over the run: cosine (to zero) or constant (published).
         second_order: Let the meta-gradients of bptt flow through the observed gradients (second derivatives of the
             loss).
-        errors: Train on what the tasks are for (:meth:`Tasks.error`, relative to that of their start) in place of the
-            loss that the rule sees: where batches are small or labels noisy, the loss is a poor view of it.
+        errors: Train on what the tasks are for (:meth:`tasks.family.Tasks.error`, relative to that of their start) in
+            place of the loss that the rule sees: where batches are small or labels noisy, it is a poor view of that.
         losses_before: Take losses before each step, not after, as the published code does, whose windows are cut
             elsewhere, see :func:`meta_teleport.meta.unroll.unroll`.
         staggered: Start the problems out of phase, so that a batch mixes early and late training.

@@ -5,7 +5,7 @@ which leaves the loss alone. Where L(w + c f) > L(w), or is not a number, the ne
 through L(w), the slope <dL/dw, f> and L(w + c f), kept between ``LEAST`` and ``MOST`` of the last (Nocedal and Wright
 2006, section 3.5); if ``TRIALS`` of them are in vain a task makes no update. Meta-gradients take c as constant. Where
 sites depend on data, a teleport that would leave the loss above L(w) by its rounding is cut short, see
-:mod:`acceptance`.
+:mod:`teleportation.acceptance`.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,14 @@
 """Task families: distributions of problems, sampled as whole batches.
 
+A batch of tasks is used without knowing what they are, each at its own step::
+
+    tasks = Regression(width=8).sample(4, torch.Generator().manual_seed(0))
+    step = torch.zeros(tasks.count, dtype=torch.long)
+    losses, gradients = value_and_grad(partial(tasks.loss, step=step), tasks.params)  # (4,), {name: (4, *shape)}
+    elements = [site.group.sample(4, generator=torch.Generator(), size=0.1) for site in tasks.symmetry.sites]
+    moved = tasks.symmetry.act(tasks.params, elements, tasks.inputs(step))
+    tasks.loss(moved, step) / losses  # 1 for all four
+
 A family of one's own is a subclass of :class:`TaskFamily` whose ``sample`` returns a subclass of :class:`Tasks`;
 the command line takes it by its class path.
 """

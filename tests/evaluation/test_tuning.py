@@ -1,25 +1,27 @@
 import json
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 from evaluation_cases import Quadratic, generator
 
+from meta_teleport.evaluation.evaluation import evaluate
 from meta_teleport.evaluation.measurement import measure
-from meta_teleport.evaluation.methods import TELEPORT_BASELINES, baseline
+from meta_teleport.evaluation.methods import BASELINES, TELEPORT_BASELINES, Baseline, baseline
 from meta_teleport.evaluation.statistics import log10
 from meta_teleport.evaluation.tuning import (
     ASCENT,
     FILE,
     REFINED,
     SEED,
-    STEP_SIZES,
     TASKS,
     decades,
     fingerprint,
     moved_on,
     tune,
 )
+from meta_teleport.rules.classical import GradientDescent
 from meta_teleport.tasks.functions import Functions
 from meta_teleport.tasks.regression import Regression
 
@@ -55,10 +57,11 @@ def test_the_step_size_is_the_best_of_its_whole_grid(family, name):
     horizon = 6
     found = tune(family, horizon, torch.float64)[name]
     tasks = family.sample(TASKS, generator(SEED), "train", torch.float64)
-    scores = {lr: score(name, {"lr": lr}, tasks, horizon) for lr in STEP_SIZES[name]}
+    grid = BASELINES[name].grids["lr"]
+    scores = {lr: score(name, {"lr": lr}, tasks, horizon) for lr in grid}
     best = min(scores, key=scores.get)
-    middle = STEP_SIZES[name][len(scores) // 2]
-    assert best not in (middle, *STEP_SIZES[name][:: len(scores) - 1]), "the grid decides nothing"
+    middle = grid[len(scores) // 2]
+    assert best not in (middle, *grid[:: len(scores) - 1]), "the grid decides nothing"
     assert found["lr"] == best and found["score"] == pytest.approx(scores[best], rel=1e-9)
 
 
@@ -82,6 +85,18 @@ def test_a_grid_moves_by_half_of_its_length_where_its_end_is_best(best, low):
 
 def test_a_network_without_sites_has_no_teleports():
     assert set(tune(Quadratic(), 2)) == {"gd", "gd-warmup", "momentum", "adam"}
+
+
+def test_a_baseline_more_is_one_entry_in_the_table(tmp_path, monkeypatch):
+    first = tune(Quadratic(2.0), 2, torch.float64, folder=tmp_path)
+    late = partial(GradientDescent, warmup=1, warmup_lr=0.0)
+    monkeypatch.setitem(BASELINES, "gd-late", Baseline(late, {"lr": decades(-1, 1)}, times="gd"))
+    found = tune(Quadratic(2.0), 2, torch.float64, folder=tmp_path)
+    chosen = found.pop("gd-late")
+    assert found == first and chosen["lr"] in [found["gd"]["lr"] * factor for factor in decades(-1, 1)]
+    assert chosen["score"] > found["gd"]["score"]
+    rows = evaluate(None, Quadratic(2.0), horizon=2, tasks=4, steps=2, dtype=torch.float64, folder=tmp_path)
+    assert rows.methods["gd-late"].rule.warmup == 1 and list(rows.methods)[-1] == "gd-late"
 
 
 def test_the_file_is_used_again_and_made_again_for_another_family_dtype_or_horizon(tmp_path):
