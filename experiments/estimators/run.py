@@ -11,7 +11,6 @@ rate of the two is chosen for each estimator on training tasks, by a meta-seed t
 not done again.
 """
 
-import argparse
 import time
 from dataclasses import asdict, replace
 from itertools import product
@@ -23,8 +22,8 @@ from torch import Tensor
 
 from experiments.estimators.report import compared, life, markdown, mean_and_interval, plot
 from experiments.estimators.training import ESTIMATORS, FULL, Plan, drawn, gradients, held_out_errors, meta_trained
-from experiments.lab.output_folder import output_folder
-from experiments.lab.script import run, save_figure, say, write_results
+from experiments.lab.progress import say
+from experiments.lab.script import finish, parser, run
 from meta_teleport.errors import UserError
 from meta_teleport.runs.run import read_json, write_json
 from meta_teleport.tasks.family import Tasks
@@ -116,23 +115,16 @@ def measured(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="toy sizes, seconds; no claim")
-    parser.add_argument("--out", type=output_folder, default=f"runs/{NAME}", help="folder for results and progress")
-    parser.add_argument("--seeds", type=int, help="meta-seeds, 2 or more")
-    parser.set_defaults(device="cpu")
-    args = parser.parse_args()
+    made = parser(NAME, __doc__)
+    made.add_argument("--seeds", type=int, help="meta-seeds, 2 or more")
+    args = made.parse_args()
     plan = SMOKE if args.smoke else Plan()
     if args.seeds is not None:
         plan = replace(plan, seeds=args.seeds)
     if plan.seeds < 2:
         raise UserError(f"--seeds {plan.seeds} gives no interval: take 2 or more")
-    began = time.perf_counter()
     results = measured(plan, args.out)
-    write_results(args, NAME, results, began)
-    (args.out / f"{NAME}.md").write_text(markdown(results))
-    save_figure(plot(results), args.out / f"{NAME}.png")
-    print(markdown(results))
+    finish(args, results, markdown(results), {NAME: plot(results)})
 
 
 if __name__ == "__main__":

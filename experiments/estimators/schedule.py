@@ -17,6 +17,8 @@ class Schedule(Rule):
         start: Both a and b before meta-training.
     """
 
+    horizon: int
+
     def __init__(self, horizon: int = 100, start: float = -5.0) -> None:
         super().__init__()
         self.horizon = horizon

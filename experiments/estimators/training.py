@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from experiments.estimators.schedule import Schedule
-from meta_teleport.meta.config import Training
+from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import Progress, train
 from meta_teleport.meta.trainer import Trainer
 from meta_teleport.meta.unroll import FAILURE_FACTOR, start, unroll
@@ -53,11 +53,11 @@ class Plan:
             rule.ends.data = torch.tensor(ends, dtype=torch.float64)
         return rule
 
-    def training(self, estimator: str, rate: float = 0.0) -> Training:
+    def training(self, estimator: str, rate: float = 0.0) -> TrainingConfig:
         """The meta-training of one estimator at one learning rate; all have the same meta-loss, a mean over a life."""
         window = self.horizon if estimator == FULL else self.window
         twice = 2 if estimator in (ES, PES) else 1
-        return Training(
+        return TrainingConfig(
             meta_steps=max(1, self.budget // (self.tasks * window * twice)),
             tasks=self.tasks,
             window=window,
@@ -114,10 +114,10 @@ def gradients(plan: Plan, estimator: str, seed: int) -> Tensor:
 
 def _estimate(trainer: Trainer) -> Tensor:
     """The gradient of one window, after which the tasks go on and the meta-parameters do not."""
-    trainer.population.renew()
-    population, t = trainer.population, trainer.training
+    trainer.pool.renew()
+    pool, t = trainer.pool, trainer.training
     estimate = trainer.estimate(
-        trainer.rule, trainer.phi, population.tasks, population.carry, t.window, trainer.objective, errors=t.errors
+        trainer.rule, trainer.phi, pool.tasks, pool.carry, t.window, trainer.objective, errors=t.errors
     )
-    population.follow(estimate)
+    pool.follow(estimate)
     return estimate.gradient["ends"]

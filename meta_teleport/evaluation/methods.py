@@ -97,7 +97,7 @@ def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator)
     rule = entry.make(**{setting: settings[setting] for setting in entry.grids})
     if not how:
         method = Method(name, "baseline", rule, dict(settings))
-        return replace(method, settings={**settings, "reported": "lowest loss so far"}) if method.monotone else method
+        return replace(method, settings={**settings, "reported": "lowest loss so far"}) if rule.monotone else method
     at = tuple(settings["at"])
     move = ascent(settings["size"]) if how == "ascent" else random_move(at, settings["sizes"], generator)
     return Method(name, "teleport-baseline", rule, dict(settings), Jumps(at, move))

@@ -509,5 +509,5 @@ def test_a_family_from_end_to_end(tmp_path: Path) -> None:
     assert row["clocked"] and (tmp_path / "held_out-f3.png").exists()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "min left" not in again.stderr
-    wrong = subprocess.run([*command[:2], "f9"], capture_output=True, text=True)
+    wrong = subprocess.run([*command[:3], "f9"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "unknown 'f9'" in wrong.stderr

@@ -254,7 +254,7 @@ def test_groups_have_settings_of_their_own() -> None:
         return build
 
     rule = GradientDescent(1.0)
-    ours = groups(lambda m, g: rule.optimizer(m, symmetry=RELU.symmetry, params=g, lr=0.02), 1.0)
+    ours = groups(lambda m, g: LearnedOptimizer(rule, m, RELU.symmetry, params=g, lr=0.02), 1.0)
     theirs = groups(lambda m, g: SGD(g, 0.02), 1.0)
     laws.params_close(run(RELU, ours), run(RELU, theirs), 1e-12)
     laws.must_fail(laws.params_close, run(RELU, ours), run(RELU, groups(lambda m, g: SGD(g, 0.02), 2.0)), 1e-6)
@@ -306,7 +306,7 @@ class Remembering(Rule):
 
 def test_a_rule_may_remember_what_it_saw() -> None:
     model = RELU.build()
-    optimizer = Remembering().optimizer(model, symmetry=RELU.symmetry)
+    optimizer = LearnedOptimizer(Remembering(), model, RELU.symmetry)
     before = stacked(model)
     train(RELU, model, optimizer, range(2))
     laws.same_bits(optimizer._bound.rule.last[0], before)
@@ -366,7 +366,7 @@ def test_errors_have_one_line() -> None:
         (lambda: rule.optimizer(model, symmetry=RELU.symmetry, weight_decay=-1), "weight_decay=-1: give a number"),
         (lambda: rule.optimizer(model, symmetry=RELU.symmetry, tolerance=-1), "tolerance=-1"),
         (lambda: rule.optimizer(model, symmetry=RELU.symmetry, params=other.parameters()), "not a parameter of the"),
-        (lambda: Whitening().optimizer(model, symmetry=RELU.symmetry), "reads the activations of every single point"),
+        (lambda: LearnedOptimizer(Whitening(), model, RELU.symmetry), "reads the activations of every single point"),
         (lambda: optimizer.load_state_dict(SGD(model.parameters(), 0.1).state_dict()), "is of another optimizer"),
         (lambda: rule.optimizer(RELU.build().half(), symmetry=RELU.symmetry), "float32"),
     ]

@@ -44,7 +44,7 @@ def level_sets() -> Values:
         def make(name: str = name, widths: tuple[int, ...] = widths) -> MLP:
             return placed(MLP(widths, name), torch.initial_seed() % 5000)
 
-        found += transitivity.study(Case(name, make, actions, widths[:1], inputs=60), range(1), 10)
+        found += transitivity.study(Case(name, make, actions, widths[:1], inputs=60), range(1), 10)["rows"]
     rounding = ("gap", "outside", "actions")
     return {"rows": [{key: value for key, value in row.items() if key not in rounding} for row in found]}
 

@@ -85,7 +85,9 @@ def test_weights_that_are_not_finite_are_refused(network: Network) -> None:
     model = network.build()
     here = {name: p.detach().clone() for name, p in model.named_parameters()}
     here[network.symmetry.sites[0].parameters[0]][0] = torch.nan
-    assert Balance(model, network.symmetry).fault(here).startswith(f"site '{network.symmetry.sites[0].name}' would")
+    assert (
+        Balance(model, network.symmetry, 4.0).fault(here).startswith(f"site '{network.symmetry.sites[0].name}' would")
+    )
 
 
 @pytest.mark.parametrize("network", [RELU, LINEAR, HEADS], ids=str)
