@@ -15,14 +15,14 @@ from torch import Tensor
 from meta_teleport.activations import ACTIVATIONS
 from meta_teleport.models import MLP
 from meta_teleport.params import Params
-from meta_teleport.symmetry.groups import GL, Group, Orthogonal, Permutation, PositiveScaling
+from meta_teleport.symmetry.groups import GL, Group, Orthogonal, Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.mlp import ON_A_BATCH, THROUGH, mlp_symmetry
 from meta_teleport.symmetry.symmetry import Symmetry
 
 TASKS = 3
 CONDITIONS = (1.0, 10.0, 100.0)
 CANDIDATES = 200
-GROUPS: tuple[Group, ...] = (GL(5), PositiveScaling(5), Orthogonal(5), Permutation(5))
+GROUPS: tuple[Group, ...] = (GL(5), PositiveScaling(5), Orthogonal(5), Permutation(5), SignFlips(5))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from meta_teleport.symmetry.group import Group
 from meta_teleport.symmetry.matrix_groups import GL, Orthogonal
 from meta_teleport.symmetry.matrix_groups import FirstOrder as FirstOrder
 from meta_teleport.symmetry.permutations import Permutation
+from meta_teleport.symmetry.sign_flips import SignFlips
 
 GROUPS: dict[str, type[Group]] = {
     "gl": GL,
     "orthogonal": Orthogonal,
     "scaling": PositiveScaling,
     "permutation": Permutation,
+    "sign_flips": SignFlips,
 }
