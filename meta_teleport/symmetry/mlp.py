@@ -15,7 +15,11 @@ ON_A_BATCH: dict[str, type[DataDependentSite]] = {
     "general_linear": GeneralLinearSite,
     "pseudo_inverse": PseudoInverseSite,
 }
-ACTIONS = (*ON_A_BATCH, "linear", *THROUGH)
+
+
+def actions() -> tuple[str, ...]:
+    """The names of all actions."""
+    return (*ON_A_BATCH, "linear", *THROUGH)
 
 
 def mlp_symmetry(model: MLP, action: str = "general_linear", group: str = "gl", displacement: bool = True) -> Symmetry:
@@ -28,8 +32,8 @@ def mlp_symmetry(model: MLP, action: str = "general_linear", group: str = "gl", 
 
     Raises ``UserError`` for names that do not exist and for activations that do not have the symmetry.
     """
-    if action not in ACTIONS:
-        raise UserError(f"unknown action '{action}': choose one of {', '.join(ACTIONS)}")
+    if action not in actions():
+        raise UserError(f"unknown action '{action}': choose one of {', '.join(actions())}")
     if group not in MATRICES:
         raise UserError(f"unknown group '{group}': choose one of {', '.join(MATRICES)}")
     sigma = model.activation

@@ -20,7 +20,7 @@ from cases import (
 )
 from torch import Tensor
 
-from meta_teleport.symmetry.mlp import ACTIONS
+from meta_teleport.symmetry.mlp import actions
 
 DTYPES = (torch.float32, torch.float64)
 SMOOTH_CASES = [case for case in CASES if case.symmetry.continuous.sites]
@@ -36,7 +36,7 @@ def test_the_lists_are_not_empty() -> None:
     lists = (CASES, IDENTITY_CASES, COMPOSITION_CASES, EXACT_CASES, DATA_CASES, SMOOTH_CASES)
     assert [len(cases) for cases in lists] >= [100, 100, 80, 40, 60, 60]
     assert min(len(cases) for cases in (FIRST_ORDER_CASES, NARROW_CASES, WIDE_CASES)) >= 20
-    assert {case.action for case in CASES} == set(ACTIONS)
+    assert {case.action for case in CASES} == set(actions())
     assert {len(case.widths) for case in CASES} == {3, 4}
 
 
