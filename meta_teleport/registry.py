@@ -51,10 +51,22 @@ def resolve(name: str, base: type, trusted: bool = False) -> type:
         cls = getattr(sys.modules[module_name], class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, base) and not inspect.isabstract(cls)):
         raise UserError(
-            f"there is no {base.__name__} '{name}': choose one of {', '.join(known(base))}, or give the path of a "
+            f"there is no {base.__name__} '{name}': choose one of {', '.join(_offered(base))}, or give the path of a "
             "class of your own as package.module.Class"
         )
     return cls
+
+
+def _offered(base: type) -> list[str]:
+    """The classes of this package that a config can build: their arguments are plain values."""
+    return [name for name, cls in known(base).items() if _is_ours(cls) and not _takes_objects(cls)]
+
+
+def _takes_objects(cls: type) -> bool:
+    """Whether there is an argument without default that only Python can give, such as another rule."""
+    named = (p for p in inspect.signature(cls).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    needed = (p.annotation for p in named if p.default is p.empty and p.name != "shapes")
+    return any(isinstance(kind, type) and kind not in (int, float, str, bool) for kind in needed)
 
 
 def class_path(cls: type) -> str:

@@ -9,11 +9,11 @@ dimensions, so a batch of elements is one tensor. ``blocks`` counts independent 
 side, such as the heads of an attention layer; it is empty for most layers. Elements are
 
     matrices        (*tasks, *blocks, k, k)      GL, Orthogonal
-    diagonals       (*tasks, *blocks, k)         PositiveScaling
+    diagonals       (*tasks, *blocks, k)         PositiveScaling, SignFlips
     index tensors   (*tasks, *blocks, k)         Permutation, which has no algebra
 
-A new group is a subclass, of :class:`MatrixGroup`, :class:`DiagonalGroup` or :class:`DiscreteGroup` where one of these
-fits, and an entry in the table of ``groups``.
+A new group is a subclass, of :class:`matrix_groups.MatrixGroup`, :class:`diagonal_groups.DiagonalGroup` or
+:class:`DiscreteGroup` where one of these fits, and an entry in the table of ``groups``.
 """
 
 from abc import ABC, abstractmethod

@@ -13,6 +13,7 @@ import meta_teleport as mt
 from meta_teleport.cli.arguments import parse_evaluate, parse_train
 from meta_teleport.cli.main import main
 from meta_teleport.evaluation import evaluation
+from meta_teleport.evaluation.methods import BASELINES
 from meta_teleport.evaluation.tuning import fingerprint
 from meta_teleport.learned.serialization import NAMED, build
 from meta_teleport.registry import construct
@@ -33,6 +34,8 @@ MIXTURE = [
     {"class_path": "Factorization", "init_args": {"rank": 2, "inputs": 5, "outputs": 3, "points": 8, "batch": 4}},
     {"class_path": "Regression", "init_args": {"width": 4}},
 ]
+
+TUNED = {name: dict.fromkeys(entry.grids, 1e-3) for name, entry in BASELINES.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +108,7 @@ def test_evaluates_on_what_it_was_trained_on(capsys: pytest.CaptureFixture[str])
 def test_evaluate_writes_beside_the_package(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workplace: Path
 ) -> None:
-    monkeypatch.setattr(evaluation, "tune", lambda *_: {name: {"lr": 1e-3} for name in ("gd", "adam")})
+    monkeypatch.setattr(evaluation, "tune", lambda *_: TUNED)
     rule, package = mt.load("pretrained"), workplace / "package"
     assert rule.config is not None
     package.mkdir()
@@ -161,7 +164,7 @@ def test_a_run_on_several_families_is_evaluated_on_one(
     assert fingerprint(family("--task.width=4", "--task.action=general_linear")) == fingerprint(members[2])
     assert isinstance(family("--task=Functions"), mt.Functions)
     capsys.readouterr()
-    monkeypatch.setattr(evaluation, "tune", lambda *_: {name: {"lr": 1e-3} for name in ("gd", "adam")})
+    monkeypatch.setattr(evaluation, "tune", lambda *_: TUNED)
     Path("b").mkdir()
     assert main(["evaluate", "a", "--tasks=2", "--steps=2", "--out=b"]) == 0
     expected = "a: evaluated on the first of its families; the others by --task: Factorization, Regression\n"

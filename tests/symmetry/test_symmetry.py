@@ -106,7 +106,7 @@ REFUSALS = [
     ("relu", "linear", "gl", "action 'linear' needs activation 'identity', not 'relu'"),
     ("sigmoid", "scaling", "gl", "action 'scaling' needs a positively homogeneous activation, and 'sigmoid' is not"),
     ("relu", "rotation", "gl", "unknown action 'rotation': choose one of general_linear, pseudo_inverse, linear, "
-     "scaling, permutation"),
+     "scaling, permutation, sign_flips"),
     ("relu", "pseudo_inverse", "su3", "unknown group 'su3': choose one of gl, orthogonal, first_order"),
 ]  # fmt: skip
 
