@@ -58,7 +58,7 @@ def run(method: Method, tasks: Tasks, steps: int, setting: Setting) -> Outcome:
 def every_step(method: Method, tasks: Tasks, steps: int) -> Outcome:
     """The losses at the start and after every step."""
     found = measure(method, tasks, steps)
-    numbers: dict[str, Any] = {"failed": found.failed, "undone": found.undone, "highest": highest(found.losses)}
+    numbers: dict[str, Any] = {"failed": found.failed, "undone": found.rejected, "highest": highest(found.losses)}
     numbers |= {"teleports": found.teleports * tasks.count, "settings": method.settings}
     numbers |= {"drift": found.drift_max, "output_drift": found.output_drift_max}
     return Outcome(found.losses, torch.arange(steps + 1), found.seconds, numbers)
@@ -85,7 +85,7 @@ def follow(method: Method, tasks: Tasks, steps: int, setting: Setting) -> Outcom
             rows.append(torch.where(carry.alive, reported(tasks, carry), failure_limit(rows[0])))
             seconds.append(spent)
     values = torch.stack(rows).double().nan_to_num(LARGEST, LARGEST).clamp(max=LARGEST)
-    numbers = {"failed": int((~carry.alive).sum()), "undone": int(carry.undone.sum()), "highest": highest(values)}
+    numbers = {"failed": int((~carry.alive).sum()), "undone": int(carry.rejected.sum()), "highest": highest(values)}
     times = torch.tensor(seconds, dtype=torch.float64)
     return Outcome(values, torch.tensor(shown), times, {**numbers, "settings": method.settings})
 

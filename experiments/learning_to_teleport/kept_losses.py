@@ -19,7 +19,7 @@ def losses_of(method: Method, tasks: Tasks, path: Path, steps: int) -> dict[str,
             "drift_max": result.drift_max,
             "output_drift_max": result.output_drift_max,
             "teleports": result.teleports * tasks.count,
-            "teleports_undone": result.undone,
+            "teleports_undone": result.rejected,
             "failed": result.failed,
             "settings": method.settings,
         }

@@ -68,7 +68,7 @@ class Evaluation:
             "drift_max": measured.drift_max,
             "output_drift_max": measured.output_drift_max,
             "teleports": measured.teleports * self.tasks,
-            "teleports_undone": measured.undone,
+            "teleports_undone": measured.rejected,
             "failed": measured.failed,
             **speed_up(measured.losses, self.measurements["adam"].losses, min(self.horizon, self.steps)),
         }

@@ -41,7 +41,7 @@ class Measurement:
     seconds: Tensor
     alive: Tensor
     teleports: int
-    undone: int
+    rejected: int
     drift_max: float
     output_drift_max: float
 
@@ -166,7 +166,7 @@ class _Run:
             if jumps.teleports and self.tasks.symmetry.keeps_loss:
                 before, after = (self.tasks.loss(params, carry.step) for params in (carry.params, moved))
                 safe = is_safe(before, after)
-                moved, carry = where(safe, moved, carry.params), carry._replace(undone=carry.undone + ~safe)
+                moved, carry = where(safe, moved, carry.params), carry._replace(rejected=carry.rejected + ~safe)
         if jumps.teleports:
             self.drift.measure(self.tasks, carry.params, moved, carry.step)
         self.carry = carry._replace(params=moved)
@@ -185,7 +185,7 @@ class _Run:
             seconds,
             self.carry.alive.cpu(),
             self.drift.count,
-            int(self.carry.undone.sum()),
+            int(self.carry.rejected.sum()),
             self.drift.loss,
             self.drift.output,
         )

@@ -43,7 +43,7 @@ class Carry(NamedTuple):
 
     A task whose loss was not finite, or above :func:`failure_limit` of its ``initial`` loss, is no longer ``alive`` and
     stays where it was before that step: ``failed_at`` counts the steps up to and with that one, 0 where the initial
-    loss was not finite, NEVER where nothing has failed. ``undone`` counts teleports that not all sites took part in,
+    loss was not finite, NEVER where nothing has failed. ``rejected`` counts teleports that not all sites took part in,
     as that would have moved the loss, see :func:`move_safely`.
     """
 
@@ -52,7 +52,7 @@ class Carry(NamedTuple):
     step: Tensor  # (tasks,)
     initial: Tensor  # (tasks,)
     failed_at: Tensor  # (tasks,)
-    undone: Tensor  # (tasks,)
+    rejected: Tensor  # (tasks,)
 
     @property
     def alive(self) -> Tensor:
@@ -97,7 +97,7 @@ def unroll(
     failed repeat their last loss; for a meta-gradient, run the window again without them, as the estimators do.
     ``probe(tasks, before, after, proposal, step)`` is shown what each group action did.
     """
-    _, state, step, initial, failed_at, undone = carry
+    _, state, step, initial, failed_at, rejected = carry
     alive = carry.alive
     params = leaves(carry.params) if second_order else carry.params
     loss, gradients = _evaluate(tasks, params, step, second_order)  # (tasks,), and (tasks, *shape) each
@@ -125,7 +125,7 @@ def unroll(
             ceiling = ceiling_of(loss.detach(), initial) if bounded else None
             moved, elements, stopped = _teleport(tasks, updated, elements, inputs, step, ceiling)
             state = rule.transport(state, tasks.symmetry, elements)
-            undone = undone + stopped
+            rejected = rejected + stopped
             if probe is not None:
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1
@@ -140,7 +140,7 @@ def unroll(
         shown.append(tasks.error(params, step) if errors else loss)
     kept = shown[:-1] if losses_before else shown[1:]
     # detached: meta-gradients stop where a window ends
-    return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, failed_at, undone))
+    return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, failed_at, rejected))
 
 
 def _teleport(

@@ -150,9 +150,9 @@ def test_drift_is_the_largest_relative_change_of_loss_and_outputs():
 
     method = Method("stretch", "control", GradientDescent(0.0), jumps=Jumps((2,), stretch))
     undone = measure(method, tasks, 4)
-    assert undone.undone == 4 and undone.drift_max == 0 and torch.equal(undone.losses[4], undone.losses[0])
+    assert undone.rejected == 4 and undone.drift_max == 0 and torch.equal(undone.losses[4], undone.losses[0])
     measured = measure(method, replace(tasks, keeps_loss=False), 4)
-    assert measured.undone == 0
+    assert measured.rejected == 0
     assert measured.drift_max == pytest.approx(float((0.21 * initial / initial.clamp(min=1)).max()))
     assert measured.output_drift_max == pytest.approx(0.1)
 

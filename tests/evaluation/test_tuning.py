@@ -65,15 +65,18 @@ def test_the_step_size_is_the_best_of_its_whole_grid(family, name):
     assert found["lr"] == best and found["score"] == pytest.approx(scores[best], rel=1e-9)
 
 
-def test_ascents_are_the_best_of_all_schedules_sizes_and_step_sizes():
-    family, horizon = Functions("booth"), 3
+@pytest.mark.parametrize(("name", "horizon", "at"), [("booth", 3, [0, 1, 2]), ("rosenbrock", 2, [0])])
+def test_ascents_are_the_best_of_all_schedules_sizes_and_step_sizes(name, horizon, at):
+    family = Functions(name)
     found = tune(family, horizon, torch.float64)
     tasks = family.sample(TASKS, generator(SEED), "train", torch.float64)
     half, lr = tasks.select(torch.arange(TASKS // 2)), found["gd"]["lr"]
-    points = [{"at": at, "size": s, "lr": lr * f} for at in ([0], [0, 1, 2]) for s, f in product(*ASCENT.values())]
+    points = [
+        {"at": at, "size": s, "lr": lr * f} for at in ([0], [*range(horizon)]) for s, f in product(*ASCENT.values())
+    ]
     scores = [score("gd+ascent", point, half, horizon) for point in points]
     best, chosen = points[scores.index(min(scores))], found["gd+ascent"]
-    assert (chosen["at"], chosen["size"]) == (best["at"], best["size"])
+    assert (chosen["at"], chosen["size"]) == (best["at"], best["size"]) and chosen["at"] == at
     refined = {best["lr"] * f: score("gd+ascent", {**best, "lr": best["lr"] * f}, tasks, horizon) for f in REFINED}
     assert chosen["score"] == pytest.approx(min(refined.values()), rel=1e-9)
 

@@ -115,5 +115,5 @@ def test_an_element_without_numbers_spoils_its_own_task_only(name: str, bad: flo
     for g, inverse in acted:
         identity = torch.eye(g.shape[-1], dtype=g.dtype)
         assert torch.equal(g[1], identity) and torch.equal(inverse[1], identity) and not torch.equal(g[0], identity)
-    assert carry.alive.all() and carry.undone.tolist() == [0, 4, 0, 0]
+    assert carry.alive.all() and carry.rejected.tolist() == [0, 4, 0, 0]
     laws.assert_close(losses[:, good], expected, 1e-9)

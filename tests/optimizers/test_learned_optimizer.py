@@ -111,7 +111,7 @@ def test_it_takes_the_steps_of_unroll(action: str, update: str, found: bool) -> 
     tasks = family.sample(1, torch.Generator().manual_seed(3), dtype=torch.float64)
     rule = trained(update, averaging=0.5)
     _, carry = unroll(rule, dict(rule.named_parameters()), tasks, start(rule, tasks), 7)
-    assert int(carry.undone) == 0
+    assert int(carry.rejected) == 0
 
     def train_copy(rule: Rule) -> Params:
         slope = partial(F.leaky_relu, negative_slope=0.1) if action == "scaling" else (lambda x: x)
