@@ -14,6 +14,7 @@ Letters in shapes, everywhere in this package:
 
 import warnings
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("meta-teleport")
     if name in _RENAMED:
         new = _RENAMED[name]
         warnings.warn(f"mt.{name} is called mt.{new}: use that name", DeprecationWarning, stacklevel=2)

@@ -1,9 +1,11 @@
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 import meta_teleport as mt
+from meta_teleport.cli.main import main
 
 
 def test_every_public_name_exists():
@@ -34,3 +36,9 @@ def test_importing_the_package_is_cheap():
 def test_the_module_is_the_program():
     done = subprocess.run([sys.executable, "-m", "meta_teleport", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: meta-teleport COMMAND")
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    assert mt.__version__ == version("meta-teleport")
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"meta-teleport {mt.__version__}\n"

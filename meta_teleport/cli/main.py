@@ -27,7 +27,7 @@ Learned teleportation: optimizers that move along the symmetries of a loss.
   symmetries  what a model of your own can be teleported by
   doctor      versions, compute devices, optional packages
 
-{PROGRAM} COMMAND --help lists the flags of a command."""
+{PROGRAM} COMMAND --help lists the flags of a command, {PROGRAM} --version says which version this is."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +59,11 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP)
         return 0 if argv else FAILED
+    if argv[0] == "--version":
+        from meta_teleport import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        return 0
     if argv[0] not in commands:
         raise UserError(f"unknown command '{argv[0]}': choose one of {', '.join(commands)}")
     return commands[argv[0]](argv[1:])

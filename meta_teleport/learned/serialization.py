@@ -7,11 +7,12 @@ factors and some networks, and ``classification``, trained on classifiers of sma
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from meta_teleport.errors import UserError
+from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.registry import construct, resolve
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
 from meta_teleport.runs.checkpoint import load_tensors, make_folder, save_tensors
@@ -67,7 +68,7 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
     save_tensors(path, rule.state_dict(), meta)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Rule:
+def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
     """The rule in a run folder, in a folder that :func:`save` has made, or in such a file, in its saved dtype.
 
     The strings ``pretrained`` and ``classification`` are the rules that come with this package, whatever lies in the
@@ -95,7 +96,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Rule:
     _require_same(rule.state_dict(), tensors, path)
     rule.load_state_dict(tensors, assign=True)
     rule.config, rule.meta_step = config, meta.get("meta_step")
-    return rule
+    return cast(LearnedRule, rule)  # a hand-written rule that somebody saved lacks what LearnedRule adds
 
 
 def require_fit(rule: Rule, shapes: Shapes) -> None:
@@ -126,6 +127,11 @@ def shapes_from_json(content: dict[str, Any] | None) -> Shapes | None:
 
 
 def _file(path: Path) -> Path:
+    if not path.exists() and len(path.parts) == 1:
+        names = ", ".join(NAMED)
+        raise UserError(
+            f"there is no rule '{path}': give a run folder, a saved rule, or one of this package's: {names}"
+        )
     if not path.is_dir():
         return path
     if (path / "config.json").exists():

@@ -94,15 +94,18 @@ class BoundRule:
 
     def load_state_dict(self, tensors: list[Tensor] | None) -> None:
         """Takes over what :meth:`state_dict` gave. Raises ``UserError`` if that was of another rule or model."""
+        self.state = self.checked_state(tensors)
+
+    def checked_state(self, tensors: list[Tensor] | None) -> Any:
+        """The state that ``tensors`` hold. Raises ``UserError`` if it is of another rule or model."""
         if tensors is None:
-            self.state = None
-            return
+            return None
         blank, structure = tree_flatten(self._blank())
         if [t.shape for t in blank] != [t.shape for t in tensors]:
             raise UserError(
                 "this state is of another rule or of another model: make the optimizer as that one was made"
             )
-        self.state = tree_unflatten([t.to(b, copy=True) for t, b in zip(tensors, blank, strict=True)], structure)
+        return tree_unflatten([t.to(b, copy=True) for t, b in zip(tensors, blank, strict=True)], structure)
 
     def _blank(self) -> Any:
         """The state before the first proposal."""

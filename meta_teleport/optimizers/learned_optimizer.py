@@ -1,7 +1,7 @@
 """A rule as a ``torch.optim.Optimizer`` for a model of one's own."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.bound_rule import BoundRule
 from meta_teleport.optimizers.closure_loss import ClosureLoss
+from meta_teleport.optimizers.given_loss import Closure, GivenLoss
 from meta_teleport.params import Params
 from meta_teleport.rules.backtracking import lengths
 from meta_teleport.rules.rule import Rule
@@ -18,7 +19,6 @@ from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import LIMIT, Limits, teleported
 from meta_teleport.teleportation.conditions import require_linear, trainable_parameters
 
-Closure = Callable[[], Any]
 PATIENCE = 5
 """How many teleports in a row are undone before a warning."""
 
@@ -32,11 +32,13 @@ class LearnedOptimizer(Optimizer):
     it; teleports, which leave the loss alone, are not scaled. ``weight_decay`` is decoupled, the part of w that goes
     per step at lr 1. Both may differ between parameter groups.
 
-    ``step(loss)`` takes the loss tensor: gradients are cleared, it calls ``backward`` itself, and afterwards ``.grad``
-    holds the gradients of this loss at the weights before the step. ``step(closure)`` takes a function that, as for any
-    torch optimizer, clears the gradients, computes the loss, calls ``backward`` and returns the loss; ``.grad`` is as
-    the closure left it. Both return the loss. Rules read it, so one of the two is needed; rules that backtrack take a
-    closure only, and evaluate it once more, or several times where lr f would raise the loss.
+    ``step(loss)`` takes the loss tensor. Gradients that have come since the last step, or since the optimizer was made,
+    are used as they are: after ``loss.backward()``, clipping, or several losses that accumulate. Where none have, it
+    clears the old ones and calls ``backward`` itself. ``report(loss=...)`` and then ``step()`` is the same for trainers that pass no loss on.
+    ``step(closure)`` takes a function that, as for any torch optimizer, clears the gradients, computes the loss, calls
+    ``backward`` and returns the loss. All return the loss, and ``.grad`` holds the gradients at the weights before the
+    step. Rules read the loss, so one of the three is needed; rules that backtrack take a closure only, and evaluate it
+    once more, or several times where lr f would raise the loss.
 
     ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out, and without any site
     the update is all there is. ``params``: parameter groups as for any torch optimizer, by default all trainable
@@ -52,7 +54,8 @@ class LearnedOptimizer(Optimizer):
 
     Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
     nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
-    ``state_dict`` has all that changes, recurrent state included, and not the rule.
+    ``state_dict`` has all that changes, recurrent state included, and not the rule. A rule whose step lengths decay to
+    a horizon stands still after it; that is warned of once.
 
     Raises ``UserError`` for models that cannot move, parameters of another model, sites that are not exact, rules that
     are built for another network or read single activations, and settings that are none.
@@ -76,10 +79,11 @@ class LearnedOptimizer(Optimizer):
         symmetry.continuous.require_fit(model)
         self.model, self.step_count, self.rejected = model, 0, 0
         self._rule, self._given, self._begun = rule, symmetry.continuous, False
-        self._checked, self._in_a_row = checked, 0
+        self._checked, self._in_a_row, self._given_loss = checked, 0, GivenLoss()
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
         self._bound, self._begun = self._bind(), True
+        self._given_loss.close(self._bound.parameters.values())
 
     def __getstate__(self) -> dict[str, Any]:
         # schedulers put a step into an optimizer that is bound to this very one
@@ -113,7 +117,10 @@ class LearnedOptimizer(Optimizer):
         bound = self._bound
         bound.require_unchanged()
         self._require_frozen()
-        loss = self._evaluate(closure)
+        self._warn_at_the_horizon()
+        if bound.rule.backtracking and not callable(closure):
+            raise UserError("this rule shortens updates that raise the loss: call step(closure), so that it can look")
+        loss = self._given_loss.evaluate(closure, bound.parameters.values(), self.zero_grad)
         with torch.autocast(bound.like.device.type, enabled=False):
             params = bound.params()
             gradients, value = bound.gradients(), bound.loss(loss)
@@ -131,7 +138,12 @@ class LearnedOptimizer(Optimizer):
                 bound.release()
                 self._update(params, proposal.update, length)
         self.step_count += 1
+        self._given_loss.close(bound.parameters.values())
         return loss
+
+    def report(self, *, loss: Tensor | float) -> None:
+        """Tells the loss of the gradients that are in ``.grad``, for a ``step()`` without arguments."""
+        self._given_loss.report(loss)
 
     def close(self) -> None:
         """Removes the hooks from the model: activations are unknown from here on."""
@@ -148,8 +160,9 @@ class LearnedOptimizer(Optimizer):
         if "learned" not in state_dict:
             raise UserError("this state dict is of another optimizer: give one that a learned optimizer has made")
         learned = state_dict["learned"]
-        self._bound.load_state_dict(learned["state"])
+        state = self._bound.checked_state(learned["state"])  # all is checked before anything changes
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
+        self._bound.state = state
         self.step_count, self.rejected = learned["taken"], learned["undone"]
 
     def _bind(self) -> BoundRule:
@@ -175,20 +188,16 @@ class LearnedOptimizer(Optimizer):
                     f"'{name}' was frozen when this optimizer was made and is trainable now: make a new optimizer"
                 )
 
-    def _evaluate(self, closure: Tensor | Closure | None) -> Any:
-        """The loss, its gradients in ``.grad``."""
-        if self._bound.rule.backtracking and not callable(closure):
-            raise UserError("this rule shortens updates that raise the loss: call step(closure), so that it can look")
-        if closure is None:
-            raise UserError("a learned rule reads the loss: call step(loss), which calls backward, or step(closure)")
-        if callable(closure):
-            with torch.enable_grad():
-                return closure()
-        if not isinstance(closure, Tensor) or closure.numel() != 1 or not closure.requires_grad:
-            raise UserError("step(loss) needs one number with a graph: compute the loss from the model, and reduce it")
-        self.zero_grad()
-        closure.backward()
-        return closure.detach()
+    def _warn_at_the_horizon(self) -> None:
+        rule = self._bound.rule
+        if rule.horizon is None or self.step_count != round(rule.horizon * rule.time_scale):
+            return
+        if any(isinstance(part, Rule) and part.decays for part in rule.modules()):
+            warnings.warn(
+                f"this rule's step lengths end at step {self.step_count}: make it for as many steps as you will take, "
+                "by rule.optimizer(..., steps=n) or rule.for_horizon(n)",
+                stacklevel=5,
+            )
 
     def _settings(self) -> dict[str, tuple[float, float]]:
         """lr and weight decay by name; both 0 without a gradient."""

@@ -201,9 +201,9 @@ def test_a_closure_is_tried_without_a_trace() -> None:
 def test_closures_and_losses_take_the_same_steps() -> None:
     def steps(closures: bool) -> tuple[list[Tensor], Params, list[Any]]:
         model = RELU.build()
-        optimizer = trained().optimizer(model, symmetry=RELU.symmetry)
         for p in model.parameters():
-            p.grad = torch.ones_like(p)
+            p.grad = torch.ones_like(p)  # of whoever trained it before
+        optimizer = trained().optimizer(model, symmetry=RELU.symmetry)
         values = []
         for seed in range(4):
             closure = closure_of(RELU, model, optimizer, seed)
