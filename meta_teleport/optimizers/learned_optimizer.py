@@ -34,11 +34,11 @@ class LearnedOptimizer(Optimizer):
 
     ``step(loss)`` takes the loss tensor. Gradients that have come since the last step, or since the optimizer was made,
     are used as they are: after ``loss.backward()``, clipping, or several losses that accumulate. Where none have, it
-    clears the old ones and calls ``backward`` itself. ``report(loss=...)`` and then ``step()`` is the same for trainers that pass no loss on.
-    ``step(closure)`` takes a function that, as for any torch optimizer, clears the gradients, computes the loss, calls
-    ``backward`` and returns the loss. All return the loss, and ``.grad`` holds the gradients at the weights before the
-    step. Rules read the loss, so one of the three is needed; rules that backtrack take a closure only, and evaluate it
-    once more, or several times where lr f would raise the loss.
+    clears the old ones and calls ``backward`` itself. ``report(loss=...)`` and then ``step()`` is the same for trainers
+    that pass no loss on. ``step(closure)`` takes a function that, as for any torch optimizer, clears the gradients,
+    computes the loss, calls ``backward`` and returns the loss. All return it, and ``.grad`` holds the gradients at
+    the weights before the step. Rules read the loss, so one of the three is needed; rules that backtrack take a closure
+    only, and evaluate it once more, or several times where lr f would raise the loss.
 
     ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out, and without any site
     the update is all there is. ``params``: parameter groups as for any torch optimizer, by default all trainable
