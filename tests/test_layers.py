@@ -3,8 +3,10 @@
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -91,3 +93,23 @@ def test_import_is_light(heavy: str) -> None:
 
 def test_import_check_sees_heavy_modules() -> None:
     assert "matplotlib" in modules_after("import meta_teleport, matplotlib")
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, none if there is no such circle."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as found:
+        return found.args[1]
+    return []
+
+
+@pytest.mark.parametrize("package", ["meta_teleport", "experiments"])
+def test_no_module_is_in_a_circle_of_imports(package: str) -> None:
+    graph = grimp.build_graph(package)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > 100 and circle(imports) == []
+    assert circle({**imports, "first": {"second"}, "second": {"first"}}) in (
+        ["first", "second", "first"],
+        ["second", "first", "second"],
+    )
