@@ -11,7 +11,7 @@ from experiments.held_out.least_squares import LevenbergMarquardt
 from experiments.held_out.members import Setting
 from experiments.lab.rules import Falling, Gauge, InGauge, Muon, ScaledGradientDescent, Shampoo
 from meta_teleport.evaluation.controls import closed_form_controls
-from meta_teleport.evaluation.methods import Jumps, Method, ascent, baseline
+from meta_teleport.evaluation.methods import Interventions, Method, ascent, baseline
 from meta_teleport.evaluation.tuning import decades
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
 from meta_teleport.rules.rule import Rule
@@ -111,9 +111,9 @@ def teleported(name: str, rule: Callable[..., Rule], setting: Setting, grid: lis
 
     def build(settings: Settings, tasks: Tasks, steps: int) -> Method:
         made = rule(settings["lr"])
-        jumps = Jumps(settings["at"], ascent(settings["size"]))
+        interventions = Interventions(settings["at"], ascent(settings["size"]))
         falling = Falling(made, steps) if setting.stochastic else made
-        return replace(_method("ascent", falling, settings), jumps=jumps)
+        return replace(_method("ascent", falling, settings), interventions=interventions)
 
     axes = {"lr": grid, "size": [3e-3, 3e-2, 3e-1]}
     return Contestant(f"{name}, gradient-norm teleport", build, axes, {"at": schedules})
@@ -138,8 +138,8 @@ def _warmed_up(settings: Settings, tasks: Tasks, steps: int) -> Method:
 
 
 def _damped(settings: Settings, tasks: Tasks, steps: int) -> Method:
-    jumps = Jumps(tuple(range(steps)), LevenbergMarquardt(settings["start"]), teleports=False)
-    return replace(_method("damped", Still(), settings), jumps=jumps)
+    interventions = Interventions(tuple(range(steps)), LevenbergMarquardt(settings["start"]), teleports=False)
+    return replace(_method("damped", Still(), settings), interventions=interventions)
 
 
 def _method(name: str, rule: Rule, settings: Settings) -> Method:

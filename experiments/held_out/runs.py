@@ -70,15 +70,15 @@ def follow(method: Method, tasks: Tasks, steps: int, setting: Setting) -> Outcom
     1e6 times its first error from then on."""
     every = setting.horizon // setting.measured
     shown = sorted({*range(0, steps + 1, every), steps})
-    jumps = () if method.jumps is None else method.jumps.at
-    stops = sorted({*shown, *(s for at in jumps for s in (at, at + 1) if s <= steps)})
+    interventions = () if method.interventions is None else method.interventions.at
+    stops = sorted({*shown, *(s for at in interventions for s in (at, at + 1) if s <= steps)})
     _steps(method, tasks, start(method.rule, tasks), WARM_UP_STEPS)
     carry, clock = start(method.rule, tasks), Stopwatch(torch.device("cpu"))
     rows, seconds, spent = [reported(tasks, carry)], [0.0], 0.0
     for first, last in pairwise(stops):
         with clock.running():
-            if first in jumps:
-                carry = _jump(method, tasks, carry)
+            if first in interventions:
+                carry = _intervene(method, tasks, carry)
             carry = _steps(method, tasks, carry, last - first)
         spent += clock.lap()
         if last in shown:
@@ -113,7 +113,7 @@ def _steps(method: Method, tasks: Tasks, carry: Carry, count: int) -> Carry:
     return unroll(method.rule, meta_parameters(method, tasks), tasks, carry, count)[1]
 
 
-def _jump(method: Method, tasks: Tasks, carry: Carry) -> Carry:
-    assert method.jumps is not None
-    moved = method.jumps.move(tasks, carry.params, carry.step)
+def _intervene(method: Method, tasks: Tasks, carry: Carry) -> Carry:
+    assert method.interventions is not None
+    moved = method.interventions.move(tasks, carry.params, carry.step)
     return carry._replace(params=where(carry.alive, moved, carry.params))

@@ -9,7 +9,7 @@ last-layer-solve      the last layer of an MLP solved by least squares, once, an
 import torch
 from torch import Tensor
 
-from meta_teleport.evaluation.methods import Jumps, Method
+from meta_teleport.evaluation.methods import Interventions, Method
 from meta_teleport.params import Params
 from meta_teleport.rules.classical import Whitening
 from meta_teleport.rules.rule import Rule
@@ -32,8 +32,8 @@ def closed_form_controls(tasks: Tasks) -> list[Method]:
     if tasks.symmetry.layers and all(site.group.has_gauges for site in tasks.symmetry.sites):
         methods.append(Method("whitening", "control", Whitening(), {"step": "1 / lambda_max"}))
     if isinstance(tasks, RegressionTasks) and tasks.symmetry.layers:
-        jumps = Jumps((0,), solve_last_layer, teleports=False)
-        methods.append(Method("last-layer-solve", "control", Still(), {"solved": "once, on all points"}, jumps))
+        interventions = Interventions((0,), solve_last_layer, teleports=False)
+        methods.append(Method("last-layer-solve", "control", Still(), {"solved": "once, on all points"}, interventions))
     return methods
 
 

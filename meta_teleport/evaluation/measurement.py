@@ -123,8 +123,8 @@ def measure(
         _Run(method, tasks).advance(0, min(WARM_UP_STEPS, steps))
     run = _Run(method, tasks)
     stops = {0, steps, *range(0, steps, CHUNK)}
-    if method.jumps is not None:
-        stops |= {s for jump in method.jumps.at for s in (jump, jump + 1) if s <= steps}
+    if method.interventions is not None:
+        stops |= {s for jump in method.interventions.at for s in (jump, jump + 1) if s <= steps}
     for first, last in pairwise(sorted(stops)):
         run.advance(first, last)
         if report is not None:
@@ -148,8 +148,8 @@ class _Run:
 
     def advance(self, first: int, last: int) -> None:
         """The steps from ``first`` to ``last``, with the jump before ``first`` if there is one."""
-        if self.method.jumps is not None and first in self.method.jumps.at:
-            self._jump()
+        if self.method.interventions is not None and first in self.method.interventions.at:
+            self._intervene()
         with self.clock.running():
             losses, self.carry = unroll(
                 self.method.rule, self.phi, self.tasks, self.carry, last - first, probe=self.drift
@@ -158,16 +158,16 @@ class _Run:
         self.losses.append(losses)
         self.laps += [self.clock.lap() / (last - first)] * (last - first)
 
-    def _jump(self) -> None:
-        jumps, carry = self.method.jumps, self.carry
-        assert jumps is not None
+    def _intervene(self) -> None:
+        interventions, carry = self.method.interventions, self.carry
+        assert interventions is not None
         with self.clock.running():
-            moved = where(carry.alive, jumps.move(self.tasks, carry.params, carry.step), carry.params)
-            if jumps.teleports and self.tasks.symmetry.keeps_loss:
+            moved = where(carry.alive, interventions.move(self.tasks, carry.params, carry.step), carry.params)
+            if interventions.teleports and self.tasks.symmetry.keeps_loss:
                 before, after = (self.tasks.loss(params, carry.step) for params in (carry.params, moved))
                 safe = is_safe(before, after)
                 moved, carry = where(safe, moved, carry.params), carry._replace(rejected=carry.rejected + ~safe)
-        if jumps.teleports:
+        if interventions.teleports:
             self.drift.measure(self.tasks, carry.params, moved, carry.step)
         self.carry = carry._replace(params=moved)
 

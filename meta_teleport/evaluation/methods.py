@@ -1,7 +1,7 @@
 """What an evaluation compares: named methods.
 
-A method is a rule and, for teleport-augmented optimizers and closed-form controls, jumps: moves of the parameters
-between two steps of the rule. The rule's state is kept through a jump. Names are kebab-case; settings are what a
+A method is a rule and, for teleport-augmented optimizers and closed-form controls, interventions: moves of the
+parameters between two steps of the rule, whose state is kept through them. Names are kebab-case; settings are what a
 reader needs to run the method again.
 """
 
@@ -63,7 +63,7 @@ TELEPORT_BASELINES = tuple(
 
 
 @dataclass(frozen=True)
-class Jumps:
+class Interventions:
     """Moves between steps: before each step in ``at`` the parameters become ``move(tasks, params, step)``.
 
     ``teleports`` says that the moves are meant to leave the loss alone, so that their drift is measured.
@@ -82,7 +82,7 @@ class Method:
     kind: Kind
     rule: Rule
     settings: Settings = field(default_factory=dict)
-    jumps: Jumps | None = None
+    interventions: Interventions | None = None
 
 
 def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator) -> Method:
@@ -100,7 +100,7 @@ def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator)
         return replace(method, settings={**settings, "reported": "lowest loss so far"}) if rule.monotone else method
     at = tuple(settings["at"])
     move = ascent(settings["size"]) if how == "ascent" else random_move(at, settings["sizes"], generator)
-    return Method(name, "teleport-baseline", rule, dict(settings), Jumps(at, move))
+    return Method(name, "teleport-baseline", rule, dict(settings), Interventions(at, move))
 
 
 def ascent(size: float | Tensor, report: Callable[[Ascent], None] | None = None) -> Move:

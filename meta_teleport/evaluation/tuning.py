@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from meta_teleport.evaluation.measurement import measure
-from meta_teleport.evaluation.methods import ASCENT_STEPS, BASELINES, Jumps, Method, Settings, ascent, baseline, decades
+from meta_teleport.evaluation.methods import (
+    ASCENT_STEPS,
+    BASELINES,
+    Interventions,
+    Method,
+    Settings,
+    ascent,
+    baseline,
+    decades,
+)
 from meta_teleport.evaluation.statistics import log10
 from meta_teleport.registry import class_path
 from meta_teleport.runs.checkpoint import make_folder
@@ -107,8 +116,13 @@ def _path_lengths(name: str, settings: Settings, tasks: Tasks) -> list[float]:
         lengths.append(float(found.length.median()))
 
     method = baseline(name, settings, torch.Generator())
-    jumps = Jumps(tuple(settings["at"]), ascent(settings["size"], note))
-    measure(Method(name, method.kind, method.rule, jumps=jumps), tasks, max(settings["at"]) + 1, warm_up=False)
+    interventions = Interventions(tuple(settings["at"]), ascent(settings["size"], note))
+    measure(
+        Method(name, method.kind, method.rule, {}, interventions),
+        tasks,
+        max(settings["at"]) + 1,
+        warm_up=False,
+    )
     return lengths
 
 

@@ -6,7 +6,7 @@ import torch
 from evaluation_cases import Quadratic, Turning, generator
 
 from meta_teleport.evaluation.measurement import Drift, measure
-from meta_teleport.evaluation.methods import Jumps, Method
+from meta_teleport.evaluation.methods import Interventions, Method
 from meta_teleport.rules.classical import GradientDescent
 from meta_teleport.rules.lbfgs import LBFGS
 from meta_teleport.rules.rule import Proposal
@@ -48,8 +48,8 @@ def test_a_failed_task_counts_a_million_times_its_initial_loss_from_the_step_on_
 def test_a_task_that_fails_late_or_after_a_jump_is_marked_from_its_own_step_on(jump):
     tasks = Quadratic(a=2.0).sample(3, generator(), dtype=torch.float64)
     rates = torch.tensor([0.1, 1.3, 2.0], dtype=torch.float64)
-    jumps = None if jump is None else Jumps((jump,), lambda tasks, params, step: params)
-    measured = measure(Method("gd", "baseline", GradientDescent(rates), jumps=jumps), tasks, 30)
+    interventions = None if jump is None else Interventions((jump,), lambda tasks, params, step: params)
+    measured = measure(Method("gd", "baseline", GradientDescent(rates), interventions=interventions), tasks, 30)
     for task, rate in ((1, 1.3), (2, 2.0)):
         growth = (1 - 2 * rate) ** 2
         failing = next(t for t in range(31) if growth**t > 1e6)
@@ -124,7 +124,7 @@ def test_time_that_other_programs_take_does_not_count():
         sleep(0.3)
         return params
 
-    measured = measure(Method("waiting", "control", GradientDescent(0.1), jumps=Jumps((3,), wait)), tasks, 12)
+    measured = measure(Method("waiting", "control", GradientDescent(0.1), {}, Interventions((3,), wait)), tasks, 12)
     assert measured.seconds[-1] < 0.3
 
 
@@ -135,7 +135,7 @@ def test_a_jump_is_paid_for_at_its_own_step():
         work(0.05)
         return params
 
-    measured = measure(Method("jumping", "control", GradientDescent(0.1), jumps=Jumps((3,), move)), tasks, 12)
+    measured = measure(Method("jumping", "control", GradientDescent(0.1), {}, Interventions((3,), move)), tasks, 12)
     steps = measured.seconds.diff()
     assert steps.argmax() == 3 and steps[3] > 0.05
     assert measured.teleports == 1 and measured.drift_max == 0
@@ -148,7 +148,7 @@ def test_drift_is_the_largest_relative_change_of_loss_and_outputs():
     def stretch(tasks, params, step):
         return {"x": 1.1 * params["x"]}
 
-    method = Method("stretch", "control", GradientDescent(0.0), jumps=Jumps((2,), stretch))
+    method = Method("stretch", "control", GradientDescent(0.0), {}, Interventions((2,), stretch))
     undone = measure(method, tasks, 4)
     assert undone.rejected == 4 and undone.drift_max == 0 and torch.equal(undone.losses[4], undone.losses[0])
     measured = measure(method, replace(tasks, keeps_loss=False), 4)
@@ -166,7 +166,7 @@ def test_exact_elements_drift_by_rounding_and_first_order_ones_by_more():
             t = [torch.full((tasks.count, 4, 4), 0.1, dtype=torch.float64)]
             return tasks.symmetry.act(params, tasks.symmetry.exp(t), tasks.inputs(step))
 
-        measured = measure(Method("moved", "control", GradientDescent(0.0), jumps=Jumps((0,), move)), tasks, 1)
+        measured = measure(Method("moved", "control", GradientDescent(0.0), {}, Interventions((0,), move)), tasks, 1)
         assert low <= measured.output_drift_max < high
 
 
