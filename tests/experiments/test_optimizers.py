@@ -189,7 +189,7 @@ def script(name: str, out: Path, *flags: str) -> dict[str, Any]:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    stem = name.removesuffix(".py")
+    stem = {"run": "optimizers", "beyond": "optimizers_beyond"}.get(name, name)
     assert (out / f"{stem}.md").read_text() in done.stdout
     return dict(json.loads((out / f"{stem}.json").read_text()))
 

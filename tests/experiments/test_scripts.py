@@ -19,7 +19,7 @@ from meta_teleport.tasks.regression import Regression
 @pytest.mark.slow
 def test_learning_to_teleport(tmp_path: Path) -> None:
     script = "-m", "experiments.learning_to_teleport.run"
-    command = [sys.executable, script, "--smoke", "--out", str(tmp_path), "--seeds", "0", "1"]
+    command = [sys.executable, *script, "--smoke", "--out", str(tmp_path), "--seeds", "0", "1"]
     for _ in range(2):  # the second time finds everything done
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
