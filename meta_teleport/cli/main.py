@@ -73,6 +73,7 @@ def _train(argv: list[str]) -> int:
     import torch
 
     from meta_teleport.cli.arguments import parse_train
+    from meta_teleport.cli.device import chosen, described
     from meta_teleport.cli.terminal import stopping, training_bar
     from meta_teleport.learned.serialization import build
     from meta_teleport.meta.config import TrainingConfig
@@ -80,7 +81,7 @@ def _train(argv: list[str]) -> int:
     from meta_teleport.runs.run import FORMAT, Run
 
     asked = parse_train(argv)
-    config, device = asked.config, _device(asked.device)
+    config, device = asked.config, chosen(asked.device)
     training = TrainingConfig(**config["training"])
     family, shapes = _family(config["task"])
     _require_one_shape(config, shapes)
@@ -89,7 +90,7 @@ def _train(argv: list[str]) -> int:
         raise UserError(f"{type(rule).__name__} has no meta-parameters to train: choose another --rule")
     run, resume = asked.run, asked.run is not None and asked.run.state_path.exists()
     if run is None:
-        run = Run.create(asked.out, config, _device_name(device))
+        run = Run.create(asked.out, config, described(device))
     elif run.config["training"] != config["training"]:
         run.update({"format": FORMAT, **config})
     if asked.run is not None and not resume:
@@ -151,26 +152,11 @@ def _require_one_shape(config: dict[str, Any], shapes: "Shapes | None") -> None:
         )
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device that torch can use: choose --device cpu (or auto)")
-    return name
-
-
-def _device_name(device: str) -> str:
-    import torch
-
-    return f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device
-
-
 def _evaluate(argv: list[str]) -> int:
     import torch
 
     from meta_teleport.cli.arguments import parse_evaluate
+    from meta_teleport.cli.device import chosen
     from meta_teleport.cli.terminal import method_bars, show
     from meta_teleport.evaluation.evaluation import evaluate, table
     from meta_teleport.evaluation.plots import plot_evaluation
@@ -179,7 +165,7 @@ def _evaluate(argv: list[str]) -> int:
 
     asked = parse_evaluate(argv)
     args, folder = asked.flags, asked.folder
-    device, dtype = _device(args.device), getattr(torch, args.dtype or asked.config["dtype"])
+    device, dtype = chosen(args.device), getattr(torch, args.dtype or asked.config["dtype"])
     rule, (family, shapes) = load(asked.rule), _family(asked.task)
     if shapes is not None:
         require_fit(rule, shapes)
