@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import KINDS, distinct, varies
+from meta_teleport.detection.units import KINDS, ZERO, distinct, has_nothing, nothing_where, still_where_nothing, varies
 from meta_teleport.detection.values import Step, Value, as_units, differs_between_units, handles, labels_or_fixed
 
 MOST = 1 << 20
@@ -42,7 +42,7 @@ def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
         return step.labelled(labels_or_fixed(varying))
     uniform = other.shape.numel() == 1
     step.forbid(varying, kinds=["mix", "scale"] if uniform else KINDS, reason="are added to what does not move in")
-    return step.labelled(labels_or_fixed(varying)) if uniform else step.fixed()
+    return step.labelled(still_where_nothing(labels_or_fixed(varying))) if uniform else step.fixed()
 
 
 def _sum(step: Step, a: Value, b: Value) -> Value:
@@ -57,9 +57,14 @@ def _sum(step: Step, a: Value, b: Value) -> Value:
 
 def bias(step: Step, value: Value, parameter: Value) -> Value:
     """``h + b``: the entries of b make the units that they are added to."""
-    labels = _seen_by(step, value, parameter)
-    step.units.use(parameter.parameter, parameter.coordinates, labels, None, step.place)
-    return step.labelled(labels_or_fixed(value))
+    labels, seen = labels_or_fixed(value), _seen_by(step, value, parameter)
+    alone = seen == ZERO
+    if bool(alone.any()):  # where there is nothing, the entry is a unit of its own
+        seen = torch.where(alone, step.units.fresh(seen.numel(), step.node).reshape(seen.shape), seen)
+    step.units.use(parameter.parameter, parameter.coordinates, seen, None, step.place)
+    if has_nothing(labels):
+        labels = torch.where(labels == ZERO, seen, labels)
+    return step.labelled(labels)
 
 
 def _seen_by(step: Step, value: Value, parameter: Value) -> Tensor:
@@ -70,6 +75,7 @@ def _seen_by(step: Step, value: Value, parameter: Value) -> Tensor:
         if axis < lead or parameter.shape[axis - lead] == 1:
             first = labels.narrow(axis, 0, 1)
             if varies(labels)[axis]:
+                first = labels.amax(axis, keepdim=True)
                 step.units.join(labels, first, f"{step.place} by '{parameter.parameter}'")
             labels = first
     return labels.reshape(labels.shape[lead:])
@@ -101,8 +107,8 @@ def gate(step: Step, held: Value, free: Value) -> Value:
     step.forbid(held, kinds=["mix", "scale"], reason="are held still as the gate of")
     step.forbid(free, kinds=["mix"], reason="are gated by")
     x, y = torch.broadcast_tensors(labels_or_fixed(held), labels_or_fixed(free))
-    step.units.couple(x, y)
-    return step.labelled(y)
+    step.units.couple(x, y, step.place)
+    return step.labelled(nothing_where(x, y))
 
 
 def _held(step: Step, value: Value) -> bool:
@@ -121,11 +127,14 @@ def rescale(step: Step, value: Value, scale: Value) -> Value:
         return _refused(step, value, scale)
     right = _seen_by(step, value, scale) if value.moves else None
     fresh = as_units(step, scale, right)
-    if right is not None:
-        step.units.couple(right, labels_or_fixed(fresh))
+    labels = labels_or_fixed(fresh)
     step.forbid(value, kinds=["mix"], reason="are scaled one by one in")
     step.forbid(fresh, kinds=["mix"] if value.moves else ["mix", "permute"], reason="are scaled one by one in")
-    return step.labelled(labels_or_fixed(fresh))
+    if value.moves:
+        seen, labels = torch.broadcast_tensors(labels_or_fixed(value), labels)
+        step.units.couple(seen, labels, step.place)
+        labels = nothing_where(seen, labels)
+    return step.labelled(labels)
 
 
 def _refused(step: Step, value: Value, parameter: Value) -> Value:

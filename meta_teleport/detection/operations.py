@@ -8,7 +8,7 @@ for all units.
 from dataclasses import replace
 from typing import Any
 
-from meta_teleport.detection.units import Kind, varies
+from meta_teleport.detection.units import Kind, still_where_nothing, varies
 from meta_teleport.detection.values import (
     Step,
     Value,
@@ -89,6 +89,9 @@ def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
     return value if value.moves else step.fixed()
 
 
+ZERO_AT_ZERO = "gelu silu tanh elu celu selu mish hardswish relu6 sin erf square softsign sign".split()
+
+
 @handles(
     "gelu silu sigmoid tanh exp log sqrt rsqrt pow softplus elu celu selu mish hardtanh hardswish hardsigmoid "
     "relu6 sin cos erf reciprocal square log_sigmoid softsign sign"
@@ -101,7 +104,8 @@ def pointwise(step: Step, value: Any, *args: Any, **kwargs: Any) -> Value:
         return step.fixed()
     kinds: list[Kind] = ["mix", "scale", "permute"] if others else ["mix", "scale"]
     step.forbid(value, kinds=kinds, reason="pass, and are not positively homogeneous:")
-    return step.labelled(labels_or_fixed(value))
+    labels = labels_or_fixed(value)
+    return step.labelled(labels if step.operation in ZERO_AT_ZERO else still_where_nothing(labels))
 
 
 @handles("mean sum")

@@ -1,11 +1,12 @@
 """What products mean for units: layers with weights, embeddings, and the two products of attention."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.arithmetic import bias as add_bias
+from meta_teleport.detection.arithmetic import add
 from meta_teleport.detection.units import FIXED, KINDS, squeeze_repeats, varies
 from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
 
@@ -15,6 +16,9 @@ def linear(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Va
     """``x W^T + b`` with W ``(m, d)``."""
     if not weight.parameter:
         return _two_varying(step, x, weight, bias)
+    if len(weight.shape) == 1:
+        made = _vector(step, x, weight)
+        return made if bias is None else add(step, made, bias)
     return _layer(step, x, weight, axis=-1, reads=1, bias=bias)
 
 
@@ -47,6 +51,8 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
         return _layer(step, x, y, axis=-1, reads=0)
     if x.parameter and len(x.shape) == 2 and len(y.shape) >= 2:
         return _layer(step, y, x, axis=-2, reads=1)
+    if y.parameter and len(y.shape) == 1 and not x.parameter:
+        return _vector(step, x, y)
     if x.parameter or y.parameter or min(len(x.shape), len(y.shape)) < 2:
         return _two_varying(step, x, y)
     if x.moves and y.moves:
@@ -90,6 +96,14 @@ def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Val
     return _with_bias(step, step.labelled(made.reshape(-1, *[1] * (-axis - 1))), made, bias)
 
 
+def _vector(step: Step, x: Value, weight: Value) -> Value:
+    """One new unit from the units along the last axis of x, by a weight ``(d,)``."""
+    row = Value(torch.Size((1, *weight.shape)), parameter=weight.parameter,
+                coordinates=tuple(c.unsqueeze(0) for c in weight.coordinates))
+    made = _layer(replace(step, shape=torch.Size((*step.shape, 1))), x, row, axis=-1, reads=1)
+    return step.labelled(labels_or_fixed(made).squeeze(-1))
+
+
 def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> Value:
     if bias is None:
         return result
@@ -97,7 +111,7 @@ def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> V
         step.units.use(bias.parameter, bias.coordinates, made, None, step.place)
         return result
     if bias.parameter:
-        return add_bias(step, result, bias)
+        return add(step, result, bias)
     step.forbid(result, bias, reason="are added to what does not move in")
     return step.fixed()
 

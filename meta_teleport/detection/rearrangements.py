@@ -81,7 +81,9 @@ def keep(step: Step, value: Value, *args: Any, **kwargs: Any) -> Value:
 @handles(SHAPES_ONLY)
 def forget(step: Step, value: Any = None, *args: Any, **kwargs: Any) -> Value:
     """The result depends on shapes only, and on what it is filled with."""
-    step.forbid(*(other for other in args if isinstance(other, Value)))
+    others = [other for other in (*args, *kwargs.values()) if isinstance(other, Value)]
+    step.forbid(*others)
+    step.refuse(*others)
     return step.fixed()
 
 
@@ -97,13 +99,24 @@ def join_tensors(step: Step, values: list[Value], *args: Any, **kwargs: Any) -> 
 
 @handles("pad constant_pad_nd")
 def pad(step: Step, value: Value, widths: list[int], *args: Any) -> Value:
-    """Zeros around a tensor are the same whatever moves; other paddings move entries about."""
+    """Along places a unit goes on, as the number that it is padded with; along units there is nothing. Other paddings
+    move entries about."""
     if value.labels is None:
         return step.fixed()
     mode = args[0] if args and isinstance(args[0], str) else "constant"
     filling = next((a for a in args if isinstance(a, (int, float))), 0)
-    if mode == "constant":
-        label = FIXED if filling else ZERO
-        return step.labelled(torch.nn.functional.pad(value.labels, widths, value=label))
-    spread = torch.nn.functional.pad(value.labels.double(), widths, mode=mode)
-    return step.labelled(spread.long())
+    labels, along = value.labels, varies(value.labels)
+    if filling and mode == "constant":
+        step.forbid(value, kinds=["mix", "scale"], reason="are padded with a number by")
+    beside = [0] * len(widths)
+    for i in range(len(widths) // 2):
+        axis = labels.ndim - 1 - i
+        if along[axis]:
+            beside[2 * i : 2 * i + 2] = widths[2 * i : 2 * i + 2]
+        else:
+            labels = labels.narrow(axis, 0, 1).expand([*labels.shape[:axis], step.shape[axis], *labels.shape[axis + 1 :]])
+    if any(beside) and mode == "constant":
+        labels = torch.nn.functional.pad(labels, beside, value=FIXED if filling else ZERO)
+    elif any(beside):
+        labels = torch.nn.functional.pad(labels.double(), beside, mode=mode).long()
+    return step.labelled(labels)

@@ -99,11 +99,14 @@ class Units:
             elif FIXED in (i, j) and (unit := max(i, j)) >= 0:
                 self.forbid([unit], KINDS, f"meet what does not move in {place}")
 
-    def couple(self, a: Tensor, b: Tensor) -> None:
-        """Joins for permutations only: the units of a gate and those that it gates."""
+    def couple(self, a: Tensor, b: Tensor, place: str) -> None:
+        """Joins for permutations only: the units of a gate and those that it gates. What meets a number instead, or
+        nothing, keeps its place."""
         for i, j in distinct(a, b):
             if i >= 0 and j >= 0:
                 self.permuted.join(i, j, 1)
+            elif (unit := max(i, j)) >= 0:
+                self.forbid([unit], ["permute"], f"meet what does not move in {place}")
 
     def forbid(self, units: Iterable[int], kinds: Iterable[Kind], reason: str) -> None:
         """Forbids some kinds of motion to units. The first reason stays."""
@@ -179,6 +182,21 @@ def varies(labels: Tensor) -> list[bool]:
         labels.shape[axis] > 1 and labels.stride(axis) != 0 and differ(labels, labels.narrow(axis, 0, 1))
         for axis in range(labels.ndim)
     ]
+
+
+def has_nothing(labels: Tensor) -> bool:
+    """Whether some entries are zero whatever moves."""
+    return bool((squeeze_repeats(labels)[0] == ZERO).any())
+
+
+def nothing_where(nothing: Tensor, labels: Tensor) -> Tensor:
+    """The labels of a product with what is zero in some places."""
+    return torch.where(nothing == ZERO, ZERO, labels) if has_nothing(nothing) else labels
+
+
+def still_where_nothing(labels: Tensor) -> Tensor:
+    """The labels after a function that makes a number of zero."""
+    return torch.where(labels == ZERO, FIXED, labels) if has_nothing(labels) else labels
 
 
 def differ(a: Tensor, b: Tensor) -> bool:

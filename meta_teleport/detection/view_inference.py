@@ -122,10 +122,9 @@ def _on_parameter(use: Use, ranks: Tensor, shape: torch.Size) -> tuple[Tensor, l
         c.expand(ranks.shape) if d else torch.zeros((), dtype=torch.long).expand(ranks.shape)
         for c, d in zip(places, deep, strict=True)
     )
-    if index:
-        placed[index] = ranks
-        if bool((placed[index] != ranks).any()):
-            return None
+    placed[index] = ranks if index else ranks.reshape(-1)[0]
+    if bool((placed[index] != ranks).any()):
+        return None
     return placed, [_seen(c) for c in use.coordinates]
 
 

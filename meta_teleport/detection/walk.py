@@ -29,6 +29,8 @@ class Walk:
         for value in tree_leaves(outputs):
             if isinstance(value, Value) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, "are outputs of the model")
+            elif isinstance(value, Value) and value.parameter:
+                self.units.use(value.parameter, value.coordinates, None, None, "the outputs of the model")
         for use in self.units.uses:
             for labels in (use.left, use.right) if use.parameter in self.frozen else ():
                 if labels is not None:

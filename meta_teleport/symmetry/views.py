@@ -66,7 +66,7 @@ class View:
             return (parameter.mT if self._plain else parameter) if self.ndim == 2 else parameter.unsqueeze(-1)
         tasks = parameter.ndim - self.ndim
         lead = parameter.shape[:tasks]
-        factors = self._slice(parameter).reshape(*lead, *self.shape).permute(self._order(tasks))
+        factors = self._slice(parameter).reshape((*lead, *self.shape)).permute(self._order(tasks))
         return factors.reshape(*lead, *self._matrix_shape)
 
     def restore(self, matrix: Tensor, like: Tensor) -> Tensor:
