@@ -48,8 +48,7 @@ def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
 def _sum(step: Step, a: Value, b: Value) -> Value:
     pairs = distinct(labels_or_fixed(a), labels_or_fixed(b))
     if any(i != j for i, j in pairs) and {i for i, _ in pairs} == {j for _, j in pairs}:
-        step.forbid(a, b, reason="are rotated among one another (rotary embedding) by")
-        return step.fixed()
+        step.forbid(a, b, kinds=["mix", "permute"], reason="are rotated among one another (rotary embedding) by")
     x, y = torch.broadcast_tensors(labels_or_fixed(a), labels_or_fixed(b))
     step.units.join(x, y, step.place)
     return step.labelled(x if all(i >= 0 for i, _ in pairs) else torch.maximum(x, y))

@@ -453,7 +453,7 @@ PARAMETERS = [
     Case("bias_that_moves",
          lambda: Net(lambda net, x: net.b(F.linear(x, net.w, net.a(x)[0])) + net.b(net.a(x)),
                      w=weight(4, 3), a=Linear(3, 4), b=Linear(4, 2)),
-         ROWS, (), "added to what does not move"),
+         ROWS, ("gl 4: w a.weight a.bias > b.weight",)),
     Case("scale_that_moves",
          lambda: two(lambda net, x: net.b(F.layer_norm(net.a(x), (4,), net.g(x)[0])) + net.b(net.g(x))),
          ROWS, (), "layer_norm"),
