@@ -131,9 +131,9 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
     right = _units_along(step, x, -space - 1)
     units = step.units.fresh(made, step.node)
     if groups > 1:
-        step.units.forbid_labels(units, ["mix", "permute"], f"belong to groups in {step.place}")
+        step.units.forbid_labels(units, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
         if right is not None:
-            step.units.forbid_labels(right, ["mix", "permute"], f"belong to groups in {step.place}")
+            step.units.forbid_labels(right, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
     if right is not None:
         right = right.reshape(groups, 1, read).expand(groups, made // groups, read).reshape(made, read, *[1] * space)
     step.units.use(weight.parameter, weight.coordinates, units.reshape(-1, *[1] * (space + 1)), right, step.place)

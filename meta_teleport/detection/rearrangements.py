@@ -72,7 +72,7 @@ def _parts(step: Step, value: Value, result: Any, axis: int) -> Any:
         if len(units := distinct(part.labels)) < len(whole):
             step.units.touch((unit for (unit,) in units), (step.node, "", i))
         if part.labels.ndim == value.labels.ndim and varies(part.labels)[axis] and _repeats(value.labels, axis):
-            step.forbid(value, kinds=["mix", "permute"], reason="are cut out of several places by")
+            step.forbid(value, kinds=["mix", "permute"], reason="are cut out of several places by", odd=True)
     return result
 
 

@@ -79,11 +79,11 @@ class Step:
         """A result whose entries are these units."""
         return Value(self.shape, labels.expand(self.shape))
 
-    def forbid(self, *values: Value, kinds: Iterable[Any] = KINDS, reason: str = "") -> None:
-        """Forbids some kinds of motion to the units of some values."""
+    def forbid(self, *values: Value, kinds: Iterable[Any] = KINDS, reason: str = "", odd: bool = False) -> None:
+        """Forbids some kinds of motion to the units of some values; see :meth:`Units.forbid` for ``odd``."""
         for value in values:
             if value.labels is not None:
-                self.units.forbid_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}")
+                self.units.forbid_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}", odd)
 
     def refuse(self, *values: Value) -> None:
         """Notes of those values that are parameters that they are used in a way in which no group can act on them."""
