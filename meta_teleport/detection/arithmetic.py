@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import KINDS, ZERO, distinct, has_nothing, nothing_where, still_where_nothing, varies
+from meta_teleport.detection.units import (
+    FIXED,
+    KINDS,
+    ZERO,
+    distinct,
+    has_nothing,
+    nothing_where,
+    still_where_nothing,
+    varies,
+)
 from meta_teleport.detection.values import Step, Value, as_units, differs_between_units, handles, labels_or_fixed
 
 MOST = 1 << 20
@@ -48,8 +57,8 @@ def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
 def _sum(step: Step, a: Value, b: Value) -> Value:
     pairs = distinct(labels_or_fixed(a), labels_or_fixed(b))
     if any(i != j for i, j in pairs) and {i for i, _ in pairs} == {j for _, j in pairs}:
-        step.forbid(a, b, reason="are rotated among one another (rotary embedding) by")
-        return step.fixed()
+        reason = "are rotated among one another (rotary embedding) by"
+        step.forbid(a, b, kinds=["mix", "permute"], reason=reason, odd=True)
     x, y = torch.broadcast_tensors(labels_or_fixed(a), labels_or_fixed(b))
     step.units.join(x, y, step.place)
     return step.labelled(x if all(i >= 0 for i, _ in pairs) else torch.maximum(x, y))
@@ -90,7 +99,7 @@ def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
         step.forbid(a, reason="are divided by units in")
         return step.fixed()
     if a.moves and b.moves:
-        return gate(step, *((b, a) if _held(step, b) and not _held(step, a) else (a, b)))
+        return gate(step, *((b, a) if _held(step, b) > _held(step, a) else (a, b)))
     for scale, value in ((b, a), (a, b)):
         if scale.parameter:
             return rescale(step, value, scale) if step.operation == "mul" else _refused(step, value, scale)
@@ -98,22 +107,24 @@ def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
         return step.fixed()
     varying, other = (a, b) if a.moves else (b, a)
     if differs_between_units(varying, other):
-        step.forbid(varying, kinds=["mix", "permute"], reason="are multiplied by numbers of their own in")
+        step.forbid(varying, kinds=["mix", "permute"], reason="are multiplied by numbers of their own in", odd=True)
     return step.labelled(labels_or_fixed(varying))
 
 
 def gate(step: Step, held: Value, free: Value) -> Value:
     """``a * b`` of units: the held factor keeps its scale, the product follows the free one; they permute together."""
     step.forbid(held, kinds=["mix", "scale"], reason="are held still as the gate of")
-    step.forbid(free, kinds=["mix"], reason="are gated by")
+    step.forbid(free, kinds=["mix"], reason="are gated by", odd=True)
     x, y = torch.broadcast_tensors(labels_or_fixed(held), labels_or_fixed(free))
     step.units.couple(x, y, step.place)
     return step.labelled(nothing_where(x, y))
 
 
-def _held(step: Step, value: Value) -> bool:
-    labels = labels_or_fixed(value)
-    return int(labels.reshape(-1)[0]) in step.units.forbidden["scale"] if labels.numel() else False
+def _held(step: Step, value: Value) -> tuple[bool, ...]:
+    """Whether the first unit of a value can keep its scale, and its sign, because it must."""
+    labels, forbidden = labels_or_fixed(value), step.units.forbidden
+    first = int(labels.reshape(-1)[0]) if labels.numel() else FIXED
+    return (first in forbidden["scale"], first in forbidden["flip"])
 
 
 def rescale(step: Step, value: Value, scale: Value) -> Value:
@@ -128,8 +139,8 @@ def rescale(step: Step, value: Value, scale: Value) -> Value:
     right = _seen_by(step, value, scale) if value.moves else None
     fresh = as_units(step, scale, right)
     labels = labels_or_fixed(fresh)
-    step.forbid(value, kinds=["mix"], reason="are scaled one by one in")
-    step.forbid(fresh, kinds=["mix"] if value.moves else ["mix", "permute"], reason="are scaled one by one in")
+    for units, kinds in ((value, ["mix"]), (fresh, ["mix"] if value.moves else ["mix", "permute"])):
+        step.forbid(units, kinds=kinds, reason="are scaled one by one in", odd=True)
     if value.moves:
         seen, labels = torch.broadcast_tensors(labels_or_fixed(value), labels)
         step.units.couple(seen, labels, step.place)
@@ -169,7 +180,7 @@ def _affine(step: Step, value: Value, weight: Any, shift: Any, lead: int) -> Val
         return step.fixed()
     fresh = as_units(step, weight)
     labels = labels_or_fixed(fresh)
-    step.units.forbid_labels(labels, ["mix", "permute"], f"are scaled one by one in {step.place}")
+    step.units.forbid_labels(labels, ["mix", "permute"], f"are scaled one by one in {step.place}", odd=True)
     if isinstance(shift, Value) and shift.parameter:
         step.units.use(shift.parameter, shift.coordinates, labels, None, step.place)
     elif isinstance(shift, Value):

@@ -1,8 +1,8 @@
 """What functions of one tensor mean for units: pointwise functions, poolings, reductions.
 
-Three families of motion pass or do not pass an operation: *mixing* units by a matrix passes what is linear and the same
-for all units, *scaling* by positive numbers passes what is positively homogeneous, *permuting* passes what is the same
-for all units.
+Four families of motion pass or do not pass an operation: *mixing* units by a matrix passes what is linear and the same
+for all units, *scaling* by positive numbers passes what is positively homogeneous, *flipping* signs passes what is odd,
+*permuting* passes what is the same for all units.
 """
 
 from dataclasses import replace
@@ -15,6 +15,11 @@ from meta_teleport.detection.values import (
     differs_between_units,
     handles,
     labels_or_fixed,
+)
+
+ODD = (
+    "tanh sinh asinh arcsinh atan arctan tan asin arcsin atanh arctanh sin erf erfinv softsign tanhshrink hardshrink "
+    "reciprocal sign"
 )
 
 
@@ -85,27 +90,39 @@ def negate(step: Step, value: Value) -> Value:
 def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
     """A mask of its own for every unit, whatever the mode: what holds in training holds in evaluation."""
     if p > 0:
-        step.forbid(value, kinds=["mix", "permute"], reason="pass")
+        step.forbid(value, kinds=["mix", "permute"], reason="pass", odd=True)
     return value if value.moves else step.fixed()
 
 
-ZERO_AT_ZERO = "gelu silu tanh elu celu selu mish hardswish relu6 sin erf square softsign sign".split()
+ZERO_AT_ZERO = {*["gelu", "silu", "elu", "celu", "selu", "mish", "hardswish", "relu6", "square"], *ODD.split()} - {
+    "reciprocal"
+}
 
 
 @handles(
-    "gelu silu sigmoid tanh exp log sqrt rsqrt pow softplus elu celu selu mish hardtanh hardswish hardsigmoid "
-    "relu6 sin cos erf reciprocal square log_sigmoid softsign sign"
+    "gelu silu sigmoid exp exp2 expm1 log log1p log2 log10 sqrt rsqrt pow softplus elu celu selu mish hardtanh "
+    f"hardswish hardsigmoid relu6 cos cosh square log_sigmoid {ODD}"
 )
 def pointwise(step: Step, value: Any, *args: Any, **kwargs: Any) -> Value:
-    """The same function for all units, homogeneous or not."""
+    """The same function for all units, homogeneous or not, odd or not."""
     others = [other for other in (*args, *kwargs.values()) if isinstance(other, Value)]
     step.forbid(*others)
     if not isinstance(value, Value) or not value.moves:
         return step.fixed()
     kinds: list[Kind] = ["mix", "scale", "permute"] if others else ["mix", "scale"]
-    step.forbid(value, kinds=kinds, reason="pass, and are not positively homogeneous:")
+    odd = not others and not kwargs and _is_odd(step.operation, args)
+    step.forbid(value, kinds=kinds, reason="pass, and are not positively homogeneous:", odd=odd)
     labels = labels_or_fixed(value)
     return step.labelled(labels if step.operation in ZERO_AT_ZERO else still_where_nothing(labels))
+
+
+def _is_odd(operation: str, numbers: tuple[Any, ...]) -> bool:
+    """Whether f(-z) = -f(z): by the name of f, or by the numbers that come with it."""
+    if operation == "pow":
+        return bool(numbers[0] % 2 == 1)
+    if operation in ("hardtanh", "clamp") and numbers:
+        return len(numbers) == 2 and bool(-numbers[0] == numbers[1] >= 0)
+    return operation in (*ODD.split(), "hardtanh")
 
 
 @handles("mean sum")
@@ -141,5 +158,5 @@ def masked_fill(step: Step, value: Value, mask: Value, filling: Any) -> Value:
     if not value.moves:
         return step.fixed()
     apart = differs_between_units(value, mask)
-    step.forbid(value, kinds=["mix", "permute"] if apart else ["mix"], reason="are masked in")
+    step.forbid(value, kinds=["mix", "permute"] if apart else ["mix"], reason="are masked in", odd=True)
     return step.labelled(labels_or_fixed(value))

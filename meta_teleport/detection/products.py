@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.detection.arithmetic import add
-from meta_teleport.detection.units import FIXED, KINDS, squeeze_repeats, varies
+from meta_teleport.detection.units import ZERO, squeeze_repeats, varies
 from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
 
 
@@ -98,8 +98,11 @@ def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Val
 
 def _vector(step: Step, x: Value, weight: Value) -> Value:
     """One new unit from the units along the last axis of x, by a weight ``(d,)``."""
-    row = Value(torch.Size((1, *weight.shape)), parameter=weight.parameter,
-                coordinates=tuple(c.unsqueeze(0) for c in weight.coordinates))
+    row = Value(
+        torch.Size((1, *weight.shape)),
+        parameter=weight.parameter,
+        coordinates=tuple(c.unsqueeze(0) for c in weight.coordinates),
+    )
     made = _layer(replace(step, shape=torch.Size((*step.shape, 1))), x, row, axis=-1, reads=1)
     return step.labelled(labels_or_fixed(made).squeeze(-1))
 
@@ -110,14 +113,13 @@ def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> V
     if bias.parameter and bias.shape == made.shape:
         step.units.use(bias.parameter, bias.coordinates, made, None, step.place)
         return result
-    if bias.parameter:
-        return add(step, result, bias)
-    step.forbid(result, bias, reason="are added to what does not move in")
-    return step.fixed()
+    return add(step, result, bias)
 
 
 def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
     """The unit that each row of a weight reads: one per place along ``axis``, joined over all other places."""
+    if x.is_zero:
+        return torch.tensor(ZERO).expand(x.shape[axis])
     if x.labels is None:
         return None
     labels = squeeze_repeats(x.labels.movedim(axis, -1))[0]
@@ -146,9 +148,9 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
     right = _units_along(step, x, -space - 1)
     units = step.units.fresh(made, step.node)
     if groups > 1:
-        step.units.forbid_labels(units, ["mix", "permute"], f"belong to groups in {step.place}")
+        step.units.forbid_labels(units, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
         if right is not None:
-            step.units.forbid_labels(right, ["mix", "permute"], f"belong to groups in {step.place}")
+            step.units.forbid_labels(right, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
     if right is not None:
         right = right.reshape(groups, 1, read).expand(groups, made // groups, read).reshape(made, read, *[1] * space)
     step.units.use(weight.parameter, weight.coordinates, units.reshape(-1, *[1] * (space + 1)), right, step.place)
@@ -214,9 +216,7 @@ def _group(step: Step, labels: Tensor, role: str) -> None:
     """Notes which units are treated alike: those along the last axis, for every place in the others."""
     rows = squeeze_repeats(labels)[0].expand(*[-1] * (labels.ndim - 1), labels.shape[-1]).reshape(-1, labels.shape[-1])
     for row in rows.unique(dim=0).tolist():
-        if FIXED in row:
-            step.units.forbid(row, KINDS, f"meet what does not move in {step.place}")
-            continue
-        roots = {step.units.scaled.root(unit)[0] for unit in row if unit >= 0}
-        if roots:
-            step.units.touch(row, (step.node, role, min(roots), min(row)))
+        units = [unit for unit in row if unit >= 0]
+        if units:
+            first = min(step.units.scaled.root(unit)[0] for unit in units)
+            step.units.touch(units, (step.node, role, first, min(units)))

@@ -15,12 +15,13 @@ from meta_teleport.detection.values import (
     labels_or_fixed,
     rearranged,
     unknown,
+    zeros,
 )
 
 
 @handles(
     "view reshape unsafe_view flatten unflatten transpose permute t numpy_T mT movedim swapaxes unsqueeze "
-    "squeeze expand expand_as repeat flip unfold view_as pixel_shuffle pixel_unshuffle channel_shuffle"
+    "squeeze expand expand_as broadcast_to repeat flip unfold view_as pixel_shuffle pixel_unshuffle channel_shuffle"
 )
 def move_about(step: Step, value: Value, *args: Any, **kwargs: Any) -> Any:
     """Entries change places."""
@@ -37,6 +38,15 @@ def repeat(step: Step, value: Value, times: Any, *args: Any, **kwargs: Any) -> A
     return rearranged(step, (value, times, *args), kwargs, value)
 
 
+@handles("index")
+def index(step: Step, value: Value, places: list[Any]) -> Any:
+    """Entries at places that must be known, along one axis: parts of a tensor."""
+    along = [i for i, place in enumerate(places) if place is not None]
+    if len(along) != 1 or places[along[0]].constant is None:
+        return unknown(step, (value, places), {})
+    return _parts(step, value, rearranged(step, (value, places), {}, value), along[0])
+
+
 @handles("roll")
 def roll(step: Step, value: Value, shifts: Any, axes: Any = (), **kwargs: Any) -> Any:
     """Entries change places, along given axes only: a roll over all axes at once takes units from other places."""
@@ -48,17 +58,21 @@ def roll(step: Step, value: Value, shifts: Any, axes: Any = (), **kwargs: Any) -
 @handles("select slice narrow split split_with_sizes chunk unbind tensor_split")
 def cut(step: Step, value: Value, *args: Any, **kwargs: Any) -> Any:
     """Parts of a tensor. The units of a part can go other ways than the rest."""
-    result = rearranged(step, (value, *args), kwargs, value)
-    if value.labels is None:
-        return result
     first = 0 if step.operation in ("select", "slice", "narrow", "unbind") else 1
     axis = kwargs.get("dim", args[first] if len(args) > first else 0)
+    return _parts(step, value, rearranged(step, (value, *args), kwargs, value), axis)
+
+
+def _parts(step: Step, value: Value, result: Any, axis: int) -> Any:
+    """Notes which units the parts of a value along an axis have."""
+    if value.labels is None:
+        return result
     whole = distinct(value.labels)
     for i, part in enumerate(result if isinstance(result, list) else [result]):
         if len(units := distinct(part.labels)) < len(whole):
             step.units.touch((unit for (unit,) in units), (step.node, "", i))
         if part.labels.ndim == value.labels.ndim and varies(part.labels)[axis] and _repeats(value.labels, axis):
-            step.forbid(value, kinds=["mix", "permute"], reason="are cut out of several places by")
+            step.forbid(value, kinds=["mix", "permute"], reason="are cut out of several places by", odd=True)
     return result
 
 
@@ -84,7 +98,7 @@ def forget(step: Step, value: Any = None, *args: Any, **kwargs: Any) -> Value:
     others = [other for other in (*args, *kwargs.values()) if isinstance(other, Value)]
     step.forbid(*others)
     step.refuse(*others)
-    return step.fixed()
+    return zeros(step.shape) if "zero" in step.operation else step.fixed()
 
 
 @handles("cat stack concat concatenate hstack vstack")
@@ -94,7 +108,8 @@ def join_tensors(step: Step, values: list[Value], *args: Any, **kwargs: Any) -> 
     if not any(value.moves for value in values):
         return step.fixed()
     target: Any = step.node.target
-    return step.labelled(target([labels_or_fixed(value) for value in values], *args, **kwargs))
+    labels = [torch.tensor(ZERO).expand(v.shape) if v.is_zero else labels_or_fixed(v) for v in values]
+    return step.labelled(target(labels, *args, **kwargs))
 
 
 @handles("pad constant_pad_nd")
@@ -114,7 +129,9 @@ def pad(step: Step, value: Value, widths: list[int], *args: Any) -> Value:
         if along[axis]:
             beside[2 * i : 2 * i + 2] = widths[2 * i : 2 * i + 2]
         else:
-            labels = labels.narrow(axis, 0, 1).expand([*labels.shape[:axis], step.shape[axis], *labels.shape[axis + 1 :]])
+            labels = labels.narrow(axis, 0, 1).expand(
+                [*labels.shape[:axis], step.shape[axis], *labels.shape[axis + 1 :]]
+            )
     if any(beside) and mode == "constant":
         labels = torch.nn.functional.pad(labels, beside, value=FIXED if filling else ZERO)
     elif any(beside):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from meta_teleport.detection.units import ZERO, Forest, Kind, Units, distinct
 from meta_teleport.detection.view_inference import view
-from meta_teleport.symmetry.groups import GL, Group, Permutation, PositiveScaling
+from meta_teleport.symmetry.groups import GL, Group, Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Refusal
 from meta_teleport.symmetry.views import View
@@ -48,10 +48,13 @@ class Sites:
         """All sites, in the order of the parameters that make their units."""
         scaled, permuted = _classes(self.units.scaled), _classes(self.units.permuted)
         free = [members for members in scaled if not self._is_forbidden(members, "mix")]
-        rest = [m for m in scaled if self._is_forbidden(m, "mix") and not self._is_forbidden(m, "scale")]
+        bound = [members for members in scaled if self._is_forbidden(members, "mix")]
+        rest = [members for members in bound if not self._is_forbidden(members, "scale")]
+        odd = [m for m in bound if self._is_forbidden(m, "scale") and not self._is_forbidden(m, "flip")]
         found = [
             *self._bundled(free, GL),
             *self._bundled(rest, PositiveScaling),
+            *self._bundled(odd, SignFlips),
         ]
         mixed = {unit for members in free for unit in members}
         alike = [
@@ -127,16 +130,16 @@ class Sites:
         producers, consumers = (list(dict.fromkeys(sides[role])) for role in (1, -1))
         if not producers or not consumers:
             return None
-        if not group.has_algebra:  # a diagonal whose rows and columns change places is one vector
+        if _exchanges(group):  # a diagonal whose rows and columns change places is one vector
             consumers = [seen for seen in consumers if seen not in producers]
-        else:
+        if group.has_algebra:
             self.moved |= marks.units
         shape = (len(blocks),) if len(blocks) > 1 else ()
         views = (tuple(v if shape else replace(v, blocks=()) for v in side) for side in (producers, consumers))
         return Site(self._name(producers[0], marks.units, group), group(len(blocks[0]), shape), *views)
 
     def _marks(self, blocks: list[list[list[int]]], group: type[Group]) -> "Marks":
-        forest = self.units.scaled if group.has_algebra else self.units.permuted
+        forest = self.units.permuted if _exchanges(group) else self.units.scaled
         rank = torch.full((len(self.units.touched) - ZERO,), -1)
         row, sign, units = torch.zeros_like(rank), torch.ones_like(rank), set()
         for i, members in enumerate(members for block in blocks for members in block):
@@ -151,12 +154,16 @@ class Sites:
         roles = {t[1] for unit in units for t in self.units.touched[unit] if isinstance(t, tuple)}
         role = {"key": " query-key", "value": " value-output"}.get("".join(roles), "")
         role = role if group.has_algebra and not group.is_diagonal else ""
-        permutes = "" if group.has_algebra else " permutation"
-        return f"{first.name.removesuffix('weight').rstrip('._')}{role}{permutes}"
+        kind = "" if group.has_algebra else " permutation" if _exchanges(group) else " signs"
+        return f"{first.name.removesuffix('weight').rstrip('._')}{role}{kind}"
 
     def _position(self, site: Site) -> tuple[int, str]:
         names = list(self.shapes)
         return names.index(site.producers[0].name), site.name
+
+
+def _exchanges(group: type[Group]) -> bool:
+    return not group.has_algebra and not group.is_diagonal
 
 
 def _classes(forest: Forest) -> list[list[int]]:

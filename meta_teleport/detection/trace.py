@@ -98,8 +98,11 @@ def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()
         place: first[id(every[name.removeprefix("model.")])] for place, name in signature.inputs_to_parameters.items()
     }
     state = {**program.state_dict, **program.constants}
-    constants = signature.inputs_to_lifted_tensor_constants
-    return Trace(program.graph, parameters, {k: state[v] for k, v in constants.items() if isinstance(state[v], Tensor)})
+    constants = {place: state[name] for place, name in signature.inputs_to_lifted_tensor_constants.items()}
+    for place, name in signature.inputs_to_buffers.items():
+        if name in signature.non_persistent_buffers and not state[name].any():
+            constants[place] = state[name]
+    return Trace(program.graph, parameters, {k: v for k, v in constants.items() if isinstance(v, Tensor)})
 
 
 def place(node: Node) -> str:

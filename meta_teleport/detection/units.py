@@ -4,7 +4,7 @@ Every output of a layer with parameters is a *unit*. While the graph of a model 
 
 * two units are **joined** if they must be scaled by the same number (a residual addition), or by inverse numbers (a
   query and the key it is multiplied with), and permuted together;
-* a kind of motion (mixing, scaling, permuting) is **forbidden** to a unit, with the reason;
+* a kind of motion (mixing, scaling, flipping signs, permuting) is **forbidden** to a unit, with the reason;
 * a unit is **touched** by an operation. Units that the same operations touch can be mixed with one another;
 * a parameter is **used**: its entries make some units (left) from others (right).
 
@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["mix", "scale", "permute"]
-KINDS: tuple[Kind, ...] = ("mix", "scale", "permute")
+Kind = Literal["mix", "scale", "flip", "permute"]
+KINDS: tuple[Kind, ...] = ("mix", "scale", "flip", "permute")
 FIXED, ZERO = -1, -2
 
 
@@ -94,7 +94,7 @@ class Units:
         for i, j in distinct(a, b):
             if i >= 0 and j >= 0:
                 if not self.scaled.join(i, j, sign):
-                    self.forbid([i], ("mix", "scale"), f"meet their own inverse in {place}")
+                    self.forbid([i], ("mix", "scale"), f"meet their own inverse in {place}", odd=True)
                 self.permuted.join(i, j, 1)
             elif FIXED in (i, j) and (unit := max(i, j)) >= 0:
                 self.forbid([unit], KINDS, f"meet what does not move in {place}")
@@ -108,16 +108,20 @@ class Units:
             elif (unit := max(i, j)) >= 0:
                 self.forbid([unit], ["permute"], f"meet what does not move in {place}")
 
-    def forbid(self, units: Iterable[int], kinds: Iterable[Kind], reason: str) -> None:
-        """Forbids some kinds of motion to units. The first reason stays."""
+    def forbid(self, units: Iterable[int], kinds: Iterable[Kind], reason: str, odd: bool = False) -> None:
+        """Forbids some kinds of motion to units. The first reason stays. What cannot be mixed or scaled cannot change
+        its sign either, unless it is said that what forbids the former is ``odd``: f(-z) = -f(z), unit by unit."""
         units = [unit for unit in units if unit >= 0]
-        for kind in kinds:
+        forbidden: set[Kind] = set(kinds)
+        if not odd and forbidden & {"mix", "scale"}:
+            forbidden.add("flip")
+        for kind in forbidden:
             for unit in units:
                 self.forbidden[kind].setdefault(unit, reason)
 
-    def forbid_labels(self, labels: Tensor, kinds: Iterable[Kind], reason: str) -> None:
+    def forbid_labels(self, labels: Tensor, kinds: Iterable[Kind], reason: str, odd: bool = False) -> None:
         """:meth:`forbid` for all units in a label tensor."""
-        self.forbid((unit for (unit,) in distinct(labels)), kinds, reason)
+        self.forbid((unit for (unit,) in distinct(labels)), kinds, reason, odd)
 
     def touch(self, units: Iterable[int], touch: object) -> None:
         """Notes an operation that sees these units together."""

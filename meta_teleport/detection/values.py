@@ -36,11 +36,16 @@ class Value:
     def moves(self) -> bool:
         return self.labels is not None
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether all numbers are known to be zero, so that every linear map leaves them alone."""
+        return self.constant is not None and not bool(self.constant.any())
+
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
 SHAPES_ONLY = (
-    "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like rand_like randn_like "
+    "zeros new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like rand_like randn_like "
     "assert_tensor_metadata sym_size size arange zero fill"
 )
 
@@ -74,11 +79,11 @@ class Step:
         """A result whose entries are these units."""
         return Value(self.shape, labels.expand(self.shape))
 
-    def forbid(self, *values: Value, kinds: Iterable[Any] = KINDS, reason: str = "") -> None:
-        """Forbids some kinds of motion to the units of some values."""
+    def forbid(self, *values: Value, kinds: Iterable[Any] = KINDS, reason: str = "", odd: bool = False) -> None:
+        """Forbids some kinds of motion to the units of some values; see :meth:`Units.forbid` for ``odd``."""
         for value in values:
             if value.labels is not None:
-                self.units.forbid_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}")
+                self.units.forbid_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}", odd)
 
     def refuse(self, *values: Value) -> None:
         """Notes of those values that are parameters that they are used in a way in which no group can act on them."""
@@ -134,6 +139,11 @@ def as_units(step: Step, value: Value, right: Tensor | None = None) -> Value:
 def labels_or_fixed(value: Value) -> Tensor:
     """The labels of a value; those of a tensor that does not move are all ``FIXED``."""
     return torch.tensor(FIXED).expand(value.shape) if value.labels is None else value.labels
+
+
+def zeros(shape: torch.Size) -> Value:
+    """A tensor of zeros."""
+    return Value(shape, constant=torch.zeros(()).expand(shape))
 
 
 def differs_between_units(varying: Value, other: Value) -> bool:

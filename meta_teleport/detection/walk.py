@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class Walk:
 
     def __init__(self, traced: Trace, frozen: Mapping[str, str]) -> None:
         self.units, self.trace, self.frozen = Units(), traced, frozen
+        self.written = {_memory(node.args[0]) for node in traced.graph.nodes if _writes(node)}
 
     def run(self) -> Units:
         """The units of the model with all marks on them. What parameters that must not move see or make, and
@@ -51,7 +53,7 @@ class Walk:
             else:
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = self._call(node, args, kwargs)
-                if _in_place(node) and isinstance(node.args[0], Node):
+                if _writes(node):
                     self._write(node, node.args[0], known, outside=inputs is not None)
         raise AssertionError("a graph without an output")
 
@@ -60,9 +62,10 @@ class Walk:
         its memory hold a mixture that nobody keeps account of (so may those ``outside`` of this graph)."""
         before, after = known[target], known[node]
         known[target] = after
+        shared = [other for other in known if other not in (node, target) and _memory(other) == _memory(target)]
+        known.update({other: replace(known[other], constant=None) for other in shared})
         if before.labels is not None and after.labels is not None and not differ(before.labels, after.labels):
             return
-        shared = [other for other in known if other not in (node, target) and _memory(other) == _memory(target)]
         for value in (before, after, *(known[other] for other in shared)):
             if (shared or outside) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, f"are written over in {place(node)}")
@@ -74,7 +77,8 @@ class Walk:
             axes = [torch.arange(n) for n in shape]
             grid = (axis.reshape([-1 if i == j else 1 for j in range(len(shape))]) for i, axis in enumerate(axes))
             return Value(shape, parameter=name, coordinates=tuple(axis.expand(shape) for axis in grid))
-        return Value(shape, constant=self.trace.constants.get(node.name))
+        changes = _memory(node) in self.written
+        return Value(shape, constant=None if changes else self.trace.constants.get(node.name))
 
     def _call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if node.target is operator.getitem:
@@ -104,9 +108,10 @@ def _operation(node: Node) -> str:
     return str(getattr(getattr(node.target, "_overloadpacket", node.target), "__name__", node.target))
 
 
-def _in_place(node: Node) -> bool:
+def _writes(node: Node) -> bool:
+    """Whether an operation writes into its first argument."""
     name = _operation(node)
-    return name.endswith("_") and not name.endswith("__")
+    return name.endswith("_") and not name.endswith("__") and isinstance(next(iter(node.args), None), Node)
 
 
 def _memory(node: Node) -> Any:

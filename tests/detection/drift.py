@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from meta_teleport.detection.trace import Examples, arguments
-from meta_teleport.symmetry.groups import Permutation, PositiveScaling
+from meta_teleport.symmetry.groups import Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.site import Site
 
 SEED, NOISE = 7, 0.05
@@ -71,10 +71,12 @@ class Subject:
 
 
 def element(site: Site, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A random element: factors between 1/2 and 2, ``1 + 0.6 u v^T / k`` with signs u and v, any permutation."""
+    """A random element: factors between 1/2 and 2, ``1 + 0.6 u v^T / k`` with signs u and v, any permutation, signs."""
     group, shape = site.group, (*site.group.blocks, site.group.k)
     if isinstance(group, Permutation):
         return torch.rand(shape, generator=generator).argsort(-1)
+    if isinstance(group, SignFlips):
+        return 2 * torch.randint(2, shape, generator=generator).to(dtype) - 1
     if isinstance(group, PositiveScaling):
         return 2 ** (2 * torch.rand(shape, generator=generator, dtype=dtype) - 1)
     u, v = (torch.randint(2, shape, generator=generator).to(dtype) * 2 - 1 for _ in range(2))

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.detection.trace import Examples
-from meta_teleport.symmetry.groups import GL, Permutation, PositiveScaling
+from meta_teleport.symmetry.groups import GL, Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
-GROUPS = {GL: "gl", PositiveScaling: "scale", Permutation: "permute"}
+GROUPS = {GL: "gl", PositiveScaling: "scale", SignFlips: "flip", Permutation: "permute"}
 
 
 class Net(nn.Module):

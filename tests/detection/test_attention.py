@@ -1,6 +1,7 @@
 """Query-key and value-output pairs of every way to write attention, head by head; and what breaks them."""
 
 import math
+from collections.abc import Callable
 
 import peft
 import pytest
@@ -44,6 +45,35 @@ def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def rotary(h: Tensor) -> Tensor:
     angle = torch.arange(5.0).to(h)[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1]).to(h)
     return h * angle.cos() + torch.cat([-h[..., 2:], h[..., :2]], -1) * angle.sin()
+
+
+def partly_rotary(h: Tensor) -> Tensor:
+    """Rotates the first four numbers of a head and passes the others through."""
+    return torch.cat([rotary(h[..., :4]), h[..., 4:]], -1)
+
+
+def concatenated(keys: Callable[[Net], Tensor]) -> Net:
+    """Packed attention with a bias for queries, one for values, and between them what does not move."""
+
+    def function(net: Net, x: Tensor) -> Tensor:
+        packed = F.linear(x, net.w, torch.cat([net.q, keys(net), net.v]))
+        return net.wo(merge(fused(*map(heads, packed.chunk(3, -1)))))
+
+    net = Net(function, w=weight(24, 8), q=weight(8), v=weight(8), wo=nn.Linear(8, 8))
+    net.register_buffer("zeros", torch.zeros(8), persistent=False)
+    net.register_buffer("saved", torch.zeros(8))
+    return net
+
+
+def shared_by(heads_of: int, places: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Net:
+    """Two groups of heads of 4, each with three queries, one key and one value beside one another (Falcon)."""
+
+    def function(net: Net, x: Tensor) -> Tensor:
+        q, k, v = places(net.w(x).view(2, 5, 2, heads_of + 2, 4))
+        spread = (h.expand(2, 5, 2, heads_of, 4).flatten(2, 3).transpose(1, 2) for h in (k, v))
+        return net.wo(merge(fused(q.flatten(2, 3).transpose(1, 2), *spread)))
+
+    return Net(function, w=nn.Linear(8, 8 * (heads_of + 2), bias=False), wo=nn.Linear(8 * heads_of, 8))
 
 
 def attention(attend=fused, change=lambda q, k, v: (q, k, v), queries: int = 2, keys: int = 2) -> nn.Module:
@@ -144,6 +174,32 @@ WRITTEN = [
         SEQUENCE,
         ("gl 3: q > k", "gl 5: v > o"),
     ),
+    *(
+        Case(
+            f"bias_by_concatenation_{name}",
+            lambda keys=keys: concatenated(keys),
+            SEQUENCE,
+            ("gl 4x2: q w > w", "gl 4x2: v w > wo.weight"),
+        )
+        for name, keys in (("zeros", lambda net: torch.zeros_like(net.v)), ("buffer", lambda net: net.zeros))
+    ),
+    Case(
+        "constant_index",
+        lambda: shared_by(3, lambda h: (h[..., :-2, :], h[..., [-2], :], h[..., [-1], :])),
+        SEQUENCE,
+        ("gl 4x2: w.weight > w.weight", "gl 4x2: w.weight > wo.weight"),
+    ),
+    Case(
+        "partly_rotary",
+        lambda: Net(
+            lambda net, x: net.wo(merge(fused(
+                partly_rotary(heads(net.wq(x), 7)), partly_rotary(heads(net.wk(x), 7)), heads(net.wv(x), 7)
+            ))),
+            wq=nn.Linear(8, 14), wk=nn.Linear(8, 14), wv=nn.Linear(8, 14), wo=nn.Linear(14, 8),
+        ),
+        SEQUENCE,
+        (queries("scale", "4"), queries("gl", "3x2"), f"gl 7x2: {OUTPUT}"),
+    ),
     Case(
         "keys_added_to_values",
         lambda: attention(by_hand, lambda q, k, v: (q, k, v + k)),
@@ -157,8 +213,28 @@ BROKEN = [
         "rotary",
         lambda: attention(fused, lambda q, k, v: (rotary(q), rotary(k), v)),
         SEQUENCE,
-        (f"gl 4x2: {OUTPUT}",),
-        "rotated among one another (rotary embedding)",
+        (queries("scale", "4"), f"gl 4x2: {OUTPUT}"),
+    ),
+    Case(
+        "rotary_of_queries_alone",
+        lambda: attention(fused, lambda q, k, v: (rotary(q), k, v)),
+        SEQUENCE,
+        (queries("scale", "4"), f"gl 4x2: {OUTPUT}"),
+    ),
+    *(
+        Case(
+            f"bias_by_concatenation_{name}",
+            lambda keys=keys: concatenated(keys),
+            SEQUENCE,
+            ("gl 4x2: v w > wo.weight",),
+            "meet what does not move in",
+        )
+        for name, keys in (
+            ("saved", lambda net: net.saved),
+            ("ones", lambda net: torch.ones_like(net.v)),
+            ("written", lambda net: net.zeros.add_(0.5) + 0.0),
+            ("read_then_written", lambda net: (net.zeros.clone(), net.zeros.add_(0.5))[0]),
+        )
     ),
     Case(
         "norms_of_queries",

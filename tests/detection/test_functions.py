@@ -9,6 +9,9 @@ from detection.drift import drifts
 from detection.nets import GROUPS, Case, Net, found, normal
 from torch import Tensor, nn
 
+from meta_teleport.detection.operations import _is_odd, pointwise
+from meta_teleport.detection.values import HANDLERS
+
 Function = Callable[..., Tensor]
 
 
@@ -34,6 +37,7 @@ def written(write: Callable[[Tensor], object]) -> Function:
 
 
 GL4, BOTH, SCALE, PERMUTE, NONE = "gl 4", "permute 4, scale 4", "scale 4", "permute 4", ""
+FLIP, SIGNS = "flip 4", "flip 4, permute 4"
 
 # h: (2, 5, 4): four units at five places of two sequences
 FUNCTIONS: dict[str, tuple[Function, str]] = {
@@ -64,7 +68,27 @@ FUNCTIONS: dict[str, tuple[Function, str]] = {
     "square_root": (lambda h: h.abs().sqrt(), PERMUTE),
     "softplus": (F.softplus, PERMUTE),
     "clamp_elsewhere": (lambda h: h.clamp(min=-1), PERMUTE),
-    "clamp": (lambda h: h.clamp(-1, 1), PERMUTE),
+    "clamp": (lambda h: h.clamp(-1, 1), SIGNS),
+    "clamp_unevenly": (lambda h: h.clamp(-1, 0.5), PERMUTE),
+    "tanh": (torch.tanh, SIGNS),
+    "asinh": (torch.asinh, SIGNS),
+    "tanhshrink": (F.tanhshrink, SIGNS),
+    "symmetric_hardtanh": (F.hardtanh, SIGNS),
+    "hardtanh_by_keyword": (lambda h: torch.ops.aten.hardtanh(h, min_val=-0.5), PERMUTE),
+    "cube": (lambda h: h**3, SIGNS),
+    "tanh_of_dropout": (lambda h: F.dropout(h, 0.5).tanh(), FLIP),
+    "tanh_of_each": (lambda h: (h * torch.arange(1.0, 5.0).to(h)).tanh(), FLIP),
+    "tanh_of_masked_units": (lambda h: h.masked_fill(torch.tensor([True, False, False, False]), 0.0).tanh(), FLIP),
+    "tanh_of_rotary": (lambda h: rotary(h).tanh(), "flip 2"),
+    "mean_of_tanh": (lambda h: h + h.tanh().mean(1, keepdim=True), SIGNS),
+    "relu_of_tanh": (lambda h: h.tanh().relu(), PERMUTE),
+    "tanh_of_abs": (lambda h: h.abs().tanh(), PERMUTE),
+    "largest_tanh": (lambda h: F.max_pool1d(h.tanh().mT, 3, 1, 1).mT, PERMUTE),
+    "tanh_plus_one": (lambda h: h.tanh() + 1.0, PERMUTE),
+    "tanh_plus_numbers": (lambda h: h.tanh() + torch.arange(4.0).to(h), NONE),
+    "tanh_and_sigmoid": (lambda h: h.tanh() + h.sigmoid(), PERMUTE),
+    "tanh_times_sigmoid": (lambda h: h.tanh() * h.sigmoid(), PERMUTE),
+    "softmax_of_tanh": (lambda h: h.tanh().softmax(-1), NONE),
     "hardtanh": (lambda h: F.hardtanh(h, 0.0, 1e9), PERMUTE),
     "threshold_elsewhere": (lambda h: F.threshold(h, 0.1, 0.0), PERMUTE),
     "threshold_to_a_number": (lambda h: F.threshold(h, 0.0, 0.3), PERMUTE),
@@ -97,7 +121,12 @@ FUNCTIONS: dict[str, tuple[Function, str]] = {
     "maximum_of_halves": (lambda h: torch.maximum(h[..., :2], h[..., 2:]).repeat(1, 1, 2), NONE),
     "largest": (lambda h: h.max(-1, keepdim=True)[0].expand(2, 5, 4), NONE),
     "where": (lambda h: torch.where(h > 0.1, h, torch.zeros_like(h)), NONE),
-    "indexed": (lambda h: h[..., [1, 0, 3, 2]], NONE),
+    "indexed": (lambda h: h[..., [1, 0, 3, 2]], GL4),
+    "indexed_twice": (lambda h: h[..., [0, 0, 1, 1, 2, 2]], "gl 3"),
+    "indexed_unevenly": (lambda h: h[..., [0, 0, 1, 2]], NONE),
+    "indexed_places": (lambda h: h[:, [4, 1]], GL4),
+    "indexed_along_two_axes": (lambda h: h[:, [0, 1, 2, 3], [0, 1, 2, 3]][..., None].expand(2, 4, 4), NONE),
+    "indexed_by_numbers": (lambda h: h[..., h.argsort(-1)[0, 0]], NONE),
     "gathered": (lambda h: h.gather(-1, torch.tensor([0, 1, 1, 3]).expand(2, 5, 4)), NONE),
     "clamped_by_units": (lambda h: torch.clamp(h, max=h.flip(1)), NONE),
     "adaptive_max_of_units": (lambda h: F.adaptive_max_pool1d(h, 4), NONE),
@@ -106,8 +135,12 @@ FUNCTIONS: dict[str, tuple[Function, str]] = {
     "diagonal": (lambda h: h[:, :4].diagonal(dim1=1, dim2=2), NONE),
     "rotated_by_a_quarter": (lambda h: h[:, :4].rot90(1, (1, 2)), NONE),
     "rolled_as_one_line": (lambda h: h.roll(1), NONE),
-    "units_rolled_and_added": (lambda h: h + h.roll(1, -1), NONE),
-    "rotary": (rotary, NONE),
+    "units_rolled_and_added": (lambda h: h + h.roll(1, -1), "scale 1"),
+    "rotary": (rotary, "scale 2"),
+    "plus_zeros": (lambda h: h + torch.zeros_like(h), GL4),
+    "zeros_written_through_a_view": (lambda h: (z := torch.zeros_like(h), z[..., 0].fill_(1.0), h + z)[2], NONE),
+    "beside_zeros": (lambda h: torch.cat([h, torch.zeros_like(h)], -1), GL4),
+    "beside_ones": (lambda h: torch.cat([h, torch.ones_like(h)], -1), GL4),
     "triangle": (lambda h: h.tril(), NONE),
     "pooled_units": (lambda h: F.avg_pool1d(h, 2).repeat(1, 1, 2), NONE),
     "pooled_units_same_size": (lambda h: F.avg_pool1d(h, 3, 1, 1), NONE),
@@ -152,3 +185,13 @@ def test_groups_between_linear_layers(case: Case) -> None:
     worst = drifts(case.model(), case.inputs(), sites, trials=5) if sites else {}
     assert all(drift <= 1e-10 for drift in worst.values()), worst
     assert bool(found(case).refusals)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, handler in HANDLERS.items() if handler is pointwise))
+def test_functions_are_taken_for_odd_if_they_are(name: str) -> None:
+    function = getattr(torch, name, None) or getattr(F, name.replace("log_sigmoid", "logsigmoid"))
+    z = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    for exponent in (2, 3) if name == "pow" else (None,):
+        numbers = () if exponent is None else (exponent,)
+        odd = torch.allclose(function(-z, *numbers), -function(z, *numbers), rtol=1e-14, atol=0)
+        assert _is_odd(name, numbers) == odd

@@ -102,6 +102,31 @@ def llama() -> nn.Module:
     return transformers.LlamaForCausalLM(config)
 
 
+def falcon() -> nn.Module:
+    config = transformers.FalconConfig(
+        vocab_size=50, hidden_size=24, num_hidden_layers=1, num_attention_heads=6, num_kv_heads=2,
+        new_decoder_architecture=True, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return transformers.FalconForCausalLM(config)
+
+
+def neox() -> nn.Module:
+    config = transformers.GPTNeoXConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+def beit() -> nn.Module:
+    """With layer scales and a head large enough that what is done below them is seen."""
+    model = timm.create_model(
+        "beit_base_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=3, num_classes=5, init_values=1.0
+    )
+    nn.init.normal_(model.head.weight)
+    return model
+
+
 def gpt2_with_adapters() -> nn.Module:
     config = peft.LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
     return peft.get_peft_model(gpt2(), config)
@@ -165,13 +190,38 @@ SMALL = [
         llama,
         text,
         # two norms per block and the last, which the untied head reads; the ungated half of each hidden layer;
-        # queries and keys are rotated
-        {"gl 4x2 value-output": 2, "scale 24": 5, "scale 40": 2, "permute 40": 2},
+        # queries and keys are rotated, two pairs of numbers in each of two key heads
+        {"gl 4x2 value-output": 2, "scale 4": 2, "scale 24": 5, "scale 40": 2, "permute 40": 2},
         10_152 / 11_352,
-        (
-            "rotated among one another (rotary embedding) by add in 'model.layers.0.self_attn'",
-            "silu in 'model.layers.0.mlp.act_fn'",
-        ),
+        ("silu in 'model.layers.0.mlp.act_fn'",),
+    ),
+    Real(
+        "falcon",
+        falcon,
+        text,
+        # as LLaMA, packed; both norms of the block stand beside one another, the tied head reads the last; gelu
+        # keeps what reads the hidden layer
+        {"gl 4x2 value-output": 1, "scale 4": 1, "scale 24": 2, "permute 96": 1},
+        (24 * 40 + 24 * 24 + 24 * 96 + 2 * 48) / 7_488,
+        ("gelu in 'transformer.h.0.mlp.act'",),
+    ),
+    Real(
+        "neox",
+        neox,
+        text,
+        # two heads of 12, of which 4 are rotated; three norms
+        {"gl 8x2 query-key": 1, "gl 12x2 value-output": 1, "scale 4": 1, "scale 24": 3, "permute 32": 1},
+        (24 * 72 + 72 + 24 * 24 + 24 * 32 + 3 * 48 + 50 * 24) / 6_536,
+        ("gelu in 'gpt_neox.layers.0.mlp.act'",),
+    ),
+    Real(
+        "beit",
+        beit,
+        images(32),
+        # the bias of queries, zeros and the bias of values side by side; layer scales are layers
+        {"gl 8x3 query-key": 1, "gl 8x3 value-output": 1, "scale 24": 5, "permute 96": 1},
+        (4 * 24 * 24 + 3 * 24 + 2 * 24 * 96 + 24 + 2 * 24 + 3 * 48 + 5 * 24) / 25_937,
+        ("is used by index in 'blocks.0.attn' (Attention)",),
     ),
 ]
 
