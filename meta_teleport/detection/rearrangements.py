@@ -1,5 +1,6 @@
 """What moves entries about means for units: views, parts, copies, tensors side by side, paddings."""
 
+from math import inf
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from meta_teleport.detection.values import (
 
 @handles(
     "view reshape unsafe_view flatten unflatten transpose permute t numpy_T mT movedim swapaxes unsqueeze "
-    "squeeze expand expand_as repeat flip unfold view_as pixel_shuffle pixel_unshuffle channel_shuffle"
+    "squeeze expand expand_as repeat flip unfold view_as reshape_as pixel_shuffle pixel_unshuffle channel_shuffle"
 )
 def move_about(step: Step, value: Value, *args: Any, **kwargs: Any) -> Any:
     """Entries change places."""
@@ -97,13 +98,16 @@ def join_tensors(step: Step, values: list[Value], *args: Any, **kwargs: Any) -> 
 
 @handles("pad constant_pad_nd")
 def pad(step: Step, value: Value, widths: list[int], *args: Any) -> Value:
-    """Zeros around a tensor are the same whatever moves; other paddings move entries about."""
+    """Zeros around a tensor are the same whatever moves, -inf whatever is scaled or permuted; other paddings move
+    entries about."""
     if value.labels is None:
         return step.fixed()
     mode = args[0] if args and isinstance(args[0], str) else "constant"
     filling = next((a for a in args if isinstance(a, (int, float))), 0)
     if mode == "constant":
-        label = FIXED if filling else ZERO
+        if filling == -inf:  # in front of a pooling; the same under scalings and permutations
+            step.forbid(value, kinds=["mix"], reason="stand beside -inf in")
+        label = ZERO if filling in (0, -inf) else FIXED
         return step.labelled(torch.nn.functional.pad(value.labels, widths, value=label))
     spread = torch.nn.functional.pad(value.labels.double(), widths, mode=mode)
     return step.labelled(spread.long())
