@@ -4,6 +4,7 @@ A parameter that is added is a bias of the units it is added to. One that is mul
 diagonal weight: it reads units and makes new ones.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,15 @@ from meta_teleport.detection.units import (
     still_where_nothing,
     varies,
 )
-from meta_teleport.detection.values import Step, Value, as_units, differs_between_units, handles, labels_or_fixed
+from meta_teleport.detection.values import (
+    Step,
+    Value,
+    as_units,
+    differs_between_units,
+    handles,
+    labels_or_fixed,
+    unknown,
+)
 
 MOST = 1 << 20
 
@@ -52,6 +61,44 @@ def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     uniform = other.shape.numel() == 1
     step.forbid(varying, kinds=["mix", "scale"] if uniform else KINDS, reason="are added to what does not move in")
     return step.labelled(still_where_nothing(labels_or_fixed(varying))) if uniform else step.fixed()
+
+
+@handles("maximum minimum")
+def larger(step: Step, a: Value, b: Value) -> Value:
+    """Positively homogeneous in both together, and no place for a bias."""
+    if a.parameter or b.parameter:
+        result: Value = unknown(step, (a, b), {})
+        return result
+    step.forbid(a, b, kinds=["mix"], reason="pass")
+    return add(step, a, b)
+
+
+@handles("where")
+def choose(step: Step, mask: Value, a: Any, b: Any) -> Value:
+    """Entries of a in the places of a mask, of b elsewhere. A mask that moves is made of signs of units."""
+    a, b = (as_units(step, _value(value)) for value in (a, b))
+    if mask.moves and not (a.moves or b.moves) and a.shape.numel() == b.shape.numel() == 1:
+        return step.labelled(labels_or_fixed(mask))
+    return masked(step, mask, add(step, a, b))
+
+
+def masked(step: Step, mask: Value, value: Value) -> Value:
+    """Units with zeros in the places of a mask."""
+    if not mask.moves:
+        if value.moves and differs_between_units(value, mask):
+            step.forbid(value, kinds=["mix", "permute"], reason="are masked one by one in", odd=True)
+        return step.labelled(labels_or_fixed(value)) if value.moves else step.fixed()
+    pairs = distinct(labels_or_fixed(mask), labels_or_fixed(value))
+    step.units.forbid((max(i, j) for i, j in pairs if min(i, j) < 0), KINDS, f"meet what does not move in {step.place}")
+    return gate(step, mask, value)
+
+
+@handles("addcmul addcdiv")
+def add_product(step: Step, start: Value, a: Value, b: Value, value: Any = 1) -> Value:
+    """``start + value a b``."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    operation = {"addcmul": "mul", "addcdiv": "div"}[step.operation]
+    return add(step, start, multiply(replace(step, operation=operation, shape=shape), a, b))
 
 
 def _sum(step: Step, a: Value, b: Value) -> Value:

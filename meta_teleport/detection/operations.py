@@ -8,13 +8,17 @@ for all units, *scaling* by positive numbers passes what is positively homogeneo
 from dataclasses import replace
 from typing import Any
 
-from meta_teleport.detection.units import Kind, still_where_nothing, varies
+import torch
+from torch import Tensor
+
+from meta_teleport.detection.arithmetic import larger, masked
+from meta_teleport.detection.units import FIXED, ZERO, Kind, squeeze_repeats, still_where_nothing, varies
 from meta_teleport.detection.values import (
     Step,
     Value,
-    differs_between_units,
     handles,
     labels_or_fixed,
+    unknown,
 )
 
 ODD = (
@@ -65,18 +69,26 @@ def prelu(step: Step, value: Value, slope: Value) -> Value:
 
 @handles(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d"
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
+    "upsample_nearest_exact1d upsample_nearest_exact2d upsample_nearest_exact3d upsample_trilinear3d "
+    "upsample_bilinear2d_aa upsample_bicubic2d_aa"
 )
 def pool(step: Step, value: Value, *args: Any, **kwargs: Any) -> Value:
-    """The same linear map for all channels, over as many trailing axes as the name of the operation says."""
+    """The same linear map for all channels, over as many trailing axes as the name of the operation says. Zeros that
+    stand beside a unit are pooled with it."""
     labels = value.labels
     if labels is None:
         return step.fixed()
-    for axis in range(-int(step.operation[-2]), 0):
-        if varies(labels)[axis]:
+    space = next(int(letter) for letter in step.operation if letter.isdigit())
+    for axis in range(-space, 0):
+        if not varies(labels)[axis]:
+            labels = labels.narrow(axis, 0, 1)
+            continue
+        unit = labels.amax(axis, keepdim=True)
+        if bool(((labels != unit) & (labels != ZERO)).any()):
             step.forbid(value, reason="are pooled with one another by")
             return step.fixed()
-        labels = labels.narrow(axis, 0, 1)
+        labels = unit
     return step.labelled(labels)
 
 
@@ -94,9 +106,7 @@ def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
     return value if value.moves else step.fixed()
 
 
-ZERO_AT_ZERO = {*"gelu silu elu celu selu mish hardswish relu6 square".split(), *ODD.split()} - {"reciprocal"}  # noqa: SIM905
-    "reciprocal"
-}
+ZERO_AT_ZERO = set(f"gelu silu elu celu selu mish hardswish relu6 square {ODD}".split()) - {"reciprocal"}
 
 
 @handles(
@@ -149,14 +159,40 @@ def extreme(step: Step, value: Value, axes: Any = None, keep_axes: bool = False,
     return reduce(step, value, axes, keep_axes)
 
 
+@handles("max min")
+def extreme_or_larger(step: Step, value: Value, *args: Any, **kwargs: Any) -> Any:
+    """Of two tensors, entry by entry; or along an axis, with the places at which it stands."""
+    if args and isinstance(args[0], Value):
+        return larger(step, value, args[0])
+    made = step.node.meta["val"]
+    if isinstance(made, Tensor):
+        return extreme(step, value)
+    dim, keep = (*args, *kwargs.values(), False)[:2]
+    return [extreme(replace(step, shape=made[0].shape), value, dim, keep), Value(made[1].shape)]
+
+
+@handles("gt ge lt le eq ne")
+def compare(step: Step, value: Any, other: Any) -> Value:
+    """``h > 0``: stands still while h is scaled, and changes places with it."""
+    if not (isinstance(value, Value) and value.moves) or isinstance(other, Value) or other != 0:
+        result: Value = unknown(step, (value, other), {})
+        return result
+    seen = squeeze_repeats(labels_or_fixed(value))[0]
+    units = seen[seen >= 0].unique()
+    held = torch.full_like(seen, FIXED)
+    held[seen >= 0] = step.units.fresh(len(units), step.node)[torch.searchsorted(units, seen[seen >= 0])]
+    step.units.couple(seen, held, step.place)
+    step.units.forbid_labels(held, ["mix", "scale"], f"are signs of units in {step.place}")
+    step.forbid(value, kinds=["mix"], reason="are compared with zero by")
+    return step.labelled(held)
+
+
 @handles("masked_fill")
 def masked_fill(step: Step, value: Value, mask: Value, filling: Any) -> Value:
     """Zeros in some places."""
     if isinstance(filling, Value) or filling != 0:
-        step.forbid(value, *([filling] if isinstance(filling, Value) else []), reason="are replaced by numbers in")
+        others = [other for other in (mask, filling) if isinstance(other, Value)]
+        step.forbid(value, *others, reason="are replaced by numbers in")
         return step.fixed()
-    if not value.moves:
-        return step.fixed()
-    apart = differs_between_units(value, mask)
-    step.forbid(value, kinds=["mix", "permute"] if apart else ["mix"], reason="are masked in", odd=True)
-    return step.labelled(labels_or_fixed(value))
+    step.forbid(value, kinds=["mix"], reason="are masked in", odd=True)
+    return masked(step, mask, value)

@@ -132,29 +132,35 @@ def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
     return units
 
 
-@handles("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d")
+@handles("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
 def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *args: Any) -> Value:
     """A convolution ``(o, i / groups, ...)``: every output channel reads the input channels of its group. Transposed
-    ones ``(i, o / groups, ...)``, without groups, are layers whose weight stands the other way round."""
+    ones ``(i, o / groups, ...)`` are layers whose weight stands the other way round."""
     if not weight.parameter or step.operation == "convolution":
         return _two_varying(step, x, weight, bias)
     space = len(weight.shape) - 2
-    if "transpose" in step.operation:
-        whole = weight.shape[1] == step.shape[-space - 1]
-        return _layer(step, x, weight, -space - 1, 0, bias) if whole else _two_varying(step, x, weight, bias)
+    channel, turned = -space - 1, "transpose" in step.operation
+    groups = (step if turned else x).shape[channel] // weight.shape[1]
+    if groups == 1:
+        return _layer(step, x, weight, channel, 0 if turned else 1, bias)
     step.refuse(x)
-    made, read = weight.shape[:2]
-    groups = (x.shape[-space - 1]) // read
-    right = _units_along(step, x, -space - 1)
-    units = step.units.fresh(made, step.node)
-    if groups > 1:
-        step.units.forbid_labels(units, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
-        if right is not None:
-            step.units.forbid_labels(right, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
-    if right is not None:
-        right = right.reshape(groups, 1, read).expand(groups, made // groups, read).reshape(made, read, *[1] * space)
-    step.units.use(weight.parameter, weight.coordinates, units.reshape(-1, *[1] * (space + 1)), right, step.place)
-    return _with_bias(step, step.labelled(units.reshape(-1, *[1] * space)), units, bias)
+    read = _units_along(step, x, channel)
+    made = step.units.fresh(step.shape[channel], step.node)
+    step.units.forbid_labels(made, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
+    if read is not None:
+        step.units.forbid_labels(read, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
+    across, within = weight.shape[0] // groups, weight.shape[1]
+
+    def placed(units: Tensor, rows: bool) -> Tensor:
+        """Units in the shape of the weight: along its rows, or along the columns of the rows of their group."""
+        if rows:
+            return units.reshape(-1, *[1] * (space + 1))
+        columns = units.reshape(groups, 1, within).expand(groups, across, within)
+        return columns.reshape(groups * across, within, *[1] * space)
+
+    right = None if read is None else placed(read, rows=turned)
+    step.units.use(weight.parameter, weight.coordinates, placed(made, rows=not turned), right, step.place)
+    return _with_bias(step, step.labelled(made.reshape(-1, *[1] * space)), made, bias)
 
 
 @handles("embedding")
@@ -165,6 +171,18 @@ def embed(step: Step, weight: Value, index: Value, *args: Any) -> Value:
     units = step.units.fresh(weight.shape[1], step.node)
     step.units.use(weight.parameter, weight.coordinates, units.unsqueeze(0), None, step.place)
     return step.labelled(units)
+
+
+@handles("embedding_bag")
+def embed_bags(step: Step, weight: Value, index: Value, *args: Any, **kwargs: Any) -> list[Value]:
+    """Sums, means or largest entries (mode 2) of rows of a table, and what belongs to no unit."""
+    bags, *others = step.node.meta["val"]
+    step.forbid(*(other for other in args if isinstance(other, Value)))
+    step.refuse(*(other for other in args if isinstance(other, Value)))
+    made = embed(replace(step, shape=bags.shape), weight, index)
+    if len(args) > 2 and args[2] == 2:
+        step.forbid(made, kinds=["mix"], reason="pass")
+    return [made, *(Value(other.shape) for other in others)]
 
 
 @handles("scaled_dot_product_attention")

@@ -1,11 +1,12 @@
 """What moves entries about means for units: views, parts, copies, tensors side by side, paddings."""
 
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import FIXED, ZERO, distinct, squeeze_repeats, varies
+from meta_teleport.detection.units import FIXED, ZERO, Kind, distinct, squeeze_repeats, varies
 from meta_teleport.detection.values import (
     SHAPES_ONLY,
     Step,
@@ -21,7 +22,8 @@ from meta_teleport.detection.values import (
 
 @handles(
     "view reshape unsafe_view flatten unflatten transpose permute t numpy_T mT movedim swapaxes unsqueeze "
-    "squeeze expand expand_as broadcast_to repeat flip unfold view_as pixel_shuffle pixel_unshuffle channel_shuffle"
+    "squeeze expand expand_as broadcast_to repeat flip unfold view_as reshape_as pixel_shuffle pixel_unshuffle "
+    "channel_shuffle"
 )
 def move_about(step: Step, value: Value, *args: Any, **kwargs: Any) -> Any:
     """Entries change places."""
@@ -115,23 +117,23 @@ def join_tensors(step: Step, values: list[Value], *args: Any, **kwargs: Any) -> 
 @handles("pad constant_pad_nd")
 def pad(step: Step, value: Value, widths: list[int], *args: Any) -> Value:
     """Along places a unit goes on, as the number that it is padded with; along units there is nothing. Other paddings
-    move entries about."""
+    move entries about. Padding with -inf, in front of a pooling, is the same whatever is scaled or permuted."""
     if value.labels is None:
         return step.fixed()
     mode = args[0] if args and isinstance(args[0], str) else "constant"
     filling = next((a for a in args if isinstance(a, (int, float))), 0)
     labels, along = value.labels, varies(value.labels)
     if filling and mode == "constant":
-        step.forbid(value, kinds=["mix", "scale"], reason="are padded with a number by")
+        kinds: list[Kind] = ["mix"] if filling == -inf else ["mix", "scale"]
+        step.forbid(value, kinds=kinds, reason="are padded with a number by")
     beside = [0] * len(widths)
     for i in range(len(widths) // 2):
         axis = labels.ndim - 1 - i
         if along[axis]:
             beside[2 * i : 2 * i + 2] = widths[2 * i : 2 * i + 2]
         else:
-            labels = labels.narrow(axis, 0, 1).expand(
-                [*labels.shape[:axis], step.shape[axis], *labels.shape[axis + 1 :]]
-            )
+            wide = [*labels.shape[:axis], step.shape[axis], *labels.shape[axis + 1 :]]
+            labels = labels.narrow(axis, 0, 1).expand(wide)
     if any(beside) and mode == "constant":
         labels = torch.nn.functional.pad(labels, beside, value=FIXED if filling else ZERO)
     elif any(beside):

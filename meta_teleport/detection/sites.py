@@ -128,7 +128,7 @@ class Sites:
                     return None
                 sides[side * way].append(seen)
         producers, consumers = (list(dict.fromkeys(sides[role])) for role in (1, -1))
-        if not producers or not consumers:
+        if not producers or not consumers or (len(blocks[0]) == 1 and not group.has_algebra):
             return None
         if _exchanges(group):  # a diagonal whose rows and columns change places is one vector
             consumers = [seen for seen in consumers if seen not in producers]

@@ -96,6 +96,44 @@ LAYERS = [
         ROWS,
         ("gl 2: down > up",),
     ),
+    Case(
+        "product_of_four",
+        lambda: Net(lambda net, x: torch.einsum("bi,ji,kj,mk->bm", x, net.u, net.v, net.w),
+                    u=weight(4, 3), v=weight(4, 4), w=weight(2, 4)),
+        ROWS,
+        ("gl 4: u > v", "gl 4: v > w"),
+    ),
+    Case(
+        "product_of_three_beginning_with_parameters",
+        lambda: Net(lambda net, x: torch.einsum("ij,jk,bk->bi", net.u, net.v, x), u=weight(2, 4), v=weight(4, 3)),
+        ROWS,
+        ("gl 4: v > u",),
+    ),
+    Case(
+        "product_with_a_scale",
+        lambda: Net(lambda net, x: torch.einsum("bi,i,oi->bo", net.a(x).relu(), net.s, net.w),
+                    a=Linear(3, 4), s=weight(4), w=weight(2, 4)),
+        ROWS,
+        ("scale 4: a.weight a.bias > s", "permute 4: a.weight a.bias s > w", "scale 4: s > w"),
+    ),
+    Case(
+        "bags",
+        lambda: chain(nn.EmbeddingBag(7, 4), Linear(4, 2)), tokens, ("gl 4: 0.weight > 1.weight",),
+    ),
+    Case(
+        "bags_of_largest",
+        lambda: chain(nn.EmbeddingBag(7, 4, mode="max"), Linear(4, 2)),
+        tokens,
+        ("scale 4: 0.weight > 1.weight", "permute 4: 0.weight > 1.weight"),
+    ),
+    Case(
+        "bags_weighed_by_units",
+        lambda: Net(lambda net, x, t: net.b(net.e(t, per_sample_weights=net.a(x).sigmoid())),
+                    e=nn.EmbeddingBag(7, 4, mode="sum"), a=Linear(3, 4), b=Linear(4, 2)),
+        lambda: (normal(2, 3)(), tokens()),
+        ("gl 4: e.weight > b.weight",),
+        "sigmoid in 'model' (Net)",
+    ),
     Case("table", lambda: chain(nn.Embedding(7, 4), Linear(4, 2)), tokens, ("gl 4: 0.weight > 1.weight",)),
     Case(
         "tied_head",
@@ -179,10 +217,23 @@ IMAGES = [
     ),
     Case(
         "transposed_groups",
-        lambda: chain(Conv(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3, groups=2)),
+        lambda: chain(Conv(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 3, groups=2), nn.ReLU(), Conv(6, 2, 1)),
         IMAGE,
-        (),
-        "transpose2d",
+        ("scale 4: 0.weight 0.bias > 2.weight", "scale 6: 2.weight 2.bias > 4.weight"),
+    ),
+    Case(
+        "transposed_in_space",
+        lambda: chain(
+            nn.ConvTranspose3d(3, 4, 3), nn.Upsample(scale_factor=2, mode="trilinear"), nn.ConvTranspose3d(4, 2, 3)
+        ),
+        normal(2, 3, 3, 3, 3),
+        hidden("gl"),
+    ),
+    Case(
+        "padded_as_tensorflow_does",
+        lambda: chain(Conv(3, 4, 3), nn.ZeroPad2d(1), nn.MaxPool2d(3, 2), Conv(4, 2, 1)),
+        IMAGE,
+        tuple(f"{group} 4: 0.weight 0.bias > 3.weight" for group in ("scale", "permute")),
     ),
     Case(
         "squeeze_and_excite",
