@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from meta_teleport.errors import UserError
 from meta_teleport.meta.unroll import Carry, unroll
 from meta_teleport.params import Params, leaves
 from meta_teleport.rules.rule import Rule
@@ -106,6 +107,11 @@ def truncated_bptt(
         if bool((at.alive & ~new.alive).any()):
             return run(at._replace(failed_at=new.failed_at))
         value = mean_over(at.alive, meta_losses(objective, penalty, losses, initial, before))
+        if not value.requires_grad:
+            raise UserError(
+                f"no meta-parameter of {type(rule).__name__} has any influence on its losses: let its proposals depend "
+                "on them, or take a longer training.window"
+            )
         found = torch.autograd.grad(value, list(free.values()), allow_unused=True, materialize_grads=True)
         return losses.detach(), new, value.detach(), dict(zip(free, found, strict=True))
 

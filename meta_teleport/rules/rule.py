@@ -105,10 +105,11 @@ class Shapes(NamedTuple):
 
 
 def shapes_of(params: Params, symmetry: Symmetry) -> Shapes:
-    """The shapes of one network; the leading task dimension of ``params`` is left out."""
+    """The shapes of one network; the leading task dimension of ``params`` is left out, and so are sites whose group has
+    no Lie algebra, which no rule moves along."""
     return Shapes(
         {name: tuple(tensor.shape[1:]) for name, tensor in params.items()},
-        tuple(SiteShape(site.parameters, tuple(site.group.algebra_shape)) for site in symmetry.sites),
+        tuple(SiteShape(site.parameters, tuple(site.group.algebra_shape)) for site in symmetry.continuous.sites),
     )
 
 
