@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from meta_teleport.params import Params, axpy, leaves, per_task, value_and_grad, where
 from meta_teleport.rules.backtracking import lengths
+from meta_teleport.rules.least_loss import require_readable
 from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Element
@@ -68,6 +69,7 @@ def start(rule: Rule, tasks: Tasks) -> Carry:
     """The carry before the first step of every task."""
     step = torch.zeros(tasks.count, dtype=torch.long, device=next(iter(tasks.params.values())).device)
     initial = tasks.loss(tasks.params, step).detach()
+    require_readable(rule, initial, initial)
     state = rule.init(tasks.params, tasks.orbit)
     failed_at = torch.where(torch.isfinite(initial), NEVER, step)
     return Carry(tasks.params, state, step, initial, failed_at, torch.zeros_like(step))
@@ -130,6 +132,7 @@ def unroll(
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1
         new, gradients = _evaluate(tasks, moved, step, second_order)
+        require_readable(rule, new, initial)
         healthy = torch.isfinite(new) & (new <= failure_limit(initial))
         failed_at = torch.where(alive & ~healthy, step, failed_at)
         alive = alive & healthy

@@ -131,6 +131,7 @@ class Rule(nn.Module, ABC):
     Attributes:
         observes_hidden: Observations hold the activations at every site.
         observes_grams: Observations hold the second moments of the activations, where they are known.
+        nonnegative_losses: It takes the least loss to be zero: it reads logarithms of losses, or Polyak's step length.
         element_modules: Names of the modules (and parameters) of this rule that elements are made by.
         shapes: Those of the network whose sizes this rule has; None for rules that fit every network.
         horizon: Steps it is made for; None for rules that do not go by one.
@@ -145,6 +146,7 @@ class Rule(nn.Module, ABC):
 
     observes_hidden: bool = False
     observes_grams: bool = False
+    nonnegative_losses: bool = False
     element_modules: tuple[str, ...] = ()
     shapes: Shapes | None = None
     horizon: int | None = None
