@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from meta_teleport.errors import UserError
 from meta_teleport.params import Params, axpy, leaves, per_task, value_and_grad, where
 from meta_teleport.rules.backtracking import lengths
+from meta_teleport.rules.contract import require_proposal, require_state
 from meta_teleport.rules.least_loss import require_readable
 from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import LayerInput
@@ -69,8 +71,14 @@ def start(rule: Rule, tasks: Tasks) -> Carry:
     """The carry before the first step of every task."""
     step = torch.zeros(tasks.count, dtype=torch.long, device=next(iter(tasks.params.values())).device)
     initial = tasks.loss(tasks.params, step).detach()
+    if initial.shape != step.shape:
+        name = type(tasks).__name__
+        raise UserError(
+            f"{name}.loss gives shape {tuple(initial.shape)}: give one number per task, {tuple(step.shape)}"
+        )
     require_readable(rule, initial, initial)
     state = rule.init(tasks.params, tasks.orbit)
+    require_state(rule, state, tasks.count)
     failed_at = torch.where(torch.isfinite(initial), NEVER, step)
     return Carry(tasks.params, state, step, initial, failed_at, torch.zeros_like(step))
 
@@ -116,6 +124,7 @@ def unroll(
         if failed:
             observation = observation.harmless(alive)
         proposal, state = functional_call(rule, phi, (observation, state))
+        require_proposal(rule, proposal, params, symmetry)
         if failed:
             proposal = proposal.only(alive)
         length: float | Tensor = 1.0  # or (tasks,)
@@ -141,6 +150,7 @@ def unroll(
         params = where(alive, moved, params) if failed else moved
         loss = torch.where(alive, new, loss) if failed else new
         shown.append(tasks.error(params, step) if errors else loss)
+    require_state(rule, state, tasks.count)
     kept = shown[:-1] if losses_before else shown[1:]
     # detached: meta-gradients stop where a window ends
     return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, failed_at, rejected))

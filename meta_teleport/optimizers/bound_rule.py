@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.activation_hooks import GramHooks
 from meta_teleport.params import Params
+from meta_teleport.rules.contract import require_proposal
 from meta_teleport.rules.least_loss import require_readable
 from meta_teleport.rules.rule import Observation, Proposal, Rule, describe, shapes_of
 from meta_teleport.symmetry.symmetry import Element, Symmetry
@@ -80,6 +81,7 @@ class BoundRule:
         )
         self.hooks.clear()
         proposal, self.state = self.rule(observation, self._blank() if self.state is None else self.state)
+        require_proposal(self.rule, proposal, params, self.symmetry)
         return proposal
 
     def transport(self, elements: tuple[Element, ...]) -> None:
