@@ -4,13 +4,15 @@ Every tensor of a ``Params`` has shape ``(tasks, *shape)``: the same network for
 in this package below the optimizer wrappers mutates such a tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+
+from meta_teleport.errors import UserError
 
 Params = dict[str, Tensor]
 
@@ -112,14 +114,22 @@ def value_and_grad(
 
     Zeros for parameters that the loss does not depend on. Both are constants, or, with ``create_graph``, part of the
     graph that ``params`` belong to.
+
+    Raises ``UserError`` if the loss depends on no parameter.
     """
     point = aliases(params) if create_graph else leaves(params)
     with torch.enable_grad():
         values = loss(point)
-        found = torch.autograd.grad(
-            values.sum(), list(point.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
-        )
-    return values if create_graph else values.detach(), dict(zip(params, found, strict=True))
+        found: Sequence[Tensor | None] = ()
+        if values.requires_grad:
+            inner = list(point.values())
+            found = torch.autograd.grad(values.sum(), inner, create_graph=create_graph, allow_unused=True)
+    if all(g is None for g in found):
+        raise UserError("the loss depends on no parameter: compute it from those it is given, without detach()")
+    gradients = {
+        name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(params.items(), found, strict=True)
+    }
+    return values if create_graph else values.detach(), gradients
 
 
 def aliases(params: Params) -> Params:

@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+import os
 import pkgutil
 import sys
+import traceback
 from typing import Any
 
 from meta_teleport.errors import UserError
@@ -18,8 +20,8 @@ def known(base: type) -> dict[str, type]:
 
     Where two classes share a name it is the one of this package that stands here; :func:`resolve` refuses such a name.
     """
-    found = {cls.__name__: cls for cls in _buildable(base) if not _is_ours(cls)}
-    found |= {cls.__name__: cls for cls in _buildable(base) if _is_ours(cls)}
+    found = {cls.__name__: cls for cls in _buildable(base) if not is_ours(cls)}
+    found |= {cls.__name__: cls for cls in _buildable(base) if is_ours(cls)}
     return dict(sorted(found.items()))
 
 
@@ -37,10 +39,10 @@ def resolve(name: str, base: type, trusted: bool = False) -> type:
     cls: Any
     if not module_name:
         namesakes = [cls for cls in _buildable(base) if cls.__name__ == class_name]
-        ours = [cls for cls in namesakes if _is_ours(cls)]
+        ours = [cls for cls in namesakes if is_ours(cls)]
         cls = _only(class_name, namesakes if trusted else ours or namesakes)
     elif module_name.split(".")[0] == PACKAGE:
-        cls = next((cls for cls in _buildable(base) if cls.__name__ == class_name and _is_ours(cls)), None)
+        cls = next((cls for cls in _buildable(base) if cls.__name__ == class_name and is_ours(cls)), None)
     else:
         if trusted:
             import_module(module_name)
@@ -59,7 +61,7 @@ def resolve(name: str, base: type, trusted: bool = False) -> type:
 
 def _offered(base: type) -> list[str]:
     """The classes of this package that a config can build: their arguments are plain values."""
-    return [name for name, cls in known(base).items() if _is_ours(cls) and not _takes_objects(cls)]
+    return [name for name, cls in known(base).items() if is_ours(cls) and not _takes_objects(cls)]
 
 
 def _takes_objects(cls: type) -> bool:
@@ -72,7 +74,7 @@ def _takes_objects(cls: type) -> bool:
 def class_path(cls: type) -> str:
     """What files call a class: its bare name if it is of this package, the full path otherwise; :func:`resolve` reads
     both."""
-    return cls.__name__ if _is_ours(cls) else import_path(cls)
+    return cls.__name__ if is_ours(cls) else import_path(cls)
 
 
 def import_path(cls: type) -> str:
@@ -98,12 +100,13 @@ def _only(name: str, found: list[type]) -> type | None:
     """The one class of that name. A module that was imported anew counts once, by its path."""
     paths = {import_path(cls): cls for cls in found}
     if len(paths) > 1:
-        own = {path: f"{PACKAGE}.{name}" if _is_ours(cls) else path for path, cls in paths.items()}
+        own = {path: f"{PACKAGE}.{name}" if is_ours(cls) else path for path, cls in paths.items()}
         raise UserError(f"several modules define a class '{name}': write {' or '.join(sorted(own.values()))}")
     return next(iter(paths.values()), None)
 
 
-def _is_ours(cls: type) -> bool:
+def is_ours(cls: type) -> bool:
+    """Whether a class is of this package."""
     return cls.__module__.split(".")[0] == PACKAGE
 
 
@@ -112,8 +115,7 @@ def import_module(name: str) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"module '{name}' cannot be imported ({type(error).__name__}: {reason})") from None
+        raise UserError(f"module '{name}' cannot be imported ({_described(error)})") from error
 
 
 def call_factory(path: str) -> Any:
@@ -131,7 +133,15 @@ def call_factory(path: str) -> Any:
     try:
         return factory()
     except Exception as error:
-        raise UserError(f"{path} failed ({type(error).__name__}: {' '.join(str(error).split())})") from None
+        raise UserError(f"{path} failed ({_described(error)})") from error
+
+
+def _described(error: Exception) -> str:
+    """An error in somebody's program in one line, with the place where it was raised."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+    place = "" if file is None or file.startswith("<") else f", {os.path.basename(file)} line {line}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def construct(spec: dict[str, Any], base: type, *args: Any, **extra: Any) -> Any:

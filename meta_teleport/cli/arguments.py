@@ -46,6 +46,7 @@ class TrainArguments:
     run: Run | None
     config: dict[str, Any]
     device: str
+    overwrite: bool
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     if run is not None:
         complete = train_parser({key: _importable(stored)[key] for key in BASES}, stored).parse([f"--out={out}"])
         _require_agreement(_plain(complete), config)
-    return TrainArguments(args.out, run, config, args.device)
+    if run is not None and args.overwrite:
+        raise UserError("--resume goes on with a run and --overwrite begins it anew: choose one of them")
+    return TrainArguments(args.out, run, config, args.device, args.overwrite)
 
 
 def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:

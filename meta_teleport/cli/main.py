@@ -90,7 +90,7 @@ def _train(argv: list[str]) -> int:
         raise UserError(f"{type(rule).__name__} has no meta-parameters to train: choose another --rule")
     run, resume = asked.run, asked.run is not None and asked.run.state_path.exists()
     if run is None:
-        run = Run.create(asked.out, config, described(device))
+        run = Run.create(asked.out, config, described(device), asked.overwrite)
     elif run.config["training"] != config["training"]:
         run.update({"format": FORMAT, **config})
     if asked.run is not None and not resume:
@@ -125,7 +125,7 @@ def _family(spec: dict[str, Any]) -> "tuple[TaskFamily, Shapes | None]":
     the user's to change."""
     import torch
 
-    from meta_teleport.registry import construct
+    from meta_teleport.registry import construct, is_ours
     from meta_teleport.rules.rule import shapes_of
     from meta_teleport.tasks.family import TaskFamily
 
@@ -133,6 +133,8 @@ def _family(spec: dict[str, Any]) -> "tuple[TaskFamily, Shapes | None]":
     try:
         drawn = [member.sample(1, torch.Generator().manual_seed(0)) for member in family.members]
     except (RuntimeError, IndexError) as error:
+        if not all(is_ours(type(member)) for member in family.members):
+            raise  # what a user's class raises is the user's to see
         raise UserError(f"no task can be drawn with these --task settings ({error}): change them") from error
     first, *others = (shapes_of(tasks.params, tasks.symmetry) for tasks in drawn)
     return family, first if all(shapes == first for shapes in others) else None

@@ -57,6 +57,9 @@ def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Pa
     )
     parser.add_argument("--out", type=str, required=True, help="run folder to make (or, with --resume, to go on with)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own config")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew in --out: removes what a run wrote there, nothing else"
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags win over it")
     _add_common(parser)
     parser.add_argument("--seed", type=Seed, default=stored.get("seed", 0), help="seed of the rule and of the tasks")

@@ -117,6 +117,7 @@ class Equivariant(LearnedRule):
         self.hidden_size = hidden_size
         self.update = update_named(update, hidden_size, horizon, start, lr)
         self.observes_grams = self.update.observes_grams or "activations" in bases
+        self.nonnegative_losses = self.update.nonnegative_losses or bool(bases)
         if bases:
             self.element_lstm = StackedLSTM(FEATURES + invariants(self.bases), hidden_size, layers=1)
             self.element_head = nn.Linear(hidden_size, len(bases))
@@ -168,6 +169,7 @@ class Equivariant(LearnedRule):
         copy = deepcopy(self)
         copy.update, copy.config, copy.backtracking = update, None, update.backtracking
         copy.observes_grams = update.observes_grams or "activations" in self.bases
+        copy.nonnegative_losses = update.nonnegative_losses or bool(self.bases)
         return copy
 
     def _due(self, observation: Observation) -> Tensor:

@@ -29,7 +29,7 @@ def element_controls(rule: Rule, label: str, generator: torch.Generator) -> list
 def closed_form_controls(tasks: Tasks) -> list[Method]:
     """The controls without meta-parameters that exist for these tasks: none for a network that is not a chain."""
     methods = []
-    if tasks.symmetry.layers and all(site.group.has_gauges for site in tasks.symmetry.sites):
+    if tasks.symmetry.layers and all(site.group.has_gauges for site in tasks.orbit.sites):
         methods.append(Method("whitening", "control", Whitening(), {"step": "1 / lambda_max"}))
     if isinstance(tasks, RegressionTasks) and tasks.symmetry.layers:
         interventions = Interventions((0,), solve_last_layer, teleports=False)

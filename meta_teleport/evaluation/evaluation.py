@@ -111,6 +111,7 @@ def evaluate(
     steps = steps or MULTIPLES[-1] * horizon
     tuned = tune(family, horizon, dtype, device, folder, report)
     batch = family.sample(tasks, torch.Generator().manual_seed(seed), "held_out", dtype, device)
+    _require_finite(batch)
     methods, measured = {}, {}
     if rule is not None:
         method = Method(label, "learned", rule, _describe(rule))
@@ -149,6 +150,13 @@ def table(evaluation: Evaluation) -> Table:
         drifts = [f"{d:.0e}" if measured.teleports else "-" for d in (measured.drift_max, measured.output_drift_max)]
         shown.add_row(name, method.kind, *medians, seconds, *drifts, str(measured.failed))
     return shown
+
+
+def _require_finite(batch: Tasks) -> None:
+    """Raises ``UserError`` if no task has a first loss that is finite."""
+    step = torch.zeros(batch.count, dtype=torch.long, device=next(iter(batch.params.values())).device)
+    if not bool(batch.loss(batch.params, step).isfinite().any()):
+        raise UserError("no held-out task has a finite loss at its start: check the data and the loss of the family")
 
 
 def _others(rule: Rule | None, label: str, tuned: dict[str, Settings], batch: Tasks, seed: int) -> Iterator[Method]:

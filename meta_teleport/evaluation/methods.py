@@ -111,7 +111,7 @@ def ascent(size: float | Tensor, report: Callable[[Ascent], None] | None = None)
 
     def move(tasks: Tasks, params: Params, step: Tensor) -> Params:
         found = ascend(
-            tasks.symmetry,
+            tasks.orbit,
             params,
             tasks.inputs(step),
             lambda at: tasks.loss(at, step),
@@ -129,7 +129,7 @@ def random_move(at: Sequence[int], sizes: Sequence[float], generator: torch.Gene
     """The move by random elements; before step ``at[i]`` their norm over all sites is ``sizes[i]``."""
 
     def move(tasks: Tasks, params: Params, step: Tensor) -> Params:
-        symmetry, inputs = tasks.symmetry, tasks.inputs(step)
+        symmetry, inputs = tasks.orbit, tasks.inputs(step)
         size = sizes[at.index(int(step[0]))]
         like = next(iter(params.values()))
         groups = [site.group for site in symmetry.sites]

@@ -78,7 +78,7 @@ def tune(
 def _tune_all(tasks: Tasks, horizon: int, report: Report | None) -> dict[str, Settings]:
     found: dict[str, Settings] = {}
     tuned = {name: entry for name, entry in BASELINES.items() if entry.grids}
-    teleported = [name for name, entry in tuned.items() if entry.teleports] if tasks.symmetry.sites else []
+    teleported = [name for name, entry in tuned.items() if entry.teleports] if tasks.orbit.sites else []
     total = len(tuned) + 2 * len(teleported)
 
     def add(name: str, settings: Settings) -> None:

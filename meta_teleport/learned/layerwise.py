@@ -67,6 +67,7 @@ class Layerwise(LearnedRule):
     """
 
     observes_grams = True
+    nonnegative_losses = True
 
     horizon: int
 

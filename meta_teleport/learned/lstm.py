@@ -87,6 +87,7 @@ class LSTMRule(LearnedRule):
         self.shapes, self.features, self.safeguard = shapes, features, safeguard
         self.hidden_size, self.layers, self.gradient_term = hidden_size, layers, gradient_term
         self.element_size, self.size = element_size, size
+        self.nonnegative_losses = features == "normalized" or gradient_term
 
     def forward(self, observation: Observation, state: LSTMState) -> tuple[Proposal, LSTMState]:
         if not isinstance(state.anchor, Anchor):
@@ -109,7 +110,7 @@ class LSTMRule(LearnedRule):
         if self.features == "raw":
             return rows
         size = (rows.square().sum(1, keepdim=True) + torch.finfo(rows.dtype).tiny).sqrt()
-        logs = torch.cat([size, observation.loss.unsqueeze(1) + torch.finfo(rows.dtype).tiny], 1).log()
+        logs = torch.cat([size, observation.loss.unsqueeze(1).clamp(min=torch.finfo(rows.dtype).tiny)], 1).log()
         return torch.cat([rows / size * rows.shape[1] ** 0.5, LOG_SCALE * logs], 1)
 
     def lstm(self, names: tuple[str, ...]) -> StackedLSTM:

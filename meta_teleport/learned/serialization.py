@@ -13,7 +13,7 @@ import torch
 
 from meta_teleport.errors import UserError
 from meta_teleport.learned.learned_rule import LearnedRule
-from meta_teleport.registry import construct, resolve
+from meta_teleport.registry import construct, is_ours, resolve
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
 from meta_teleport.runs.checkpoint import load_tensors, make_folder, save_tensors
 from meta_teleport.runs.run import FORMAT, Run, check_format
@@ -90,8 +90,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
     try:
         rule = build(spec, shapes)
     except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+        if isinstance(error, UserError) or not is_ours(resolve(str(spec["class_path"]), Rule)):
+            raise  # what a user's class raises is the user's to see
         raise UserError(f"{path} is damaged (no rule can be built as its header says): copy it again") from None
     _require_same(rule.state_dict(), tensors, path)
     rule.load_state_dict(tensors, assign=True)

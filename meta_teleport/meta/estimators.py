@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from meta_teleport.errors import UserError
 from meta_teleport.meta.unroll import Carry, unroll
 from meta_teleport.params import Params, leaves
+from meta_teleport.rules.least_loss import require_not_negative
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import Tasks
 
@@ -20,14 +22,19 @@ Penalty = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Estimate(NamedTuple):
-    """The meta-loss of a window (a mean over tasks), its gradient, the losses ``(steps, tasks)``, the next carry,
-    and how many tasks failed in this window."""
+    """The meta-loss of a window (a mean over tasks, nan if all have failed), its gradient, the losses ``(steps,
+    tasks)``, the next carry, and how many tasks failed in this window."""
 
     meta_loss: Tensor
     gradient: Params
     losses: Tensor
     carry: Any
     failed: int
+
+    @property
+    def lost(self) -> bool:
+        """No task has survived this window: its meta-loss is nan, and its gradient zero."""
+        return not bool(self.carry.alive.any())
 
 
 def loss_sum(losses: Tensor, initial: Tensor) -> Tensor:
@@ -57,6 +64,10 @@ def mean_increase(losses: Tensor, initial: Tensor, before: Tensor, floor: float 
 
 
 def _log(losses: Tensor, initial: Tensor, floor: float) -> Tensor:
+    for values in (initial, losses):
+        require_not_negative(
+            values, initial, "log objectives and penalties take", "add a constant, or take objective sum"
+        )
     least = (floor * initial).clamp(min=torch.finfo(losses.dtype).tiny) if floor else torch.finfo(losses.dtype).tiny
     return losses.clamp(min=least).log()
 
@@ -106,13 +117,18 @@ def truncated_bptt(
         if bool((at.alive & ~new.alive).any()):
             return run(at._replace(failed_at=new.failed_at))
         value = mean_over(at.alive, meta_losses(objective, penalty, losses, initial, before))
+        if not value.requires_grad:
+            raise UserError(
+                f"no meta-parameter of {type(rule).__name__} has any influence on its losses: let its proposals depend "
+                "on them, or take a longer training.window"
+            )
         found = torch.autograd.grad(value, list(free.values()), allow_unused=True, materialize_grads=True)
         return losses.detach(), new, value.detach(), dict(zip(free, found, strict=True))
 
     def overflowing(candidates: Tensor) -> list[int]:
         mask = torch.zeros_like(carry.alive)
         mask[candidates] = True
-        if _finite(run(carry.keeping(mask))[3]):
+        if not len(candidates) or _finite(run(carry.keeping(mask))[3]):
             return []
         if len(candidates) == 1:
             return candidates.tolist()
@@ -124,7 +140,7 @@ def truncated_bptt(
         kept = new.alive.clone()
         kept[overflowing(new.alive.nonzero().squeeze(1))] = False
         losses, new, value, gradient = run(carry._replace(failed_at=new.failed_at).keeping(kept))
-    return Estimate(value, gradient, losses, new, int((carry.alive & ~new.alive).sum()))
+    return Estimate(known(value, new.alive), gradient, losses, new, int((carry.alive & ~new.alive).sum()))
 
 
 @torch.no_grad()
@@ -149,6 +165,11 @@ def meta_losses(
 def mean_over(alive: Tensor, values: Tensor) -> Tensor:
     """The mean of ``values`` ``(tasks,)`` over the tasks that are ``alive``; 0 if none is."""
     return torch.where(alive, values, torch.zeros_like(values)).sum() / alive.sum().clamp(min=1)
+
+
+def known(meta_loss: Tensor, alive: Tensor) -> Tensor:
+    """The meta-loss of a window, nan if none of its tasks is ``alive``."""
+    return torch.where(alive.any(), meta_loss, torch.nan)
 
 
 def _finite(gradient: Params) -> bool:

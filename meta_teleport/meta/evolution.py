@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from meta_teleport.meta.estimators import Estimate, Objective, Penalty, mean_over, meta_losses, references
+from meta_teleport.meta.estimators import Estimate, Objective, Penalty, known, mean_over, meta_losses, references
 from meta_teleport.meta.unroll import Carry, start, unroll
 from meta_teleport.params import Params
 from meta_teleport.rules.rule import Rule
@@ -161,5 +161,6 @@ def _estimate(total: Params, plus: _Half, minus: _Half, alive: Tensor, sigma: fl
     weight = torch.where(kept, slope, torch.zeros_like(slope)) / kept.sum().clamp(min=1)
     gradient = {name: torch.tensordot(weight.to(xi.dtype), xi, dims=1) for name, xi in total.items()}
     carry = PairCarry(plus.carry.keeping(kept), minus.carry, total)
-    meta_loss, losses = mean_over(kept, (plus.values + minus.values) / 2), (plus.losses + minus.losses) / 2
+    meta_loss = known(mean_over(kept, (plus.values + minus.values) / 2), kept)
+    losses = (plus.losses + minus.losses) / 2
     return Estimate(meta_loss, gradient, losses, carry, int((alive & ~kept).sum()))

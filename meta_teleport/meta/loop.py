@@ -64,7 +64,8 @@ def train(
     With a ``run`` the metrics, the rule and the state of the run are kept in its folder; ``resume`` goes on from
     there. ``report`` is told after every meta-step; when ``should_stop`` says so the run saves and returns.
 
-    Raises ``UserError`` for a rule without meta-parameters and for a state that does not fit.
+    Raises ``UserError`` for a rule without meta-parameters, for a state that does not fit, for losses that rule or
+    objective cannot read, and when all tasks fail window after window; the last saved state then stays.
     """
     if not any(True for _ in rule.parameters()):
         raise UserError(f"{type(rule).__name__} has no meta-parameters: there is nothing to train, evaluate it instead")
@@ -84,9 +85,10 @@ def train(
         progress = Progress(step, training.meta_steps, meta_loss, done / (time.perf_counter() - began), trainer.failed)
         if report is not None:
             report(progress)
-        if run is not None and (step % training.log_every == 0 or step == training.meta_steps):
+        if run is not None and (step % training.log_every == 0 or step == training.meta_steps or estimate.lost):
             last = estimate.losses[-1][estimate.carry.alive]
             run.log(step, {**_metrics(progress, last), **trainer.member_losses()})
+        trainer.require_survivors()
         if run is not None and step % training.save_every == 0:
             _save(trainer, run)
     if run is not None:

@@ -17,7 +17,8 @@ from meta_teleport.tasks.family import Tasks
 class TaskPool:
     """``training.tasks`` tasks side by side, each with its carry and the step at which it is due to be replaced.
 
-    ``sample(count)`` draws tasks and ``start(tasks)`` gives the carry before their first step. A carry is the
+    ``sample(count)`` draws tasks and ``start(tasks)`` gives the carry before their first step. ``lost`` counts the
+    windows in a row of which no task has survived. A carry is the
     estimator's business, but for ``carry.step`` and ``carry.alive``, both ``(tasks,)``, and the task dimension in front
     of all its tensors.
     """
@@ -32,6 +33,7 @@ class TaskPool:
         self.tasks: Tasks = sample(training.tasks)
         self.carry = start(self.tasks)
         self.due, self.meta_loss = self._first_due(), float("nan")
+        self.lost = 0
 
     def renew(self) -> None:
         """Puts fresh tasks in the place of those that are through their horizon, or have failed."""
@@ -45,6 +47,11 @@ class TaskPool:
     def follow(self, estimate: Estimate) -> None:
         """Goes on from where a window has led."""
         self.carry, self.meta_loss = estimate.carry, float(estimate.meta_loss)
+        self.lost = self.lost + 1 if estimate.lost else 0
+
+    def unusable(self) -> int:
+        """How many tasks have not begun, and cannot: their initial losses are not finite."""
+        return int((~self.carry.alive & (self.carry.step == 0)).sum())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All of it as tensors and numbers."""

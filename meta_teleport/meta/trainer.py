@@ -20,13 +20,15 @@ from meta_teleport.meta.estimators import (
 )
 from meta_teleport.meta.evolution import es, pes, start_pairs
 from meta_teleport.meta.task_pool import TaskPool
-from meta_teleport.meta.unroll import start
+from meta_teleport.meta.unroll import FAILURE_FACTOR, start
 from meta_teleport.params import Params
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
 T = TypeVar("T")
 Start = Callable[[Rule, Tasks], Any]
+LOST = 3
+"""After how many windows without a survivor a run ends."""
 
 
 class Trainer:
@@ -65,6 +67,7 @@ class Trainer:
         """One meta-step: fresh tasks where due, one window, one update of phi."""
         t, pool = self.training, self.pool
         pool.renew()
+        self.failed += pool.unusable()
         estimate = self.estimate(
             self.rule,
             self.phi,
@@ -78,9 +81,20 @@ class Trainer:
         )
         pool.follow(estimate)
         self.failed += estimate.failed
-        self._descend(estimate.gradient)
+        if not estimate.lost:
+            self._descend(estimate.gradient)
         self.meta_step += 1
         return estimate
+
+    def require_survivors(self) -> None:
+        """Raises ``UserError`` if no task of a member has survived its last LOST windows."""
+        for member, pool in zip(self.family.members, self.pools, strict=True):
+            if pool.lost >= LOST:
+                raise UserError(
+                    f"all {pool.tasks.count} tasks of {type(member).__name__} failed in {LOST} windows in a row (a "
+                    f"loss not finite, or above {FAILURE_FACTOR:.0e} times the first): check that its losses are "
+                    "finite at the start, and that the rule's first steps are short enough"
+                )
 
     def _pool(self, member: TaskFamily) -> TaskPool:
         def sample(count: int) -> Tasks:

@@ -20,8 +20,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from meta_teleport.errors import UserError
 from meta_teleport.params import Params, axpy, leaves, per_task, value_and_grad, where
 from meta_teleport.rules.backtracking import lengths
+from meta_teleport.rules.contract import require_proposal, require_state
+from meta_teleport.rules.least_loss import require_readable
 from meta_teleport.rules.rule import Observation, Proposal, Rule
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Element
@@ -68,7 +71,14 @@ def start(rule: Rule, tasks: Tasks) -> Carry:
     """The carry before the first step of every task."""
     step = torch.zeros(tasks.count, dtype=torch.long, device=next(iter(tasks.params.values())).device)
     initial = tasks.loss(tasks.params, step).detach()
-    state = rule.init(tasks.params, tasks.symmetry)
+    if initial.shape != step.shape:
+        name = type(tasks).__name__
+        raise UserError(
+            f"{name}.loss gives shape {tuple(initial.shape)}: give one number per task, {tuple(step.shape)}"
+        )
+    require_readable(rule, initial, initial)
+    state = rule.init(tasks.params, tasks.orbit)
+    require_state(rule, state, tasks.count)
     failed_at = torch.where(torch.isfinite(initial), NEVER, step)
     return Carry(tasks.params, state, step, initial, failed_at, torch.zeros_like(step))
 
@@ -98,22 +108,23 @@ def unroll(
     ``probe(tasks, before, after, proposal, step)`` is shown what each group action did.
     """
     _, state, step, initial, failed_at, rejected = carry
-    alive = carry.alive
+    alive, symmetry = carry.alive, tasks.orbit
     params = leaves(carry.params) if second_order else carry.params
     loss, gradients = _evaluate(tasks, params, step, second_order)  # (tasks,), and (tasks, *shape) each
     shown = [tasks.error(params, step) if errors else loss]
     failed = not bool(alive.all())
-    bounded = rule.backtracking and not all(site.exact for site in tasks.symmetry.sites)
+    bounded = rule.backtracking and not all(site.exact for site in symmetry.sites)
     for _ in range(steps):
         inputs = tasks.inputs(step)
-        hidden = tasks.symmetry.hidden(params, inputs) if rule.observes_hidden else ()  # per site (tasks, k, n)
-        grams = tasks.symmetry.grams(params, inputs) if rule.observes_grams else ()  # per site (tasks, *blocks, k, k)
-        observation = Observation(params, gradients, loss, step, hidden, grams, tasks.symmetry)
+        hidden = symmetry.hidden(params, inputs) if rule.observes_hidden else ()  # per site (tasks, k, n)
+        grams = symmetry.grams(params, inputs) if rule.observes_grams else ()  # per site (tasks, *blocks, k, k)
+        observation = Observation(params, gradients, loss, step, hidden, grams, symmetry)
         if not second_order:
             observation = observation.detached()
         if failed:
             observation = observation.harmless(alive)
         proposal, state = functional_call(rule, phi, (observation, state))
+        require_proposal(rule, proposal, params, symmetry)
         if failed:
             proposal = proposal.only(alive)
         length: float | Tensor = 1.0  # or (tasks,)
@@ -121,15 +132,16 @@ def unroll(
             length = lengths(proposal.update, params, gradients, loss, partial(tasks.loss, step=step))
         moved = updated = axpy(length, proposal.update, params)
         if proposal.algebra:
-            elements = tasks.symmetry.exp_pairs(proposal.algebra)  # per site g and its inverse, (tasks, *blocks, k, k)
+            elements = symmetry.exp_pairs(proposal.algebra)  # per site g and its inverse, (tasks, *blocks, k, k)
             ceiling = ceiling_of(loss.detach(), initial) if bounded else None
             moved, elements, stopped = _teleport(tasks, updated, elements, inputs, step, ceiling)
-            state = rule.transport(state, tasks.symmetry, elements)
+            state = rule.transport(state, symmetry, elements)
             rejected = rejected + stopped
             if probe is not None:
                 probe(tasks, updated, moved, proposal, step)
         step = step + 1
         new, gradients = _evaluate(tasks, moved, step, second_order)
+        require_readable(rule, new, initial)
         healthy = torch.isfinite(new) & (new <= failure_limit(initial))
         failed_at = torch.where(alive & ~healthy, step, failed_at)
         alive = alive & healthy
@@ -138,6 +150,7 @@ def unroll(
         params = where(alive, moved, params) if failed else moved
         loss = torch.where(alive, new, loss) if failed else new
         shown.append(tasks.error(params, step) if errors else loss)
+    require_state(rule, state, tasks.count)
     kept = shown[:-1] if losses_before else shown[1:]
     # detached: meta-gradients stop where a window ends
     return torch.stack(kept), tree_map(torch.Tensor.detach, Carry(params, state, step, initial, failed_at, rejected))
@@ -153,9 +166,10 @@ def _teleport(
 ) -> tuple[Params, tuple[Element, ...], Tensor]:
     """The parameters moved by the proposed elements, those that have acted, and the tasks ``(tasks,)`` where not all of
     them did, because that would have moved the loss."""
-    if tasks.symmetry.keeps_loss:
-        return move_safely(tasks.symmetry, params, elements, inputs, partial(tasks.loss, step=step), ceiling)
-    return tasks.symmetry.move(params, elements, inputs), elements, torch.zeros_like(step, dtype=torch.bool)
+    symmetry = tasks.orbit
+    if symmetry.keeps_loss:
+        return move_safely(symmetry, params, elements, inputs, partial(tasks.loss, step=step), ceiling)
+    return symmetry.move(params, elements, inputs), elements, torch.zeros_like(step, dtype=torch.bool)
 
 
 def _evaluate(tasks: Tasks, params: Params, step: Tensor, second_order: bool) -> tuple[Tensor, Params]:

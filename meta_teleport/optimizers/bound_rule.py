@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.activation_hooks import GramHooks
 from meta_teleport.params import Params
+from meta_teleport.rules.contract import require_proposal
+from meta_teleport.rules.least_loss import require_readable
 from meta_teleport.rules.rule import Observation, Proposal, Rule, describe, shapes_of
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
@@ -56,13 +58,16 @@ class BoundRule:
         return {name: _gradient(name, p).unsqueeze(0) for name, p in self.parameters.items()}
 
     def loss(self, loss: Tensor | float) -> Tensor:
-        """The loss as ``(1,)``. Raises ``UserError`` if it is not one finite number."""
+        """The loss as ``(1,)``. Raises ``UserError`` if it is not one finite number, or negative where the rule cannot
+        read that."""
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1:
             raise UserError(f"the loss has shape {tuple(value.shape)}, not one number: take its .mean(), for instance")
         if not bool(torch.isfinite(value)):
             raise UserError(f"the loss is {float(value)}: go back to a checkpoint, or take a smaller lr")
-        return value.to(self.like).reshape(1)
+        value = value.to(self.like).reshape(1)
+        require_readable(self.rule, value, torch.ones_like(value))
+        return value
 
     def propose(self, params: Params, gradients: Params, loss: Tensor, step: int) -> Proposal:
         """What the rule proposes after ``step`` steps, seeing a loss ``(1,)``; its state goes on."""
@@ -76,6 +81,7 @@ class BoundRule:
         )
         self.hooks.clear()
         proposal, self.state = self.rule(observation, self._blank() if self.state is None else self.state)
+        require_proposal(self.rule, proposal, params, self.symmetry)
         return proposal
 
     def transport(self, elements: tuple[Element, ...]) -> None:

@@ -105,10 +105,11 @@ class Shapes(NamedTuple):
 
 
 def shapes_of(params: Params, symmetry: Symmetry) -> Shapes:
-    """The shapes of one network; the leading task dimension of ``params`` is left out."""
+    """The shapes of one network; the leading task dimension of ``params`` is left out, and so are sites whose group has
+    no Lie algebra, which no rule moves along."""
     return Shapes(
         {name: tuple(tensor.shape[1:]) for name, tensor in params.items()},
-        tuple(SiteShape(site.parameters, tuple(site.group.algebra_shape)) for site in symmetry.sites),
+        tuple(SiteShape(site.parameters, tuple(site.group.algebra_shape)) for site in symmetry.continuous.sites),
     )
 
 
@@ -130,6 +131,7 @@ class Rule(nn.Module, ABC):
     Attributes:
         observes_hidden: Observations hold the activations at every site.
         observes_grams: Observations hold the second moments of the activations, where they are known.
+        nonnegative_losses: It takes the least loss to be zero: it reads logarithms of losses, or Polyak's step length.
         element_modules: Names of the modules (and parameters) of this rule that elements are made by.
         shapes: Those of the network whose sizes this rule has; None for rules that fit every network.
         horizon: Steps it is made for; None for rules that do not go by one.
@@ -144,6 +146,7 @@ class Rule(nn.Module, ABC):
 
     observes_hidden: bool = False
     observes_grams: bool = False
+    nonnegative_losses: bool = False
     element_modules: tuple[str, ...] = ()
     shapes: Shapes | None = None
     horizon: int | None = None

@@ -18,6 +18,7 @@ class WithoutElements(Rule):
         super().__init__()
         self.rule, self.horizon, self.backtracking = rule, rule.horizon, rule.backtracking
         self.observes_hidden, self.observes_grams = rule.observes_hidden, rule.observes_grams
+        self.nonnegative_losses = rule.nonnegative_losses
 
     def init(self, params: Params, symmetry: Symmetry) -> Any:
         return self.rule.init(params, symmetry)

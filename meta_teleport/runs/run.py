@@ -22,6 +22,7 @@ from typing import Any
 
 from meta_teleport.errors import UserError
 from meta_teleport.runs.checkpoint import make_folder, write_atomically
+from meta_teleport.runs.overwriting import clear
 
 FORMAT = 1
 
@@ -34,11 +35,17 @@ class Run:
         self._writer: Any = None
 
     @classmethod
-    def create(cls, folder: str | Path, config: dict[str, Any], device: str = "cpu") -> "Run":
-        """A new folder with config.json and provenance.json. Raises ``UserError`` if there is something in it."""
+    def create(cls, folder: str | Path, config: dict[str, Any], device: str = "cpu", overwrite: bool = False) -> "Run":
+        """A new folder with config.json and provenance.json. With ``overwrite`` what another run has written there is
+        removed. Raises ``UserError`` if there is something in it, or what is there is no run's."""
         folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"folder {folder} is not empty: choose another --out, or go on with it by --resume")
+            if not overwrite:
+                raise UserError(
+                    f"folder {folder} is not empty: choose another --out, go on with it by --resume, or begin anew by "
+                    "--overwrite, which removes what a run wrote and nothing else"
+                )
+            clear(folder)
         make_folder(folder)
         run = cls(folder, {})
         write_json(folder / "provenance.json", provenance(device))

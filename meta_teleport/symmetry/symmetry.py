@@ -45,7 +45,8 @@ class Symmetry:
     @property
     def continuous(self) -> "Symmetry":
         """The sites whose group has a Lie algebra, which a search can follow: the same without permutations."""
-        return replace(self, sites=tuple(site for site in self.sites if site.group.has_algebra))
+        sites = tuple(site for site in self.sites if site.group.has_algebra)
+        return self if len(sites) == len(self.sites) else replace(self, sites=sites)
 
     @staticmethod
     def manual(model: nn.Module, sites: Mapping[str, tuple[str, Sequence[Axis], Sequence[Axis]]]) -> "Symmetry":

@@ -46,6 +46,11 @@ class Tasks(ABC):
     def symmetry(self) -> Symmetry:
         """The symmetry of the network, one for the whole batch."""
 
+    @property
+    def orbit(self) -> Symmetry:
+        """What rules and searches move along: the symmetry without groups that have no Lie algebra (permutations)."""
+        return self.symmetry.continuous
+
     @abstractmethod
     def inputs(self, step: Tensor) -> LayerInput:
         """The inputs of the batch that ``loss(params, step)`` is computed on; ``step`` is ``(tasks,)``."""

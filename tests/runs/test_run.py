@@ -38,7 +38,9 @@ def test_provenance(tmp_path):
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(UserError, match="is not empty: choose another --out, or go on with it by --resume"):
+    with pytest.raises(
+        UserError, match="is not empty: choose another --out, go on with it by --resume, or begin anew by"
+    ):
         Run.create(tmp_path, CONFIG)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
     with pytest.raises(UserError, match="cannot be made"):
