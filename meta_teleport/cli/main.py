@@ -160,8 +160,9 @@ def _evaluate(argv: list[str]) -> int:
     from meta_teleport.cli.arguments import parse_evaluate
     from meta_teleport.cli.device import chosen
     from meta_teleport.cli.terminal import method_bars, show
-    from meta_teleport.evaluation.evaluation import evaluate, table
+    from meta_teleport.evaluation.evaluation import evaluate
     from meta_teleport.evaluation.plots import plot_evaluation
+    from meta_teleport.evaluation.tables import tables
     from meta_teleport.learned.serialization import load, require_fit
     from meta_teleport.runs.run import require_writable, write_json
 
@@ -200,7 +201,7 @@ def _evaluate(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(content, indent=2))
     else:
-        show(table(evaluation))
+        show(*tables(evaluation))
         print(figure)
     return 0
 
@@ -226,7 +227,7 @@ def _info(argv: list[str]) -> int:
 
 def _symmetries(argv: list[str]) -> int:
     from meta_teleport.cli.arguments import parse_symmetries
-    from meta_teleport.cli.terminal import show
+    from meta_teleport.cli.terminal import show, width
     from meta_teleport.detection.report import report, tables
 
     args, model, example_inputs = parse_symmetries(argv)
@@ -234,8 +235,7 @@ def _symmetries(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(found, indent=2))
         return 0
-    for table in tables(found):
-        show(table)
+    show(*tables(found, width()))
     return 0
 
 

@@ -3,6 +3,7 @@
 Nothing moves where standard error is not a terminal.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from meta_teleport.cli.tables import fit
 
 if TYPE_CHECKING:
     from meta_teleport.evaluation.measurement import Report
@@ -82,10 +86,17 @@ def counting_bar(total: int, done: int = 0) -> Iterator[Callable[[int, str], Non
         yield lambda completed, text: bar.update(task, completed=completed, description=text)
 
 
-def show(renderable: Any) -> None:
-    """A rich table on standard output, as wide as the terminal or, piped, as 140 columns."""
+def width() -> int:
+    """The columns of standard output: those of the terminal or of COLUMNS, or 140 where there is neither."""
     console = Console()
-    (console if console.is_terminal else Console(width=WIDE)).print(renderable)
+    return console.width if console.is_terminal or os.environ.get("COLUMNS", "").isdigit() else WIDE
+
+
+def show(*tables: Table) -> None:
+    """Tables on standard output, in so many that none is wider than it (see :func:`fit`)."""
+    console = Console(width=width(), markup=False, emoji=False)
+    for i, part in enumerate(part for table in tables for part in fit(table, console.width)):
+        console.print(*([""] if i else []), part, sep="\n")
 
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:

@@ -10,6 +10,8 @@ from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.detection.trace import Examples
 from meta_teleport.symmetry.symmetry import Symmetry
 
+WIDE = 120
+
 
 def report(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
     """The sites of a model, what they reach, what was refused and why, as plain JSON values.
@@ -46,22 +48,26 @@ def reached(model: nn.Module, symmetry: Symmetry) -> float:
     return sum(sizes[name] for name in names) / sum(sizes.values())
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
-    """The report as tables: sites, and refusals."""
+def tables(found: dict[str, Any], width: int = WIDE) -> list[Table]:
+    """The report as tables: sites, and refusals. In less than 120 columns groups stand below the names of sites, and
+    where they are exact."""
     title = (
         f"{found['model']}: {len(found['sites'])} sites, {found['reached']:.0%} of {found['parameters']:,} parameters "
         f"reached, outputs move by {found['drift']:.0e}"
     )
-    sites = Table("site", "group", "produced by", "consumed by", "exact", title=title, title_justify="left")
+    wide = width >= WIDE
+    headers = (
+        ("site", "group", "produced by", "consumed by", "exact") if wide else ("site", "produced by", "consumed by")
+    )
+    sites = Table(*headers, title=title, title_justify="left")
     for site in found["sites"]:
-        copies = "".join(f"{n} x " for n in site["blocks"])
+        group = "".join(f"{n} x " for n in site["blocks"]) + f"{site['group']}({site['k']})"
         exact = "every input" if site["exact"] else "on the batch"
-        sites.add_row(
-            site["name"],
-            f"{copies}{site['group']}({site['k']})",
-            *(_listed(site[s]) for s in ("producers", "consumers")),
-            exact,
-        )
+        parameters = [_listed(site[side]) for side in ("producers", "consumers")]
+        if wide:
+            sites.add_row(site["name"], group, *parameters, exact)
+        else:
+            sites.add_row("\n".join((site["name"], group, exact)), *parameters, end_section=True)
     refusals = Table("parameters", "refused because it", title="refusals", title_justify="left")
     for refusal in found["refusals"]:
         refusals.add_row(_listed(refusal["parameters"]), refusal["reason"])

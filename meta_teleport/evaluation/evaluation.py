@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from meta_teleport.errors import UserError
 from meta_teleport.evaluation.controls import closed_form_controls, element_controls
 from meta_teleport.evaluation.measurement import Measurement, Report, measure
 from meta_teleport.evaluation.methods import BASELINES, TELEPORT_BASELINES, Method, Settings, baseline
 from meta_teleport.evaluation.statistics import Comparison, compare, curves, speed_up
-from meta_teleport.evaluation.tuning import tune
+from meta_teleport.evaluation.tuning import fingerprint, tune
+from meta_teleport.evaluation.verdict import Verdict, verdicts
 from meta_teleport.registry import class_path
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
-SCHEMA = 1
+SCHEMA = 2
 TASKS = 256
 MULTIPLES = (1, 3, 10)
 KINDS = ("learned", "control", "teleport-baseline", "baseline")
@@ -35,7 +35,9 @@ class Evaluation:
     """All methods on the same held-out tasks.
 
     ``methods`` and ``measurements`` share their names; ``horizon`` is the number of steps the rule was trained for,
-    and baselines were tuned for. ``comparisons`` holds the rule against every other method at 1, 3 and 10 horizons.
+    and baselines were tuned for. ``comparisons`` holds the rule against every other method at 1, 3 and 10 horizons and
+    at the last step, ``verdicts`` against those that matter. ``fingerprint`` is the family's class with a digest of
+    what it samples, so that two members of a family can be told apart.
     """
 
     family: str
@@ -45,17 +47,27 @@ class Evaluation:
     methods: dict[str, Method]
     measurements: dict[str, Measurement]
     comparisons: tuple[Comparison, ...]
+    verdicts: tuple[Verdict, ...]
+    seed: int
+    dtype: str
+    device: str
+    fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
-        """The evaluation as plain JSON values, schema 1: no infinities and no NaN."""
+        """The evaluation as plain JSON values, schema 2: no infinities and no NaN."""
         return {
             "schema": SCHEMA,
             "family": self.family,
             "tasks": self.tasks,
             "steps": self.steps,
             "horizon": self.horizon,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "device": self.device,
+            "fingerprint": self.fingerprint,
             "methods": {name: self._method(name) for name in self.methods},
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
         }
 
     def _method(self, name: str) -> dict[str, Any]:
@@ -127,29 +139,17 @@ def evaluate(
         methods,
         measured,
         tuple(_comparisons(label, measured, horizon, steps, seed)) if rule is not None else (),
+        tuple(verdicts(label, methods, measured, comparison_steps(horizon, steps))) if rule is not None else (),
+        seed,
+        str(dtype).removeprefix("torch."),
+        str(device),
+        fingerprint(family),
     )
 
 
 def comparison_steps(horizon: int, steps: int) -> list[int]:
-    """1, 3 and 10 horizons as far as they were run; the last step if not even one was."""
-    return [m * horizon for m in MULTIPLES if m * horizon <= steps] or [steps]
-
-
-def table(evaluation: Evaluation) -> Table:
-    """The evaluation for people: one row per method, learned first; losses are medians over the tasks."""
-    at = comparison_steps(evaluation.horizon, evaluation.steps)
-    shown = Table(title=f"{evaluation.family}: {evaluation.tasks} held-out tasks, horizon {evaluation.horizon}")
-    shown.add_column("method", no_wrap=True)
-    shown.add_column("kind", no_wrap=True)
-    for name in (*(f"step {step}" for step in at), "s / step", "drift", "output drift", "failed"):
-        shown.add_column(name, justify="right")
-    for name, method in sorted(evaluation.methods.items(), key=lambda item: KINDS.index(item[1].kind)):
-        measured = evaluation.measurements[name]
-        medians = [f"{float(measured.losses[step].quantile(0.5)):.3g}" for step in at]
-        seconds = f"{float(measured.seconds[-1]) / evaluation.steps:.1e}"
-        drifts = [f"{d:.0e}" if measured.teleports else "-" for d in (measured.drift_max, measured.output_drift_max)]
-        shown.add_row(name, method.kind, *medians, seconds, *drifts, str(measured.failed))
-    return shown
+    """1, 3 and 10 horizons as far as they were run, and the last step."""
+    return sorted({steps, *(m * horizon for m in MULTIPLES if m * horizon <= steps)})
 
 
 def _require_finite(batch: Tasks) -> None:

@@ -1,4 +1,4 @@
-"""Numbers about losses: quantile curves, paired comparisons with bootstrap intervals, speed-up.
+"""Numbers about losses: quantile curves, paired comparisons with their intervals, speed-up.
 
 Losses are ``(steps + 1, tasks)`` in float64, as :mod:`measurement` gives them. Ratios are taken of
 losses not below ``FLOOR``, so that exact zeros are finite.
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 FLOOR = 1e-30
@@ -51,6 +52,15 @@ def bootstrap(values: Tensor, generator: torch.Generator) -> tuple[float, float]
     drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
     low, high = values[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype))
     return float(low), float(high)
+
+
+def student(values: Tensor) -> tuple[float, float] | None:
+    """The 95 % interval of Student's t of the mean of ``values`` ``(n,)``, float64; None for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean, half = float(values.mean()), float(stdtrit(n - 1, 0.975)) * float(values.std()) / n**0.5
+    return mean - half, mean + half
 
 
 def compare(a: str, b: str, losses: dict[str, Tensor], step: int, generator: torch.Generator) -> Comparison:
