@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 from operator import mul
 from typing import Any, NamedTuple
-from weakref import WeakMethod
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +57,13 @@ class GramHooks:
         self._model, self._symmetry = model, symmetry
         self._sums: dict[int, tuple[Tensor, int]] = {}
         self._mode: bool | None = None
-        self._handles = [model.register_forward_pre_hook(_Hook(self._clear))]
+        self._unseen: set[int] = set()
+        self._handles = [model.register_forward_pre_hook(_Hook(self))]
         modules = dict(model.named_modules())
         for index, site in enumerate(symmetry.sites):
-            self._handles += _attach(self, index, site, modules)
+            handles = _attach(self, index, site, modules)
+            self._handles += handles
+            self._unseen |= {index} if handles else set()
 
     def __getstate__(self) -> tuple[nn.Module, Symmetry]:
         return self._model, self._symmetry
@@ -71,6 +74,7 @@ class GramHooks:
     def grams(self) -> tuple[Tensor | None, ...]:
         """``h h^T / n`` per site, ``(1, *blocks, k, k)`` (or its diagonal ``(1, *blocks, k)``); None where no hook has
         read any."""
+        self._unseen -= self._sums.keys()
         found = (self._sums.get(index) for index in range(len(self._symmetry.sites)))
         return tuple(None if pair is None else (pair[0] / pair[1]).unsqueeze(0) for pair in found)
 
@@ -87,15 +91,20 @@ class GramHooks:
         """Forgets the last pass."""
         self._sums = {}
 
+    def unseen(self) -> list[Site]:
+        """The sites that have hooks which have never read anything when :meth:`grams` was asked."""
+        return [site for index, site in enumerate(self._symmetry.sites) if index in self._unseen]
+
     def close(self) -> None:
         """Removes the hooks from the model."""
         for handle in self._handles:
             handle.remove()
+        self._unseen = set()
 
     def _counts(self, module: nn.Module) -> bool:
         return (module.training and torch.is_grad_enabled()) if self._mode is None else self._mode
 
-    def _clear(self, module: nn.Module, *_: Any) -> None:
+    def _clear(self, module: nn.Module) -> None:
         if self._counts(module):
             self._sums = {}
 
@@ -112,16 +121,21 @@ class GramHooks:
 
 
 class _Hook:
-    """A hook that calls a method as long as its object lives; copies and pickles of it do nothing."""
+    """A hook that reads units, or without a ``reading`` begins a pass, as long as ``hooks`` live; copies and pickles of
+    it do nothing. The compiler can trace it."""
 
-    def __init__(self, method: Any = None, *arguments: Any, output: bool = False) -> None:
-        self.method = None if method is None else WeakMethod(method)
-        self.arguments, self.output = arguments, output
+    def __init__(
+        self, hooks: GramHooks | None = None, index: int = 0, reading: Reading | None = None, output: bool = False
+    ) -> None:
+        self.hooks = None if hooks is None else ref(hooks)
+        self.index, self.reading, self.output = index, reading, output
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
-        method = None if self.method is None else self.method()
-        if method is not None:
-            method(*self.arguments, module, output if self.output else inputs)
+        hooks = None if self.hooks is None else self.hooks()
+        if hooks is not None and self.reading is not None:
+            hooks._read(self.index, self.reading, module, output if self.output else inputs)
+        elif hooks is not None:
+            hooks._clear(module)
 
     def __reduce__(self) -> Any:
         return _Hook, ()
@@ -134,14 +148,14 @@ def _attach(hooks: GramHooks, index: int, site: Site, modules: dict[str, nn.Modu
         module = _owner(view, modules)
         reading = _input_reading(view, module)
         if reading is not None:
-            handles.append(module.register_forward_pre_hook(_Hook(hooks._read, index, reading)))
+            handles.append(module.register_forward_pre_hook(_Hook(hooks, index, reading)))
     if handles or site.group.is_diagonal or not site.group.has_algebra:  # an activation lies between
         return handles
     for view in site.producers:
         module = _owner(view, modules)
         reading = _linear_reading(view, 0, module) if isinstance(module, nn.Linear) else None
         if reading is not None:
-            hook = _Hook(hooks._read, index, reading, output=True)
+            hook = _Hook(hooks, index, reading, output=True)
             handles.append(module.register_forward_hook(hook))
     return handles
 

@@ -1,5 +1,6 @@
 """A rule at one model: its copy there, what it observes, and its state."""
 
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -33,6 +34,7 @@ class BoundRule:
         _require_fit(rule, self.params(), symmetry)
         self.like = next(iter(parameters.values())).detach()
         self.rule = deepcopy(rule).to(self.like).requires_grad_(False)
+        self._warned = False
         self.hooks = GramHooks(model, symmetry if rule.observes_grams else Symmetry(()))
 
     def require_unchanged(self) -> None:
@@ -79,10 +81,25 @@ class BoundRule:
             grams=self.hooks.grams(),
             symmetry=self.symmetry,
         )
+        self._warn_of_unseen()
         self.hooks.clear()
         proposal, self.state = self.rule(observation, self._blank() if self.state is None else self.state)
         require_proposal(self.rule, proposal, params, self.symmetry)
         return proposal
+
+    def _warn_of_unseen(self) -> None:
+        """Once, of the sites whose layers have gradients and whose activations no hook has read."""
+        used = {name for name, p in self.parameters.items() if p.grad is not None}
+        missed = [site.name for site in self.hooks.unseen() if used.issuperset(site.parameters)]
+        if missed and not self._warned:
+            self._warned = True
+            others = f" and {len(missed) - 1} more" if len(missed) > 1 else ""
+            warnings.warn(
+                f"the activations at site '{missed[0]}'{others} are not seen, and the rule goes on without: "
+                "call model.train() if the model is in evaluation mode; if it was compiled and run before this "
+                "optimizer was made, call torch.compiler.reset() once",
+                stacklevel=7,
+            )
 
     def transport(self, elements: tuple[Element, ...]) -> None:
         """The elements have acted: the state moves along."""

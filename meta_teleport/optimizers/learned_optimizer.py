@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.bound_rule import BoundRule
 from meta_teleport.optimizers.closure_loss import ClosureLoss
+from meta_teleport.optimizers.compilation import run_as_written
 from meta_teleport.optimizers.given_loss import Closure, GivenLoss
 from meta_teleport.params import Params
 from meta_teleport.rules.backtracking import lengths
@@ -55,7 +56,8 @@ class LearnedOptimizer(Optimizer):
     Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
     nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
     ``state_dict`` has all that changes, recurrent state included, and not the rule. A rule whose step lengths decay to
-    a horizon stands still after it; that is warned of once.
+    a horizon stands still after it; that is warned of once, and so is a model whose activations no hook sees. Compile
+    the model after this optimizer is made, and leave ``step`` to it: ``torch.compile`` runs ``step`` as written.
 
     Raises ``UserError`` for models that cannot move, parameters of another model, sites that are not exact, rules that
     are built for another network or read single activations, and settings that are none.
@@ -83,6 +85,7 @@ class LearnedOptimizer(Optimizer):
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
         self._bound, self._begun = self._bind(), True
+        run_as_written(self, "step", "report")
         self._given_loss.close(self._bound.parameters.values())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,7 +199,7 @@ class LearnedOptimizer(Optimizer):
             warnings.warn(
                 f"this rule's step lengths end at step {self.step_count}: make it for as many steps as you will take, "
                 "by rule.optimizer(..., steps=n) or rule.for_horizon(n)",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _settings(self) -> dict[str, tuple[float, float]]:
@@ -248,5 +251,5 @@ class LearnedOptimizer(Optimizer):
                 f"the last {PATIENCE} teleports were undone, as the loss did not stay where it was: let the closure "
                 "compute the same loss at every call (one batch, full precision, of the outputs alone), or call "
                 "step(loss), which does not look",
-                stacklevel=4,
+                stacklevel=5,
             )

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from meta_teleport.optimizers.compilation import run_as_written
 from meta_teleport.optimizers.delegate import Delegate
-from meta_teleport.optimizers.history import History, TeleportRecord, describe
+from meta_teleport.optimizers.history import History, TeleportRecord, describe, teleportation_of
 from meta_teleport.optimizers.memory import Memory, writes_fault
-from meta_teleport.optimizers.old_states import teleportation_of
 from meta_teleport.optimizers.requirements import names_of, require_base, require_loss
 from meta_teleport.optimizers.rule_view import RuleView
 from meta_teleport.optimizers.schedules import Schedule, as_schedule
@@ -113,6 +113,7 @@ class TeleportedOptimizer(Delegate):
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
         self._memory = Memory(base_optimizer, model, self.symmetry, state)
         self._memory.names()
+        run_as_written(self, "step", "report", "teleport")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_started": self._started - perf_counter()}

@@ -13,6 +13,7 @@ import network_cases
 import pytest
 import torch
 from network_cases import HEADS, LINEAR, NETWORKS, RELU, Network, parameters
+from rule_cases import trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -25,23 +26,12 @@ from meta_teleport.meta.unroll import start, unroll
 from meta_teleport.optimizers.learned_optimizer import LearnedOptimizer
 from meta_teleport.params import Params
 from meta_teleport.rules.classical import GradientDescent, Whitening
-from meta_teleport.rules.rule import Rule, initialized, shapes_of
+from meta_teleport.rules.rule import Rule, shapes_of
 from meta_teleport.symmetry.groups import PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 from meta_teleport.tasks.regression import Regression
-
-
-def trained(update: str = "adam", scale: float = 0.3, **options: Any) -> Rule:
-    """A rule whose heads are not zero, as if it had been trained."""
-    with initialized(5):
-        rule = Equivariant(update, hidden_size=8, start=-4.0, size=0.5, **options).double()
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for p in rule.parameters():
-            p += scale * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-    return rule
 
 
 def closure_of(network: Network, model: nn.Module, optimizer: Optimizer, seed: int) -> Callable[[], Tensor]:
