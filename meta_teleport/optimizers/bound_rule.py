@@ -64,8 +64,8 @@ class BoundRule:
         return value.to(self.like).reshape(1)
 
     def fault(self, gradients: Params, loss: Tensor) -> str:
-        """Why no rule can go by these gradients and this loss ``(1,)``; empty if one can, which takes one number read on
-        the host."""
+        """Why no rule can go by these gradients and this loss ``(1,)``; empty if one can. That reads one number on the
+        host."""
         sizes = torch.stack([*torch._foreach_norm(list(gradients.values())), loss[0].abs()])
         if bool(torch.isfinite(sizes).all()):
             return ""
