@@ -15,6 +15,8 @@ from torch.func import functional_call, vmap
 from meta_teleport.errors import UserError
 
 Params = dict[str, Tensor]
+Writes = list[tuple[Tensor, Tensor]]
+"""What is to be written where: pairs of a tensor and its new value."""
 
 
 def functional(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
@@ -139,3 +141,15 @@ def aliases(params: Params) -> Params:
     teleport recomputes what the layers above it see), the derivative by the latter would run through the former.
     """
     return {name: tensor.view_as(tensor) for name, tensor in params.items()}
+
+
+@torch.no_grad()
+def write_at_once(writes: Writes) -> None:
+    """Writes every value into its tensor, all of them or none.
+
+    What can fail, memory for other precisions included, comes first; the copies are one call, which nothing that Python
+    could raise comes between.
+    """
+    if writes:
+        values = [value.to(tensor) for tensor, value in writes]
+        torch._foreach_copy_([tensor for tensor, _ in writes], values)

@@ -7,7 +7,6 @@ baselines and grids.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meta_teleport.errors import UserError
 from meta_teleport.evaluation.measurement import measure
 from meta_teleport.evaluation.methods import (
     ASCENT_STEPS,
@@ -31,7 +31,7 @@ from meta_teleport.evaluation.methods import (
 from meta_teleport.evaluation.statistics import log10
 from meta_teleport.registry import class_path
 from meta_teleport.runs.checkpoint import make_folder
-from meta_teleport.runs.run import write_json
+from meta_teleport.runs.run import read_json, write_json
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.teleportation.ascent import Ascent
 
@@ -198,7 +198,7 @@ def _read(folder: Path | None) -> list[dict[str, Any]]:
     if folder is None:
         return []
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = read_json(folder / FILE)
         return list(content["entries"]) if content["schema"] == SCHEMA else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return []

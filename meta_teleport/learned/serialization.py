@@ -15,7 +15,7 @@ from meta_teleport.errors import UserError
 from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.registry import construct, is_ours, resolve
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
-from meta_teleport.runs.checkpoint import load_tensors, make_folder, save_tensors
+from meta_teleport.runs.checkpoint import load_tensors, make_folder, read_header, save_tensors
 from meta_teleport.runs.run import FORMAT, Run, check_format
 from meta_teleport.specs import shorten
 
@@ -80,7 +80,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
     Raises ``UserError`` for what is missing, cut off, of another format, or does not fit together.
     """
     path = NAMED[path] if isinstance(path, str) and path in NAMED else _file(Path(path))
-    tensors, meta = load_tensors(path, device)
+    header = read_header(path)
+    meta = header.meta
     check_format(meta, path)
     try:
         config, shapes = shorten(meta["config"]), shapes_from_json(meta["shapes"])
@@ -88,13 +89,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its header does not describe a rule): copy it again") from None
     try:
+        with torch.device("meta"):  # sizes first: a rule that is not what the file holds could be of any size
+            expected = build(spec, shapes).state_dict()
+        _require_same({name: tuple(tensor.shape) for name, tensor in expected.items()}, header.shapes, path)
         rule = build(spec, shapes)
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError) or not is_ours(resolve(str(spec["class_path"]), Rule)):
             raise  # what a user's class raises is the user's to see
         raise UserError(f"{path} is damaged (no rule can be built as its header says): copy it again") from None
-    _require_same(rule.state_dict(), tensors, path)
-    rule.load_state_dict(tensors, assign=True)
+    rule.load_state_dict(load_tensors(path, device)[0], assign=True)
     rule.config, rule.meta_step = config, meta.get("meta_step")
     return cast(LearnedRule, rule)  # a hand-written rule that somebody saved lacks what LearnedRule adds
 
@@ -146,13 +149,13 @@ def _file(path: Path) -> Path:
     return path / FILE
 
 
-def _require_same(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], path: Path) -> None:
+def _require_same(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path) -> None:
     for name in sorted(expected.keys() ^ found.keys()):
         where = "is missing" if name in expected else "is not part of the rule"
         raise UserError(f"{path} does not fit its own config: tensor '{name}' {where}; copy the file again")
-    for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
+    for name, shape in expected.items():
+        if shape != found[name]:
             raise UserError(
-                f"{path} does not fit its own config: tensor '{name}' is {tuple(found[name].shape)} and the rule "
-                f"wants {tuple(tensor.shape)}; copy the file again"
+                f"{path} does not fit its own config: tensor '{name}' is {found[name]} and the rule wants {shape}; "
+                "copy the file again"
             )

@@ -15,6 +15,7 @@ from meta_teleport.rules.contract import require_proposal
 from meta_teleport.rules.least_loss import require_readable
 from meta_teleport.rules.rule import Observation, Proposal, Rule, describe, shapes_of
 from meta_teleport.symmetry.symmetry import Element, Symmetry
+from meta_teleport.teleportation.acceptance import all_finite
 
 
 class BoundRule:
@@ -60,16 +61,24 @@ class BoundRule:
         return {name: _gradient(name, p).unsqueeze(0) for name, p in self.parameters.items()}
 
     def loss(self, loss: Tensor | float) -> Tensor:
-        """The loss as ``(1,)``. Raises ``UserError`` if it is not one finite number, or negative where the rule cannot
-        read that."""
+        """The loss as ``(1,)``. Raises ``UserError`` if it is not one number, or negative where the rule cannot read that."""
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1:
             raise UserError(f"the loss has shape {tuple(value.shape)}, not one number: take its .mean(), for instance")
-        if not bool(torch.isfinite(value)):
-            raise UserError(f"the loss is {float(value)}: go back to a checkpoint, or take a smaller lr")
         value = value.to(self.like).reshape(1)
         require_readable(self.rule, value, torch.ones_like(value))
         return value
+
+    def fault(self, gradients: Params, loss: Tensor) -> str:
+        """Why no rule can go by these gradients and this loss ``(1,)``; empty if one can. That reads one number on the
+        host."""
+        sizes = torch.stack([*torch._foreach_norm(list(gradients.values())), loss[0].abs()])
+        if bool(torch.isfinite(sizes).all()):
+            return ""
+        if not bool(torch.isfinite(loss)):
+            return f"the loss is {float(loss)}"
+        bad = (name for name, gradient in gradients.items() if not all_finite(gradient))
+        return next((f"the gradient of '{name}' is not finite" for name in bad), "")
 
     def propose(self, params: Params, gradients: Params, loss: Tensor, step: int) -> Proposal:
         """What the rule proposes after ``step`` steps, seeing a loss ``(1,)``; its state goes on."""

@@ -4,10 +4,12 @@ Signs are not errors: the loss at the teleport is unchanged all the same. They a
 
     ill-conditioned element        cond(g) above 1 / sqrt(eps): half of the digits of the moved weights are rounding
                                    (positive scalings round nothing away, however uneven)
+    undone                         the loss blew up, and the training went back to the place before the teleport
+    the loss rose afterwards       by more than chance, see :mod:`meta_teleport.teleportation.habit`
     no faster descent afterwards   the loss does not fall faster over the next few losses than over those before
     worse validation loss          the first validation loss after the teleport is above the last one before
 
-The last two need losses: those that ``step(closure)`` returns, or those that are reported.
+The last four need losses: those that ``step(closure)`` returns, or those that are reported.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,8 @@ from meta_teleport.teleportation.progress import WINDOW, Progress
 from meta_teleport.teleportation.teleport import Teleport
 
 ILL_CONDITIONED = "ill-conditioned element"
+HARM = "the loss rose afterwards"
+UNDONE = "undone: the loss blew up afterwards"
 NO_FASTER = "no faster descent afterwards"
 WORSE_VALIDATION = "worse validation loss"
 
@@ -74,7 +78,7 @@ class History:
     def validate(self, loss: float) -> None:
         """The validation loss at the present weights has become known."""
         if not self._validated and self._validation is not None and loss > self._validation:
-            self._sign(WORSE_VALIDATION)
+            self.sign(WORSE_VALIDATION)
         self._validation, self._validated = loss, True
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,10 +100,11 @@ class History:
         """Compares the descents before and ``after`` the last accepted teleport. The first loss after it belongs to
         both: the teleport itself leaves the loss alone."""
         if self._before and len(after) > 1 and not _descent(after) > _descent([*self._before, after[0]]):
-            self._sign(NO_FASTER)
+            self.sign(NO_FASTER)
         self._before = None
 
-    def _sign(self, sign: str) -> None:
+    def sign(self, sign: str) -> None:
+        """Adds a sign to the record of the last accepted teleport."""
         last = next(record for record in reversed(self.records) if record.accepted)
         last.signs += (sign,)
 

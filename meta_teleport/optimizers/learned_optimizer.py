@@ -13,7 +13,7 @@ from meta_teleport.optimizers.bound_rule import BoundRule
 from meta_teleport.optimizers.closure_loss import ClosureLoss
 from meta_teleport.optimizers.compilation import run_as_written
 from meta_teleport.optimizers.given_loss import Closure, GivenLoss
-from meta_teleport.params import Params
+from meta_teleport.params import Params, write_at_once
 from meta_teleport.rules.backtracking import lengths
 from meta_teleport.rules.rule import Rule
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -79,7 +79,7 @@ class LearnedOptimizer(Optimizer):
         trainable_parameters(model)
         require_linear(symmetry.continuous)
         symmetry.continuous.require_fit(model)
-        self.model, self.step_count, self.rejected = model, 0, 0
+        self.model, self.step_count, self.rejected, self.skipped = model, 0, 0, 0
         self._rule, self._given, self._begun = rule, symmetry.continuous, False
         self._checked, self._in_a_row, self._given_loss = checked, 0, GivenLoss()
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
@@ -114,8 +114,10 @@ class LearnedOptimizer(Optimizer):
     def step(self, closure: Tensor | Closure | None = None) -> Any:
         """One step; ``closure`` is the loss, or a function that computes it and calls backward. Returns the loss.
 
-        Raises ``UserError``, before anything has moved, without either, for a loss that is not one finite number, and
-        if there are no gradients.
+        Where the loss or a gradient is not finite the step is skipped, counted in ``skipped``, and warned of once.
+
+        Raises ``UserError``, before anything has moved, without either, for a loss that is not one number, and if there
+        are no gradients.
         """
         bound = self._bound
         bound.require_unchanged()
@@ -124,23 +126,11 @@ class LearnedOptimizer(Optimizer):
         if bound.rule.backtracking and not callable(closure):
             raise UserError("this rule shortens updates that raise the loss: call step(closure), so that it can look")
         loss = self._given_loss.evaluate(closure, bound.parameters.values(), self.zero_grad)
-        with torch.autocast(bound.like.device.type, enabled=False):
-            params = bound.params()
-            gradients, value = bound.gradients(), bound.loss(loss)
-            proposal = bound.propose(params, gradients, value, self.step_count)
-            length = 1.0
-            if callable(closure) and bound.rule.backtracking:
-                length = self._length(params, gradients, proposal.update, value, closure)
-            if proposal.algebra:
-                moved = {name: p.clone() for name, p in params.items()}
-                self._update(moved, proposal.update, length)
-                moved = self._teleported(moved, proposal.algebra, closure if callable(closure) else None)
-                bound.release()
-                torch._foreach_copy_(list(params.values()), list(moved.values()))
-            else:
-                bound.release()
-                self._update(params, proposal.update, length)
-        self.step_count += 1
+        gradients, value = bound.gradients(), bound.loss(loss)
+        if fault := bound.fault(gradients, value):
+            self._skip(fault)
+        else:
+            self._move(gradients, value, closure if callable(closure) else None)
         self._given_loss.close(bound.parameters.values())
         return loss
 
@@ -155,7 +145,8 @@ class LearnedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Groups and, as ``learned``, step counts and the state of the rule: an optimizer of the same rule and model
         that takes them over goes on bitwise as this one would."""
-        learned = {"taken": self.step_count, "undone": self.rejected, "state": self._bound.state_dict()}
+        counts = {"taken": self.step_count, "undone": self.rejected, "skipped": self.skipped}
+        learned = {**counts, "state": self._bound.state_dict()}
         return {**super().state_dict(), "learned": learned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -167,6 +158,7 @@ class LearnedOptimizer(Optimizer):
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
         self._bound.state = state
         self.step_count, self.rejected = learned["taken"], learned["undone"]
+        self.skipped = learned.get("skipped", 0)
 
     def _bind(self) -> BoundRule:
         """The rule at the parameters that are in a group, and at the sites that move no others."""
@@ -201,6 +193,41 @@ class LearnedOptimizer(Optimizer):
                 "by rule.optimizer(..., steps=n) or rule.for_horizon(n)",
                 stacklevel=6,
             )
+
+    def _skip(self, fault: str) -> None:
+        """Counts a step that is not taken, and warns of the first."""
+        self.skipped += 1
+        self._bound.hooks.clear()
+        if self.skipped == 1:
+            warnings.warn(
+                f"{fault}: this step is skipped, and so are others like it (see .skipped); if they go on, take a "
+                "smaller lr or go back to a checkpoint",
+                stacklevel=5,
+            )
+
+    def _move(self, gradients: Params, value: Tensor, closure: Closure | None) -> None:
+        """Update and teleport. Where anything raises, the rule's state is that from before."""
+        bound, kept = self._bound, self._bound.state
+        try:
+            with torch.autocast(bound.like.device.type, enabled=False):
+                params = bound.params()
+                proposal = bound.propose(params, gradients, value, self.step_count)
+                length = 1.0
+                if closure and bound.rule.backtracking:
+                    length = self._length(params, gradients, proposal.update, value, closure)
+                if proposal.algebra:
+                    moved = {name: p.clone() for name, p in params.items()}
+                    self._update(moved, proposal.update, length)
+                    moved = self._teleported(moved, proposal.algebra, closure)
+                    bound.release()
+                    write_at_once([(p, moved[name]) for name, p in params.items()])
+                else:
+                    bound.release()
+                    self._update(params, proposal.update, length)
+        except BaseException:
+            bound.state = kept
+            raise
+        self.step_count += 1
 
     def _settings(self) -> dict[str, tuple[float, float]]:
         """lr and weight decay by name; both 0 without a gradient."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meta_teleport.optimizers.requirements import names_of
-from meta_teleport.optimizers.transport import Writes, moved_gradients, moved_state, reset_state
+from meta_teleport.optimizers.transport import moved_gradients, moved_state, reset_state
+from meta_teleport.params import Writes, write_at_once
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import all_finite
 from meta_teleport.teleportation.conditions import trainable_sites
@@ -28,13 +28,18 @@ class Memory:
             writes += moved_state(self.optimizer, names, self.symmetry, tuple(elements))
         return writes
 
-    @torch.no_grad()
     def write(self, writes: Writes) -> None:
-        """The elements have acted."""
-        for tensor, value in writes:
-            tensor.copy_(value)
+        """What acting with the elements comes to: parameters, gradients and state, all of it or nothing."""
+        write_at_once(writes)
         if self.state == "reset":
             reset_state(self.optimizer, self.names(), trainable_sites(self.model, self.symmetry))
+
+    def clear(self) -> None:
+        """Begins the whole state anew and drops the gradients."""
+        names = self.names()
+        reset_state(self.optimizer, names)
+        for p in names:
+            p.grad = None
 
     def names(self) -> dict[Tensor, str]:
         """The names of the model's parameters. Raises ``UserError`` if the optimizer holds a tensor that is not among

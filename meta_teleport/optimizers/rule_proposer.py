@@ -9,6 +9,7 @@ from meta_teleport.optimizers.bound_rule import BoundRule
 from meta_teleport.params import Params, value_and_grad
 from meta_teleport.rules.rule import Rule
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.ascent import identities
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.objectives import Loss
 from meta_teleport.teleportation.progress import Progress
@@ -47,7 +48,10 @@ class RuleProposer(Proposer):
         if params.keys() != bound.parameters.keys() or symmetry.sites != bound.symmetry.sites:
             raise UserError("other parameters are trainable than when the rule began: make a wrapper for these")
         seen, gradients, value = self._shown() or self._evaluate(params, loss)
-        proposal = bound.propose(seen, gradients, bound.loss(value), self._progress.step)
+        observed = bound.loss(value)
+        if fault := bound.fault(gradients, observed):
+            return Found(params, identities(symmetry, params), fault=fault)
+        proposal = bound.propose(seen, gradients, observed, self._progress.step)
         bound.release()
         if not proposal.algebra:
             raise UserError(f"this {type(bound.rule).__name__} proposes updates only: choose a rule with elements")

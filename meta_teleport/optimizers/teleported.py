@@ -1,5 +1,6 @@
 """Any torch optimizer, with teleports between its steps."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 
 from meta_teleport.optimizers.compilation import run_as_written
 from meta_teleport.optimizers.delegate import Delegate
-from meta_teleport.optimizers.history import History, TeleportRecord, describe, teleportation_of
+from meta_teleport.optimizers.history import HARM, UNDONE, History, TeleportRecord, describe, teleportation_of
 from meta_teleport.optimizers.memory import Memory, writes_fault
 from meta_teleport.optimizers.requirements import names_of, require_base, require_loss
 from meta_teleport.optimizers.rule_view import RuleView
@@ -24,10 +25,23 @@ from meta_teleport.teleportation.acceptance import IMBALANCE, LIMIT, Limits
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
+from meta_teleport.teleportation.habit import PATIENCE, Habit, Verdict
 from meta_teleport.teleportation.imbalance import Balance
 from meta_teleport.teleportation.progress import Progress
-from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
-from meta_teleport.teleportation.teleport import teleport
+from meta_teleport.teleportation.retreat import Retreat
+from meta_teleport.teleportation.strategies import (
+    Choice,
+    Proposer,
+    ProposesElements,
+    as_choice,
+    as_strategy,
+    has_length,
+    is_gauge,
+)
+from meta_teleport.teleportation.teleport import Teleport, teleport
+
+SHORTER = 2
+"""How often a search that went too far is tried again with half its length."""
 
 
 class TeleportedOptimizer(Delegate):
@@ -43,7 +57,12 @@ class TeleportedOptimizer(Delegate):
 
     What one teleport may do without harm, many can pile up: a teleport is refused where it takes the imbalance of a
     site (:func:`meta_teleport.teleportation.imbalance.imbalance`) beyond ``imbalance`` times that at the start, unless
-    it lowers it; ``inf`` sets no bound. Gauges are places, so they cannot pile up and are not bounded.
+    it lowers it; ``inf`` sets no bound. Gauges are places, so they cannot pile up and are not bounded. A search that
+    goes too far is tried again with half its length, ``SHORTER`` times.
+
+    What follows a teleport is watched where losses are known (see :mod:`meta_teleport.teleportation.habit`): after one
+    that did harm the next is left out and those after it are shorter, and ``patience`` of them in a row end the habit,
+    with a warning; ``inf`` does not watch.
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
@@ -94,6 +113,7 @@ class TeleportedOptimizer(Delegate):
         size: float = 0.1,
         tolerance: float = LIMIT,
         imbalance: float = IMBALANCE,
+        patience: float = PATIENCE,
         generator: torch.Generator | None = None,
     ) -> None:
         require_base(base_optimizer, state)
@@ -105,9 +125,11 @@ class TeleportedOptimizer(Delegate):
         as_strategy(choice, direction, steps, size, generator)
         super().__init__(base_optimizer)
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
-        settings: dict[str, Any] = {"direction": direction, "steps": steps, "size": size, "tolerance": tolerance}
+        settings: dict[str, Any] = {"direction": direction, "steps": steps, "tolerance": tolerance}
         self._search = partial(teleport, model, self.symmetry, choice, loss=loss, generator=generator, **settings)
-        self._batches, self._generator = batches, generator
+        self._batches, self._generator, self._habit = batches, generator, Habit(patience)
+        self._retreat = Retreat(model)
+        self._size, self._tries = size, 1 + SHORTER if has_length(choice) else 1
         self._progress, self._history, self._started = Progress(), History(), perf_counter()
         self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None)
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
@@ -146,8 +168,10 @@ class TeleportedOptimizer(Delegate):
         go by. The loss that ``step(closure)`` returns is known already. A training loss that is a tensor is not read
         before it is needed."""
         if loss is not None:
-            self._progress.report(loss.detach() if isinstance(loss, Tensor) else loss)
+            loss = loss.detach() if isinstance(loss, Tensor) else loss
+            self._progress.report(loss)
             self._history.watch(self._progress)
+            self._judge(self._habit.report(loss))
         if validation is not None:
             self._history.validate(float(validation.detach() if isinstance(validation, Tensor) else validation))
 
@@ -157,19 +181,46 @@ class TeleportedOptimizer(Delegate):
         self._memory.names()
         batch = None if self._batches is None else self._batches()
         self._view.show(self._progress)
-        with torch.enable_grad():
-            found = self._search(batch=batch)
-        reason = found.reason or self._balance.fault(found.params)
-        writes = [] if reason else self._memory.moved(found.elements)
-        reason = reason or writes_fault(writes)
+        self._judge(self._habit.judge())
+        for halvings in range(self._tries):
+            found, uneven = self._found(batch, self._size * self._habit.length * 0.5**halvings)
+            if not uneven:
+                break
+        writes = [] if found.reason or uneven else self._memory.moved(found.elements)
+        reason = found.reason or uneven or writes_fault(writes)
         found = replace(found, accepted=not reason, reason=reason)
         if found.accepted:
-            found.write(self.model)
-            self._memory.write(writes)
+            if self._habit.patience < inf:
+                self._retreat.keep()
+            self._memory.write([*found.writes(self.model), *writes])
             self._view.accept()
+            self._habit.teleported()
         record = describe(found, self.symmetry, self._progress.step, perf_counter() - started)
         self._history.add(record, self._progress)
         return record
+
+    def _found(self, batch: Any, size: float) -> tuple[Teleport, str]:
+        """The end of a search of that length, and why it leads too far, if it does."""
+        with torch.enable_grad():
+            found = self._search(batch=batch, size=size)
+        return found, "" if found.reason else self._balance.fault(found.params)
+
+    def _judge(self, verdict: Verdict) -> None:
+        """What follows from what the losses say of the last teleport."""
+        if verdict == "blow-up" and self._retreat.ready:
+            self._retreat.take()
+            self._memory.clear()
+            self._history.sign(UNDONE)
+        elif verdict:
+            self._history.sign(HARM)
+        if not self._habit.watching:
+            self._retreat.forget()
+        if verdict and self._habit.ended:
+            warnings.warn(
+                f"the loss rose after {self._habit.harms} teleports in a row: there are no more. A gauge such as "
+                "'balanced', or a smaller size, does less harm; patience=float('inf') goes on",
+                stacklevel=3,
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The base optimizer's. Raises ``UserError`` for tensors that are not parameters of the model."""
@@ -188,6 +239,7 @@ class TeleportedOptimizer(Delegate):
             "generator": None if self._generator is None else self._generator.get_state(),
             "rule": self._view.state_dict(),
             "balance": self._balance.state_dict(),
+            "habit": self._habit.state_dict(),
         }
         return {**self.base.state_dict(), "teleportation": ours}
 
@@ -205,13 +257,15 @@ class TeleportedOptimizer(Delegate):
         self._history.load_state_dict(ours["history"])
         self._view.load_state_dict(ours["rule"])
         self._balance.load_state_dict(ours["balance"])
+        if "habit" in ours:
+            self._habit.load_state_dict(ours["habit"])
         if self._generator is not None and ours["generator"] is not None:
             self._generator.set_state(ours["generator"])
 
     def _teleport_if_due(self) -> None:
         due = self.schedule.due(self._timed())
         self._progress.loss = None
-        if due:
+        if due and self._habit.allows():
             self.teleport()
 
     def _timed(self) -> Progress:

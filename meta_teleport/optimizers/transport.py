@@ -40,12 +40,11 @@ from torch import Tensor
 from torch.optim import ASGD, LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from meta_teleport.errors import UserError
-from meta_teleport.params import Params, flatten, unflatten
+from meta_teleport.params import Params, Writes, flatten, unflatten
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
 Law = Callable[[Site, Params, Tensor], Params]
-Writes = list[tuple[Tensor, Tensor]]
 
 
 def as_weights(site: Site, vectors: Params, g: Tensor) -> Params:
@@ -147,13 +146,14 @@ def moved_state(
     return writes
 
 
-def reset_state(optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Symmetry) -> None:
-    """Makes the state of every named parameter that a site moves what it was before the first step.
+def reset_state(optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Symmetry | None = None) -> None:
+    """Makes the state of every named parameter that a site moves (without a symmetry: of all) what it was before the
+    first step.
 
     Step counts too: Adam corrects the bias of means that began empty by them. The history of L-BFGS is one for all
     parameters and goes whole.
     """
-    touched = {name for site in symmetry.sites for name in site.parameters}
+    touched = set(names.values()) if symmetry is None else {n for site in symmetry.sites for n in site.parameters}
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p not in optimizer.state or not (names.get(p) in touched or isinstance(optimizer, LBFGS)):

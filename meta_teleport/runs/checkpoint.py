@@ -1,13 +1,15 @@
 """Tensors on disk: one safetensors file with JSON beside the tensors, written whole or not at all.
 
-Nothing here unpickles, so that a file from a stranger can hold wrong numbers but no program.
+Nothing here unpickles, so that a file from a stranger can hold wrong numbers but no program. A checksum over names,
+numbers and JSON tells whether they are those that were written.
 """
 
+import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -15,8 +17,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from meta_teleport.errors import UserError
+from meta_teleport.runs.files import TEXT, opened
 
 HEADER_BYTES = 8
+METADATA = "__metadata__"
+
+
+class Header(NamedTuple):
+    """What a file of tensors says of itself: the JSON beside them, their shapes, and their checksum if it has one."""
+
+    meta: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    checksum: str | None
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -25,31 +37,61 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
     Raises ``UserError`` if the folder cannot be written; an older file of that name is then left as it was.
     """
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    write_atomically(Path(path), safetensors.torch.save(copies, {"meta": json.dumps(meta)}))
+    text = json.dumps(meta)
+    content = safetensors.torch.save(copies, {"meta": text, "sha256": _checksum(copies, text)})
+    write_atomically(Path(path), content)
+
+
+def read_header(path: Path) -> Header:
+    """What a file that :func:`save_tensors` wrote says of itself, without reading the tensors.
+
+    Raises ``UserError`` for a file that is missing, cut off, or something else.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(HEADER_BYTES + 1)
+        length = int.from_bytes(head[:HEADER_BYTES], "little")
+        if len(head) < HEADER_BYTES + 1:
+            raise _cut_off(path)
+        if head[HEADER_BYTES:] != b"{" or length > TEXT:
+            raise _foreign(path)
+        if size < HEADER_BYTES + length:
+            raise _cut_off(path)
+        text = b"{" + file.read(length - 1)
+    try:
+        header = json.loads(text)
+        entries = {name: entry for name, entry in header.items() if name != METADATA}
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
+        beside = dict(header[METADATA])
+        meta = dict(json.loads(beside.pop("meta")))
+        checksum = beside.pop("sha256", None)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
+        raise _foreign(path) from None
+    if beside:
+        raise _foreign(path)
+    if end != size - HEADER_BYTES - length:
+        raise _cut_off(path)
+    return Header(meta, shapes, checksum)
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, bitwise as saved, and the ``meta`` of :func:`save_tensors`.
 
-    Raises ``UserError`` for a file that is missing, cut off, or not one that :func:`save_tensors` wrote.
+    Raises ``UserError`` for a file that is missing, cut off, changed since it was written, or not one that
+    :func:`save_tensors` wrote.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}: check the path") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
-    header = _header(path, content)
+    header = read_header(path)
+    with opened(path) as file:
+        content = file.read()
     try:
         tensors = safetensors.torch.load(content)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise _cut_off(path) if "ncomplete" in str(error) else _foreign(path) from None
-    try:
-        meta = dict(json.loads(header["__metadata__"]["meta"]))
-    except (KeyError, TypeError, ValueError):
-        raise _foreign(path) from None
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, meta
+    if header.checksum not in (None, _checksum(tensors, json.dumps(header.meta))):
+        raise UserError(f"{path} is damaged (its checksum is another): copy it again, or go back to a whole checkpoint")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, header.meta
 
 
 def make_folder(folder: Path) -> None:
@@ -87,20 +129,13 @@ def _umask() -> int:
     return mask
 
 
-def _header(path: Path, content: bytes) -> dict[str, Any]:
-    """The JSON header that a safetensors file starts with, after its length as 8 bytes."""
-    size = int.from_bytes(content[:HEADER_BYTES], "little")
-    if len(content) < HEADER_BYTES + 1:
-        raise _cut_off(path)
-    if content[HEADER_BYTES : HEADER_BYTES + 1] != b"{":
-        raise _foreign(path)
-    if len(content) < HEADER_BYTES + size:
-        raise _cut_off(path)
-    try:
-        header = json.loads(content[HEADER_BYTES : HEADER_BYTES + size])
-    except ValueError:
-        raise _foreign(path) from None
-    return header if isinstance(header, dict) else {}
+def _checksum(tensors: dict[str, Tensor], meta: str) -> str:
+    """SHA-256 over the JSON and, in the order of their names, what the tensors are and hold."""
+    digest = hashlib.sha256(meta.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _cut_off(path: Path) -> UserError:

@@ -22,6 +22,7 @@ from typing import Any
 
 from meta_teleport.errors import UserError
 from meta_teleport.runs.checkpoint import make_folder, write_atomically
+from meta_teleport.runs.files import parse_json, read_text
 from meta_teleport.runs.overwriting import clear
 
 FORMAT = 1
@@ -126,7 +127,10 @@ class Run:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+            events = self.folder / "tensorboard"
+            if events.is_symlink():
+                raise UserError(f"{events} is a link to elsewhere, and nothing is written outside a run: remove it")
+            self._writer = SummaryWriter(str(events), purge_step=step)
         return self._writer
 
 
@@ -141,12 +145,7 @@ def require_writable(folder: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ``UserError`` if it cannot be read, is cut off or something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
-    except ValueError:
-        raise UserError(f"{path} is cut off or not JSON: restore it, or train again") from None
+    content = parse_json(read_text(path), path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: restore it, or train again")
     return content

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
-from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
+from meta_teleport.runs.files import read_arrays
 
 Order = Literal["sequential", "shared", "own"]
 
@@ -149,19 +149,7 @@ def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[Tensor, 
 
 
 def _read_npz(path: Path) -> tuple[Tensor, ...]:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: check the path")
-    if not is_zipfile(path):
-        raise UserError(f"{path} is cut off or no .npz file: copy it again")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in KEYS if key in file}
-    except (OSError, EOFError, BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({_reason(error)}): copy it again") from None
-    except ValueError as error:
-        raise UserError(
-            f"{path} holds something else than plain arrays ({_reason(error)}): save them by numpy.savez"
-        ) from None
+    arrays = read_arrays(path, KEYS)
     for key in KEYS:
         if key not in arrays:
             raise UserError(f"{path} has no array '{key}': it must hold {', '.join(KEYS)}")

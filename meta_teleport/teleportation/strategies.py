@@ -85,6 +85,11 @@ def is_gauge(choice: Choice) -> bool:
     return isinstance(choice, Gauge) or (isinstance(choice, str) and choice in GAUGES)
 
 
+def has_length(choice: Choice) -> bool:
+    """Whether ``size`` says how far it goes: searches and random elements."""
+    return not is_gauge(choice) and not isinstance(choice, Proposer)
+
+
 def as_strategy(
     objective: Choice,
     direction: Direction,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
-from meta_teleport.params import Params
+from meta_teleport.params import Params, Writes, write_at_once
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import LIMIT, Limits, loss_drift
 from meta_teleport.teleportation.ascent import Direction, identities
@@ -43,11 +43,12 @@ class Teleport:
     reason: str
 
     def write(self, model: nn.Module) -> None:
-        """Copies the parameters into the model, in place."""
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in self.params:
-                    parameter.copy_(self.params[name])
+        """Copies the parameters into the model, in place: all of them, or, where that fails, none."""
+        write_at_once(self.writes(model))
+
+    def writes(self, model: nn.Module) -> Writes:
+        """What to write where: the model's parameters and their new values."""
+        return [(p, self.params[name]) for name, p in model.named_parameters() if name in self.params]
 
 
 def teleport(

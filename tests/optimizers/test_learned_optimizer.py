@@ -343,12 +343,10 @@ def test_errors_have_one_line() -> None:
     model = RELU.build()
     rule, other = trained(), RELU.build()
     optimizer = rule.optimizer(model, symmetry=RELU.symmetry)
-    nan = (model[0].weight * torch.nan).sum()
     cases: list[tuple[Callable[[], Any], str]] = [
         (optimizer.step, r"reads the loss: call step\(loss\)"),
         (lambda: optimizer.step(torch.tensor(1.0)), "one number with a graph"),
         (lambda: optimizer.step(model[0].weight * 1), "one number with a graph"),
-        (lambda: optimizer.step(nan), "the loss is nan: go back to a checkpoint"),
         (lambda: [optimizer.zero_grad(), optimizer.step(lambda: torch.tensor(1.0))], "no parameter has a gradient"),
         (lambda: rule.optimizer(model), "give example_inputs"),
         (lambda: rule.optimizer(model, symmetry=LINEAR.symmetry), "find the symmetry of this model"),

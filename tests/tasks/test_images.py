@@ -247,8 +247,7 @@ def test_damaged_npz_files(tmp_path: Path) -> None:
     assert refused(path) == f"{path} is cut off or no .npz file: copy it again"
     saved(path, some_arrays() | {"y_train": np.array([{}] * 12, dtype=object)})
     assert refused(path) == (
-        f"{path} holds something else than plain arrays (Object arrays cannot be loaded when allow_pickle=False): "
-        "save them by numpy.savez"
+        f"{path} holds something else than plain arrays (objects, which would be unpickled): save them by numpy.savez"
     )
 
 
