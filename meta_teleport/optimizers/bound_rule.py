@@ -61,7 +61,7 @@ class BoundRule:
         return {name: _gradient(name, p).unsqueeze(0) for name, p in self.parameters.items()}
 
     def loss(self, loss: Tensor | float) -> Tensor:
-        """The loss as ``(1,)``. Raises ``UserError`` if it is not one number, or negative where the rule cannot read that."""
+        """The loss as ``(1,)``. Raises ``UserError`` if it is not one number, or below zero and the rule reads its log."""
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1:
             raise UserError(f"the loss has shape {tuple(value.shape)}, not one number: take its .mean(), for instance")
