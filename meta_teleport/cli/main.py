@@ -158,13 +158,13 @@ def _evaluate(argv: list[str]) -> int:
     import torch
 
     from meta_teleport.cli.arguments import parse_evaluate
-    from meta_teleport.cli.device import chosen
-    from meta_teleport.cli.terminal import method_bars, show
+    from meta_teleport.cli.device import chosen, described
+    from meta_teleport.cli.terminal import evaluation_bar, show
     from meta_teleport.evaluation.evaluation import evaluate
-    from meta_teleport.evaluation.plots import plot_evaluation
+    from meta_teleport.evaluation.results import keep
     from meta_teleport.evaluation.tables import tables
     from meta_teleport.learned.serialization import load, require_fit
-    from meta_teleport.runs.run import require_writable, write_json
+    from meta_teleport.runs.run import require_writable
 
     asked = parse_evaluate(argv)
     args, folder = asked.flags, asked.folder
@@ -177,7 +177,7 @@ def _evaluate(argv: list[str]) -> int:
         others = ", ".join(asked.others)
         print(f"{asked.rule}: evaluated on the first of its families; the others by --task: {others}", file=sys.stderr)
     horizon = asked.config["training"]["horizon"]
-    with method_bars() as report:
+    with evaluation_bar() as report:
         evaluation = evaluate(
             rule.to(device, dtype),
             family,
@@ -190,14 +190,9 @@ def _evaluate(argv: list[str]) -> int:
             folder=folder,
             report=report,
         )
-    content, figure = evaluation.to_json(), folder / "evaluation.png"
-    drawn = figure.with_name(f".{figure.name}.{os.getpid()}.png")
-    try:
-        plot_evaluation(evaluation, drawn, horizon)
-        write_json(folder / "evaluation.json", content)
-        os.replace(drawn, figure)
-    finally:
-        drawn.unlink(missing_ok=True)
+    content, _, figure, note = keep(evaluation, folder, rule=asked.rule, task=asked.task, device=described(device))
+    if note:
+        print(note, file=sys.stderr)
     if args.json:
         print(json.dumps(content, indent=2))
     else:
@@ -208,7 +203,7 @@ def _evaluate(argv: list[str]) -> int:
 
 def _info(argv: list[str]) -> int:
     from meta_teleport.cli.arguments import parse_info
-    from meta_teleport.cli.info import inspect_run, lines
+    from meta_teleport.cli.info import inspect_run, pairs
     from meta_teleport.cli.terminal import show_pairs
 
     args = parse_info(argv)
@@ -221,7 +216,7 @@ def _info(argv: list[str]) -> int:
     unfinished = folder is not None and (saved is None or saved < steps)
     goes_on = f"; go on by: {PROGRAM} train --out {folder} --resume" if unfinished else ""
     print(f"{folder or args.run}: {state}{goes_on}")
-    show_pairs(lines({key: content[key] for key in ("config", "provenance", "last_metrics", "evaluated")}))
+    show_pairs(pairs(content))
     return 0
 
 

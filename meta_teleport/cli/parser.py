@@ -94,7 +94,7 @@ def evaluate_parser() -> Parser:
     parser.add_argument("--steps", type=int | None, help="steps per task (default: 10 times the trained horizon)")
     parser.add_argument("--seed", type=Seed, default=0, help="seed of the held-out tasks")
     parser.add_argument("--dtype", type=Dtype | None, help="floating point type (default: that of the training)")
-    parser.add_argument("--json", action="store_true", help="print the JSON of evaluation.json and nothing else")
+    parser.add_argument("--json", action="store_true", help="print the JSON of the results and nothing else")
     _add_common(parser)
     return parser
 

@@ -1,18 +1,20 @@
 """What people see while they wait, how they stop it, and tables afterwards.
 
-Nothing moves where standard error is not a terminal.
+Where standard error is not a terminal nothing moves: a line every ten seconds stands in place of a bar.
 """
 
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from meta_teleport.cli.tables import fit
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from meta_teleport.meta import loop
 
 WIDE = 140
+INTERVAL = 10.0
+"""Seconds between two lines."""
+SPEED = 120.0
+"""Seconds over which a bar takes the mean of the speed."""
 
 
 @contextmanager
@@ -44,46 +50,75 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def training_bar(meta_steps: int, done: int = 0) -> "Iterator[Callable[[loop.Progress], None] | None]":
-    """A bar over the meta-steps with meta-loss, task-steps per second, failed tasks and time left; None if piped."""
-    fields = "meta-loss {task.fields[loss]:.4g}  {task.fields[rate]:.0f} task-steps/s  {task.fields[failed]} failed"
-    with _bar(fields) as bar:
-        if bar is None:
-            yield None
-            return
-        task = bar.add_task("train", total=meta_steps, completed=done, loss=float("nan"), rate=0.0, failed=0)
+def training_bar(meta_steps: int, done: int = 0) -> "Iterator[Callable[[loop.Progress], None]]":
+    """Meta-steps with meta-loss, task-steps per second, failed tasks and time left."""
+    with counting_bar(meta_steps, done, "train") as show:
 
         def report(now: "loop.Progress") -> None:
-            bar.update(task, completed=now.meta_step, loss=now.meta_loss, rate=now.rate, failed=now.failed)
+            text = f"meta-loss {now.meta_loss:.4g}, {now.rate:.0f} task-steps/s, {now.failed} failed"
+            show(now.meta_step, text)
 
         yield report
 
 
 @contextmanager
-def method_bars() -> "Iterator[Report | None]":
-    """One bar that shows method after method of an evaluation; None if piped."""
-    with _bar("{task.description}") as bar:
-        if bar is None:
-            yield None
-            return
-        task = bar.add_task("", total=None)
+def evaluation_bar() -> "Iterator[Report]":
+    """Method after method of an evaluation, and the time left for all of it."""
+    with progress("evaluate", lambda done, total: f"{done / total:4.0%}") as show:
+        now = ""
 
-        def report(method: str, done: int, total: int) -> None:
-            bar.update(task, description=method, completed=done, total=total)
+        def report(name: str, done: int, total: int) -> None:
+            nonlocal now
+            if name == "evaluation":
+                show(done, total, now)
+            else:
+                now = f"{name} {done}/{total}"
 
         yield report
 
 
 @contextmanager
-def counting_bar(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar over ``total`` pieces of work with the time left; the yielded function takes how many are done, and what
-    is going on."""
-    with _bar("{task.description}") as bar:
-        if bar is None:
-            yield lambda completed, text: None
-            return
-        task = bar.add_task("", total=total, completed=done)
-        yield lambda completed, text: bar.update(task, completed=completed, description=text)
+def counting_bar(total: int, done: int = 0, what: str = "") -> Iterator[Callable[[int, str], None]]:
+    """``total`` pieces of work with the time left; the yielded function takes how many are done, and what is going
+    on."""
+    with progress(what, lambda done, total: f"{done}/{total}", done) as show:
+        yield lambda completed, text: show(completed, total, text)
+
+
+@contextmanager
+def progress(what: str, count: Callable[[int, int], str], before: int = 0) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error or, where that is no terminal, a line every ten seconds: how much of how much is done
+    (``before`` of it when this began), in the words of ``count``, what is going on, and the time left."""
+    if not sys.stderr.isatty():
+        yield _lines(what, count)
+        return
+    columns = (BarColumn(), TextColumn("{task.fields[count]}  {task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=SPEED) as bar:
+        task = bar.add_task("", total=None, completed=before, count="")
+
+        def show(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, description=text, count=count(done, total))
+
+        yield show
+
+
+def _lines(what: str, count: Callable[[int, int], str]) -> Callable[[int, int, str], None]:
+    """The time left is counted from the first piece of work that is done here, so that a run may go on with others."""
+    began = last = time.monotonic()
+    before: int | None = None
+    start = f"{what}: " if what else ""
+
+    def show(done: int, total: int, text: str) -> None:
+        nonlocal began, last, before
+        now = time.monotonic()
+        if before is None:
+            began, before = now, done
+        if now - last >= INTERVAL and done > before:
+            last = now
+            left = timedelta(seconds=round((now - began) * (total - done) / (done - before)))
+            print(f"{start}{count(done, total).strip()}, {text}, {left} left", file=sys.stderr, flush=True)
+
+    return show
 
 
 def width() -> int:
@@ -105,13 +140,3 @@ def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in listed)
     for name, value in listed:
         print(f"{name:{width}}  {value}")
-
-
-@contextmanager
-def _bar(text: str) -> Iterator[Progress | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(text), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield bar

@@ -20,6 +20,7 @@ from meta_teleport.evaluation.methods import BASELINES, TELEPORT_BASELINES, Meth
 from meta_teleport.evaluation.statistics import Comparison, compare, curves, speed_up
 from meta_teleport.evaluation.tuning import fingerprint, tune
 from meta_teleport.evaluation.verdict import Verdict, verdicts
+from meta_teleport.evaluation.workload import Workload, expected
 from meta_teleport.registry import class_path
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily, Tasks
@@ -113,7 +114,8 @@ def evaluate(
         device: Where everything runs.
         folder: Where the tuned settings are kept (``tuning.json``) and found again; tuned anew if not given.
         label: Name of the rule in the result; the rule's class in kebab-case if not given.
-        report: Called as ``report(method, steps done, steps)`` while things run; ``tuning`` counts settings instead.
+        report: Called as ``report(method, steps done, steps)`` while things run; ``tuning`` counts rows instead, and
+            ``evaluation``, after each of them, how much of all work is done.
 
     Raises ``UserError`` for counts below 1 and for a label that is the name of another method.
     """
@@ -121,15 +123,21 @@ def evaluate(
         raise UserError(f"horizon {horizon}, tasks {tasks} and steps {steps} must all be at least 1")
     label = _label(label, rule)
     steps = steps or MULTIPLES[-1] * horizon
-    tuned = tune(family, horizon, dtype, device, folder, report)
     batch = family.sample(tasks, torch.Generator().manual_seed(seed), "held_out", dtype, device)
     _require_finite(batch)
+    if report is not None:
+        sites, closed = bool(batch.symmetry.sites), len(closed_form_controls(batch))
+        report = Workload(report, horizon, steps, tasks, sites, expected(sites, closed, rule is not None))
+    tuned = tune(family, horizon, dtype, device, folder, report)
     methods, measured = {}, {}
     if rule is not None:
         method = Method(label, "learned", rule, _describe(rule))
         methods[label], measured[label] = method, measure(method, batch, steps, report)
     teleports = rule is not None and measured[label].teleports > 0
-    for method in _others(rule if teleports else None, label, tuned, batch, seed):
+    others = list(_others(rule if teleports else None, label, tuned, batch, seed))
+    if isinstance(report, Workload):
+        report.methods = len(methods) + len(others)
+    for method in others:
         methods[method.name], measured[method.name] = method, measure(method, batch, steps, report)
     return Evaluation(
         _kebab(type(family).__name__),
