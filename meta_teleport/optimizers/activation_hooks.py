@@ -57,7 +57,7 @@ class GramHooks:
         self._model, self._symmetry = model, symmetry
         self._sums: dict[int, tuple[Tensor, int]] = {}
         self._mode: bool | None = None
-        self._handles = [model.register_forward_pre_hook(_Hook(self._clear))]
+        self._handles = [model.register_forward_pre_hook(Hook(self._clear))]
         modules = dict(model.named_modules())
         for index, site in enumerate(symmetry.sites):
             self._handles += _attach(self, index, site, modules)
@@ -111,7 +111,7 @@ class GramHooks:
             self._sums[index] = (gram, n) if before is None else (before[0] + gram, before[1] + n)
 
 
-class _Hook:
+class Hook:
     """A hook that calls a method as long as its object lives; copies and pickles of it do nothing."""
 
     def __init__(self, method: Any = None, *arguments: Any, output: bool = False) -> None:
@@ -124,7 +124,7 @@ class _Hook:
             method(*self.arguments, module, output if self.output else inputs)
 
     def __reduce__(self) -> Any:
-        return _Hook, ()
+        return Hook, ()
 
 
 def _attach(hooks: GramHooks, index: int, site: Site, modules: dict[str, nn.Module]) -> list[RemovableHandle]:
@@ -134,14 +134,14 @@ def _attach(hooks: GramHooks, index: int, site: Site, modules: dict[str, nn.Modu
         module = _owner(view, modules)
         reading = _input_reading(view, module)
         if reading is not None:
-            handles.append(module.register_forward_pre_hook(_Hook(hooks._read, index, reading)))
+            handles.append(module.register_forward_pre_hook(Hook(hooks._read, index, reading)))
     if handles or site.group.is_diagonal or not site.group.has_algebra:  # an activation lies between
         return handles
     for view in site.producers:
         module = _owner(view, modules)
         reading = _linear_reading(view, 0, module) if isinstance(module, nn.Linear) else None
         if reading is not None:
-            hook = _Hook(hooks._read, index, reading, output=True)
+            hook = Hook(hooks._read, index, reading, output=True)
             handles.append(module.register_forward_hook(hook))
     return handles
 

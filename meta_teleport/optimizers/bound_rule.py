@@ -75,8 +75,14 @@ class BoundRule:
             symmetry=self.symmetry,
         )
         self.hooks.clear()
-        proposal, self.state = self.rule(observation, self._blank() if self.state is None else self.state)
+        self.begin()
+        proposal, self.state = self.rule(observation, self.state)
         return proposal
+
+    def begin(self) -> None:
+        """Makes the state, if there is none."""
+        if self.state is None:
+            self.state = tree_map(torch.clone, self._blank())  # which may hold one tensor many times
 
     def transport(self, elements: tuple[Element, ...]) -> None:
         """The elements have acted: the state moves along."""

@@ -54,6 +54,9 @@ class RuleProposer(Proposer):
         self._elements = symmetry.exp_pairs(proposal.algebra)
         return Found(symmetry.move(params, self._elements), [g for g, _ in self._elements])
 
+    def begin(self) -> None:
+        self._bound.begin()
+
     def accept(self) -> None:
         self._bound.transport(self._elements)
 

@@ -34,6 +34,11 @@ class RuleView:
         seen = replace(progress, step=progress.step - (before is not None))
         self.proposer.look(seen, before or self._parameters())
 
+    def begin(self) -> None:
+        """Makes the state of the rule, if there is none."""
+        if self.proposer is not None:
+            self.proposer.begin()
+
     def accept(self) -> None:
         """The elements of the rule have acted."""
         if self.proposer is not None:
