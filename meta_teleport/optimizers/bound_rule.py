@@ -61,7 +61,7 @@ class BoundRule:
         return {name: _gradient(name, p).unsqueeze(0) for name, p in self.parameters.items()}
 
     def loss(self, loss: Tensor | float) -> Tensor:
-        """The loss as ``(1,)``. Raises ``UserError`` if it is not one number, or below zero and the rule reads its log."""
+        """The loss as ``(1,)``. Raises ``UserError`` if it is not one number, or negative and read as a logarithm."""
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1:
             raise UserError(f"the loss has shape {tuple(value.shape)}, not one number: take its .mean(), for instance")
@@ -92,9 +92,15 @@ class BoundRule:
         )
         self._warn_of_unseen()
         self.hooks.clear()
-        proposal, self.state = self.rule(observation, self._blank() if self.state is None else self.state)
+        self.begin()
+        proposal, self.state = self.rule(observation, self.state)
         require_proposal(self.rule, proposal, params, self.symmetry)
         return proposal
+
+    def begin(self) -> None:
+        """Makes the state, if there is none."""
+        if self.state is None:
+            self.state = tree_map(torch.clone, self._blank())  # which may hold one tensor many times
 
     def _warn_of_unseen(self) -> None:
         """Once, of the sites whose layers have gradients and whose activations no hook has read."""

@@ -1,6 +1,7 @@
 """An optimizer that is another one, but for what a subclass changes."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from torch.optim import Optimizer
@@ -11,10 +12,10 @@ def _attribute(name: str) -> Any:
 
 
 def _method(name: str) -> Any:
+    @wraps(getattr(Optimizer, name))  # trainers look at signatures
     def method(self: "Delegate", *args: Any, **kwargs: Any) -> Any:
         return getattr(self.base, name)(*args, **kwargs)
 
-    method.__name__, method.__doc__ = name, "That of the base optimizer."
     return method
 
 
@@ -24,6 +25,9 @@ class Delegate(Optimizer):
     Nothing is copied: what changes here changes there, also after ``load_state_dict``, which gives an optimizer new
     dictionaries. Hooks run once, in the base optimizer, which they are given. ``Optimizer.__init__`` is not called: it
     makes groups and state.
+
+    What the base optimizer has beyond torch's interface (``train`` and ``eval`` of schedule-free ones) is had here too,
+    to be read and called.
 
     It can be copied and pickled with what it holds, base optimizer included; hooks stay behind, as with any optimizer.
     """
@@ -44,6 +48,12 @@ class Delegate(Optimizer):
 
     def __init__(self, base: Optimizer) -> None:
         self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        # nothing private: a gradient scaler that finds ``_step_supports_amp_scaling`` writes what only the base reads
+        if name.startswith("_") or "base" not in self.__dict__:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(self.base, name)
 
     def __getstate__(self) -> dict[str, Any]:
         # learning rate schedulers put a step into an optimizer that is bound to this very one

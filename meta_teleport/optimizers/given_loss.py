@@ -1,31 +1,73 @@
-"""The loss that a learned optimizer is given, and whose gradients are in ``.grad``."""
+"""The loss that an optimizer is given, and whose gradients are in ``.grad``."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 
 Closure = Callable[[], Any]
 
+SCALED = 1024
+"""A loss that counts this many times was multiplied by a gradient scaler, whose factor is nobody's to know."""
+
+
+class ReturnedLoss:
+    """The loss that a ``model`` computes itself and returns as ``loss`` of its output, as those of transformers do.
+
+    Where several come between two steps, as gradients accumulate, each counts as ``backward`` has counted it: the sum
+    of ``l_i dL/dl_i`` is the loss L whose gradients are in ``.grad``, whether a trainer takes their sum or their mean.
+    Under a gradient scaler it is their mean.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        handle = model.register_forward_hook(_Watch(self))
+        self.close = weakref.finalize(self, handle.remove)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self._model}  # a copy has gradients of its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def take(self) -> Tensor | None:
+        """The loss of the gradients that have come since this was asked last; None if the model has returned none."""
+        seen, self._seen = self._seen, []
+        if len(seen) < 2:
+            return seen[0][0] if seen else None
+        losses, weights = (torch.stack(column) for column in zip(*seen, strict=True))
+        return torch.where(weights.max() < SCALED, losses @ weights, losses.mean())
+
+    def _watch(self, module: nn.Module, output: Any) -> None:
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            return
+        if all(isinstance(p, nn.Parameter) for p in module.parameters()):  # and is not only tried elsewhere
+            value = loss.detach()
+            loss.register_hook(lambda weight: self._seen.append((value, weight.detach())))
+
 
 class GivenLoss:
-    """A loss comes as a tensor, from a closure, or was reported. For a tensor, gradients that have come since the last
-    step are its own, by ``backward``, clipping or accumulation; where none have, ``backward`` is called.
+    """A loss comes as a tensor, from a closure, was reported, or was returned by the model. For a tensor, gradients
+    that have come since the last step are its own, by ``backward``, clipping or accumulation; where none have,
+    ``backward`` is called. What is reported while a closure runs is what the closure stands for.
 
     New gradients are told from old ones by the tensors that hold them, and by how often these were written to:
     ``backward`` makes new tensors or adds to old ones, ``zero_grad`` takes them away or writes zeros.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.returned = ReturnedLoss(model)
         self._reported: Tensor | float | None = None
         self._used: dict[Tensor, tuple[weakref.ref[Tensor], int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_reported": self._reported, "_used": {}}  # a copy has gradients of its own
+        return {**vars(self), "_used": {}}  # a copy has gradients of its own
 
     def report(self, loss: Tensor | float) -> None:
         """The loss of the gradients that are in ``.grad`` now."""
@@ -33,25 +75,38 @@ class GivenLoss:
 
     def evaluate(self, given: Tensor | Closure | None, parameters: Iterable[Tensor], zero_grad: Closure) -> Any:
         """The loss; its gradients are in ``.grad`` afterwards. Raises ``UserError`` where there is none."""
-        reported, self._reported = self._reported, None
-        if given is None:
-            if reported is None:
+        if given is not None and not callable(given):
+            self._reported = None
+            if not isinstance(given, Tensor) or given.numel() != 1 or not given.requires_grad:
                 raise UserError(
-                    "a learned rule reads the loss: call step(loss), step(closure), or report(loss=...) before step()"
+                    "step(loss) needs one number with a graph: compute the loss from the model, and reduce it"
                 )
-            return reported
-        if callable(given):
-            with torch.enable_grad():
-                return given()
-        if not isinstance(given, Tensor) or given.numel() != 1 or not given.requires_grad:
-            raise UserError("step(loss) needs one number with a graph: compute the loss from the model, and reduce it")
-        if not self._have_come(parameters):
-            zero_grad()
-            given.backward()
-        return given.detach()
+            if not self._have_come(parameters):
+                zero_grad()
+                given.backward()
+            return given.detach()
+        loss = None if given is None else self.of(given)
+        known = (loss, self._reported, self.returned.take())
+        self._reported = None
+        for loss in known:
+            if loss is not None:
+                return loss
+        raise UserError(
+            "a learned rule reads the loss: call step(loss), step(closure), or report(loss=...) before step(), or let "
+            "the model return it as the loss of its output"
+        )
+
+    def of(self, closure: Closure) -> Any:
+        """The loss of a closure; None if it has none."""
+        before, self._reported = self._reported, None
+        with torch.enable_grad():
+            loss = closure()
+        inside, self._reported = self._reported, before
+        return loss if inside is None else inside
 
     def close(self, parameters: Iterable[Tensor]) -> None:
         """A step has used the gradients that the parameters have."""
+        self.returned.take()
         held = ((p, p.grad) for p in parameters)
         self._used = {p: (weakref.ref(g), g._version) for p, g in held if g is not None}
 
@@ -66,3 +121,21 @@ class GivenLoss:
             if p.grad._version != version:
                 written.append(p.grad)
         return any(bool(g.count_nonzero()) for g in written)
+
+
+class _Watch:
+    """A hook on the outputs of a model as long as its ``owner`` lives; compiled code leaves it out, and copies and
+    pickles of it do nothing."""
+
+    def __init__(self, owner: ReturnedLoss | None = None) -> None:
+        self.owner = None if owner is None else weakref.ref(owner)
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        owner = None if self.owner is None else self.owner()
+        if owner is not None:
+            owner._watch(module, output)
+
+    def __reduce__(self) -> Any:
+        return _Watch, ()

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from meta_teleport.optimizers.bound_rule import BoundRule
 from meta_teleport.optimizers.closure_loss import ClosureLoss
 from meta_teleport.optimizers.compilation import run_as_written
 from meta_teleport.optimizers.given_loss import Closure, GivenLoss
+from meta_teleport.optimizers.saved_states import embed, extract, only_fills_states
 from meta_teleport.params import Params, write_at_once
 from meta_teleport.rules.backtracking import lengths
 from meta_teleport.rules.rule import Rule
@@ -81,7 +83,7 @@ class LearnedOptimizer(Optimizer):
         symmetry.continuous.require_fit(model)
         self.model, self.step_count, self.rejected, self.skipped = model, 0, 0, 0
         self._rule, self._given, self._begun = rule, symmetry.continuous, False
-        self._checked, self._in_a_row, self._given_loss = checked, 0, GivenLoss()
+        self._checked, self._in_a_row, self._given_loss = checked, 0, GivenLoss(model)
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
         self._bound, self._begun = self._bind(), True
@@ -107,19 +109,28 @@ class LearnedOptimizer(Optimizer):
             if not float(self.param_groups[-1][name]) >= 0:
                 raise UserError(f"{name}={self.param_groups[-1][name]}: give a number that is not negative")
         if self._begun:
-            self.close()
+            self._bound.hooks.close()
             self._bound = self._bind()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, and forgets the loss that they are of."""
+        super().zero_grad(set_to_none)
+        self._given_loss.returned.take()
 
     @torch.no_grad()
     def step(self, closure: Tensor | Closure | None = None) -> Any:
         """One step; ``closure`` is the loss, or a function that computes it and calls backward. Returns the loss.
 
-        Where the loss or a gradient is not finite the step is skipped, counted in ``skipped``, and warned of once.
+        A step with lr 0 and no gradient but zeros is none. Where the loss or a gradient is not finite the step is
+        skipped, counted in ``skipped``, and warned of once.
 
-        Raises ``UserError``, before anything has moved, without either, for a loss that is not one number, and if there
-        are no gradients.
+        Raises ``UserError``, before anything has moved, where no loss is known, for one that is not one number, and if
+        there are no gradients.
         """
         bound = self._bound
+        if closure is None and only_fills_states(self, "learned"):
+            bound.begin()
+            return None
         bound.require_unchanged()
         self._require_frozen()
         self._warn_at_the_horizon()
@@ -139,23 +150,24 @@ class LearnedOptimizer(Optimizer):
         self._given_loss.report(loss)
 
     def close(self) -> None:
-        """Removes the hooks from the model: activations are unknown from here on."""
+        """Removes the hooks from the model: activations, and losses that the model returns, are unknown from here."""
         self._bound.hooks.close()
+        self._given_loss.returned.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Groups and, as ``learned``, step counts and the state of the rule: an optimizer of the same rule and model
         that takes them over goes on bitwise as this one would."""
         counts = {"taken": self.step_count, "undone": self.rejected, "skipped": self.skipped}
         learned = {**counts, "state": self._bound.state_dict()}
-        return {**super().state_dict(), "learned": learned}
+        return embed(super().state_dict(), "learned", learned)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave. Raises ``UserError`` if that was of another rule or model."""
-        if "learned" not in state_dict:
+        groups, learned = extract(state_dict, "learned")
+        if learned is None:
             raise UserError("this state dict is of another optimizer: give one that a learned optimizer has made")
-        learned = state_dict["learned"]
         state = self._bound.checked_state(learned["state"])  # all is checked before anything changes
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "learned"})
+        super().load_state_dict(groups)
         self._bound.state = state
         self.step_count, self.rejected = learned["taken"], learned["undone"]
         self.skipped = learned.get("skipped", 0)
@@ -250,7 +262,7 @@ class LearnedOptimizer(Optimizer):
             return float(lengths(scaled, params, gradients, loss, self._loss_at(closure)))
 
     def _loss_at(self, closure: Closure) -> ClosureLoss:
-        return ClosureLoss(self.model, closure, self._bound.parameters)
+        return ClosureLoss(self.model, partial(self._given_loss.of, closure), self._bound.parameters)
 
     def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
         """The parameters moved by the proposed elements, with the state of the rule; or as they were."""

@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 
 from meta_teleport.optimizers.compilation import run_as_written
 from meta_teleport.optimizers.delegate import Delegate
-from meta_teleport.optimizers.history import HARM, UNDONE, History, TeleportRecord, describe, teleportation_of
+from meta_teleport.optimizers.given_loss import ReturnedLoss
+from meta_teleport.optimizers.history import HARM, UNDONE, History, TeleportRecord, describe
 from meta_teleport.optimizers.memory import Memory, writes_fault
 from meta_teleport.optimizers.requirements import names_of, require_base, require_loss
-from meta_teleport.optimizers.rule_view import RuleView
+from meta_teleport.optimizers.rule_proposer import RuleView
+from meta_teleport.optimizers.saved_states import embed, extract, only_fills_states, teleportation_of
 from meta_teleport.optimizers.schedules import Schedule, as_schedule
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -135,6 +137,7 @@ class TeleportedOptimizer(Delegate):
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
         self._memory = Memory(base_optimizer, model, self.symmetry, state)
         self._memory.names()
+        self._returned = ReturnedLoss(model)
         run_as_written(self, "step", "report", "teleport")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,14 +153,23 @@ class TeleportedOptimizer(Delegate):
         return self._history.records
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the base optimizer, and a teleport if one is due after it (or before the first step)."""
+        """One step of the base optimizer, and a teleport if one is due after it (or before the first step).
+
+        A step with lr 0 and no gradient but zeros, which only fills the base optimizer's state, does not count.
+        """
+        if closure is None and only_fills_states(self, "teleportation"):
+            self._view.begin()
+            return super().step()
         if self._progress.step == 0:
             self._teleport_if_due()
         self._view.before_step()
         value = super().step(closure)
         self._progress.step += 1
+        returned = self._returned.take()
         if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
             self.report(loss=value)
+        elif returned is not None and self._progress.loss is None:
+            self.report(loss=returned)
         self._teleport_if_due()
         return value
 
@@ -241,17 +253,16 @@ class TeleportedOptimizer(Delegate):
             "balance": self._balance.state_dict(),
             "habit": self._habit.state_dict(),
         }
-        return {**self.base.state_dict(), "teleportation": ours}
+        return embed(self.base.state_dict(), "teleportation", ours)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave; or the base optimizer's state alone, if that is all there is."""
-        state_dict = dict(state_dict)
-        ours = state_dict.pop("teleportation", None)
-        self.base.load_state_dict(state_dict)
+        base, ours = extract(state_dict, "teleportation")
+        self.base.load_state_dict(base)
         if ours is None:
             return
         ours = teleportation_of(ours)
-        self._progress = Progress(**ours["progress"])
+        self._progress.load_state_dict(ours["progress"])
         self._started = perf_counter() - self._progress.elapsed
         self.schedule.load_state_dict(ours["schedule"])
         self._history.load_state_dict(ours["history"])
@@ -260,7 +271,7 @@ class TeleportedOptimizer(Delegate):
         if "habit" in ours:
             self._habit.load_state_dict(ours["habit"])
         if self._generator is not None and ours["generator"] is not None:
-            self._generator.set_state(ours["generator"])
+            self._generator.set_state(ours["generator"].cpu())
 
     def _teleport_if_due(self) -> None:
         due = self.schedule.due(self._timed())

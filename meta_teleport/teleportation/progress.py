@@ -43,3 +43,7 @@ class Progress:
         known = {"loss": self.loss, "latest": self.latest}
         numbers = {name: None if loss is None else float(loss) for name, loss in known.items()}
         return {**vars(self), **numbers, "losses": [float(loss) for loss in self.losses]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+        vars(self).update(vars(Progress(**state)))

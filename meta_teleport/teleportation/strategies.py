@@ -41,6 +41,10 @@ class Proposer(ABC):
     """A strategy with a memory, such as a learned rule: it looks, proposes, is told when its elements have acted."""
 
     @abstractmethod
+    def begin(self) -> None:
+        """Makes the memory, where there is none."""
+
+    @abstractmethod
     def look(self, progress: Progress, params: Params | None = None) -> None:
         """Before a proposal. The gradients in ``.grad`` are those at ``params``, after ``progress.step`` steps, of the
         loss ``progress.latest``; where no ``params`` are given, the loss is evaluated."""

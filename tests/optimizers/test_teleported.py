@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.history import NO_FASTER, WORSE_VALIDATION
+from meta_teleport.optimizers.saved_states import extract
 from meta_teleport.optimizers.schedules import Budget, Plateau
 from meta_teleport.optimizers.teleported import TeleportedOptimizer
 from meta_teleport.optimizers.transport import moved_gradients, moved_state
@@ -74,7 +75,7 @@ def train(network: Network, model: nn.Module, optimizer: Optimizer, steps: range
 def snapshot(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Parameters, gradients and the state that the base optimizer would save, as copies."""
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    state = {key: value for key, value in optimizer.state_dict().items() if key != "teleportation"}
+    state = extract(optimizer.state_dict(), "teleportation")[0]
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -273,6 +274,12 @@ def test_a_copy_alone_has_a_model_of_its_own() -> None:
     laws.must_fail(laws.same_bits, parameters(copied.model), before)
 
 
+def own_state(optimizer: TeleportedOptimizer) -> dict[str, Any]:
+    own = extract(optimizer.state_dict(), "teleportation")[1]
+    assert own is not None
+    return own
+
+
 def test_time_goes_on_where_another_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("meta_teleport.optimizers.teleported.perf_counter", lambda: clock[0])
@@ -280,8 +287,8 @@ def test_time_goes_on_where_another_clock_starts(monkeypatch: pytest.MonkeyPatch
     clock[0] = 130.0
     saved = pickle.dumps(optimizer)
     clock[0] = 7.0
-    assert pickle.loads(saved).state_dict()["teleportation"]["progress"]["elapsed"] == 30.0
-    assert optimizer.state_dict()["teleportation"]["progress"]["elapsed"] == -93.0
+    assert own_state(pickle.loads(saved))["progress"]["elapsed"] == 30.0
+    assert own_state(optimizer)["progress"]["elapsed"] == -93.0
 
 
 def record_of_version_0_1(step: int, accepted: bool) -> dict[str, Any]:
@@ -322,7 +329,7 @@ def test_a_state_of_version_0_1_goes_on() -> None:
     model = RELU.build()
     optimizer = teleported(RELU, model, "sgd", Plateau(2), imbalance=inf)
     optimizer.load_state_dict({**SGD(model.parameters(), 0.0).state_dict(), "teleportation": state_of_version_0_1()})
-    known = optimizer.state_dict()["teleportation"]["progress"]
+    known = own_state(optimizer)["progress"]
     assert known.pop("elapsed") >= 30.0
     assert known == {
         "step": 8,
@@ -345,7 +352,7 @@ def test_states_of_the_wrapper_and_of_its_base_are_interchangeable() -> None:
     optimizer, bare = teleported(RELU, model, "adam", 2), Adam(plain.parameters(), 0.1)
     train(RELU, model, optimizer)
     bare.load_state_dict(optimizer.state_dict())
-    laws.same_bits(bare.state_dict(), snapshot(model, optimizer)["state"])
+    laws.same_bits(extract(bare.state_dict(), "teleportation")[0], snapshot(model, optimizer)["state"])
     before = len(optimizer.teleports)
     optimizer.load_state_dict(bare.state_dict())
     assert len(optimizer.teleports) == before
