@@ -1,6 +1,6 @@
 """Modules that a trace does not look into: each of their calls is one opaque operation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-SEED = 0
+from meta_teleport.detection.settings import Setting, run
+
 _OUTPUTS: dict[int, list[Tensor]] = {}
 
 
@@ -24,11 +25,9 @@ def _(inputs: list[Tensor], key: int) -> list[Tensor]:
 
 
 @contextmanager
-def closed(
-    model: nn.Module, leaves: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[None]:
+def closed(model: nn.Module, leaves: Sequence[nn.Module], setting: Setting) -> Iterator[None]:
     """Inside, every call of one of ``leaves`` is one operation. What they return is learned from one real run of
-    ``model`` on the arguments, which leaves its buffers as they are."""
+    ``model`` in the setting."""
     returned: dict[int, tuple[list[Any], TreeSpec]] = {}
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -36,7 +35,7 @@ def closed(
 
     hooks = [leaf.register_forward_hook(note) for leaf in leaves]
     try:
-        run(model, args, kwargs)
+        run(model, setting)
     finally:
         for hook in hooks:
             hook.remove()
@@ -48,17 +47,6 @@ def closed(
                 stack.enter_context(patch.dict(_OUTPUTS, {id(leaf): tensors}))
                 stack.enter_context(patch.object(leaf, "forward", _opaque(id(leaf), outputs, spec)))
         yield
-
-
-def run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], params: Mapping[str, Tensor] | None = None
-) -> Any:
-    """The outputs of the model, at other ``params`` if given, without gradients and always with the same random
-    numbers; its buffers and all generators stay as they are."""
-    state = {**dict(model.named_parameters()), **{name: buffer.clone() for name, buffer in model.named_buffers()}}
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(SEED)
-        return torch.func.functional_call(model, {**state, **(params or {})}, args, kwargs)
 
 
 def _opaque(key: int, outputs: list[Any], spec: TreeSpec) -> Any:

@@ -15,6 +15,11 @@ from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Refusal
 from meta_teleport.symmetry.views import View
 
+UNSEEN = (
+    "is seen by no trace, so what could meet it stays: give inputs that use it (also=[...]), or leave its module "
+    "closed (leaves=[...]) if nothing does"
+)
+
 
 class Marks(NamedTuple):
     """The units of one site and, for every unit of the model (and, at the end, for the negative labels): its rank
@@ -81,7 +86,7 @@ class Sites:
                     by_reason[f"makes units that {self._reason(unit)}"][use.parameter] = None
         for name in self.shapes:
             if name not in seen:
-                by_reason["is not seen by the traced operations"][name] = None
+                by_reason[UNSEEN][name] = None
         return [Refusal(tuple(names), reason) for reason, names in by_reason.items()]
 
     def _reason(self, unit: int) -> str:

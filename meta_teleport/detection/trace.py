@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from meta_teleport.detection.leaves import closed, run
+from meta_teleport.detection.leaves import closed
+from meta_teleport.detection.settings import Setting, prepared, run
 from meta_teleport.errors import UserError
-from meta_teleport.symmetry.requirements import require_movable
 
 MESSAGE = 300
+LIFTED = "lifted_tensor_"
 GO_ON = (
     "leave the module that makes this call closed (leaves=['its.name']), or name the sites by hand (Symmetry.manual)"
 )
@@ -31,25 +32,68 @@ Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a model, which parameter each of its placeholders is, and the constants it was given."""
+    """The graph of a model, which parameter each of its placeholders is, and the constants it was given.
+
+    The first tensors that the graph returns, as many as ``outputs``, are what the model returns; for each of the
+    ``scopes``, which are names of modules, one follows that is at hand in that module.
+    """
 
     graph: Graph
     parameters: dict[str, str]
     constants: dict[str, Tensor]
+    outputs: int
+    scopes: tuple[str, ...]
 
 
 class Outputs(nn.Module):
-    """A model whose outputs are the list of the tensors in what the model returns."""
+    """A model whose outputs are the list of the tensors in what the model returns, and of those that it leaves on its
+    modules, where a loss may read them. If ``calls`` are given, the tensors follow that its modules are called with and
+    that they return."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, calls: "Calls | None" = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.calls = model, calls
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        outputs = list(_tensors(self.model(*args, **kwargs)))
+        before = {id(tensor) for tensor in _kept(self.model)}
+        with self.calls or nullcontext():
+            outputs = list(_tensors(self.model(*args, **kwargs)))
         if not outputs:
             raise UserError("the model returns no tensors: let its forward return a tensor, or a tuple or dict of them")
-        return outputs
+        outputs += [tensor for tensor in _kept(self.model) if id(tensor) not in before]
+        return outputs + (self.calls.tensors if self.calls else [])
+
+
+class Calls:
+    """Inside, what is at hand in the code of which module: what it is called with, and what those it calls return."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = {module: name for name, module in model.named_modules()}
+
+    def __enter__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.scopes: list[str] = []
+        self.running: list[str] = []
+        self.hooks = [module.register_forward_pre_hook(self._enter, with_kwargs=True) for module in self.names]
+        self.hooks += [module.register_forward_hook(self._leave) for module in self.names]
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.running.append(self.names[module])
+        self._note(self.names[module], (args, kwargs))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.running.pop()
+        for name in self.running[-1:]:
+            self._note(name, output)
+
+    def _note(self, name: str, values: Any) -> None:
+        for tensor in _tensors(values):
+            self.scopes.append(name)
+            self.tensors.append(tensor)
 
 
 def arguments(example_inputs: Examples) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -66,30 +110,39 @@ def arguments(example_inputs: Examples) -> tuple[tuple[Any, ...], dict[str, Any]
     )
 
 
-def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()) -> Trace:
-    """The graph of ``model`` on ``example_inputs``, in the mode (train or eval) the model is in.
-
-    The modules named in ``leaves`` are not looked into.
-
-    Raises ``UserError`` if the model cannot move (:func:`require_movable`), if the inputs do not run, or if the model
-    cannot be traced; the last names the call and how to go on.
-    """
-    require_movable(model)
+def given(model: nn.Module, example_inputs: Examples) -> Setting:
+    """The mode the model is in, and the inputs as they are. Raises ``UserError`` if they are no inputs."""
     args, kwargs = arguments(example_inputs)
     if any(isinstance(t, Tensor) and t.numel() == 0 for t in tree_leaves((args, kwargs))):
         raise UserError("an example input has no entries: give a batch of at least one example")
+    return Setting(model.training, args, kwargs)
+
+
+def trace(model: nn.Module, setting: Setting, leaves: Sequence[str] = (), scoped: bool = False) -> Trace:
+    """The graph of ``model`` in a setting; with ``scoped``, what its modules are called with and return is known.
+
+    The modules named in ``leaves`` are not looked into.
+
+    Raises ``UserError`` if the inputs do not run, or if the model cannot be traced; the last names the call and how to
+    go on.
+    """
     names = dict(model.named_modules())
     leaves = (leaves,) if isinstance(leaves, str) else leaves
     for leaf in leaves:
         if leaf not in names or not leaf:
             raise UserError(f"no module '{leaf}' to leave closed: choose from model.named_modules()")
+    calls = Calls(model) if scoped else None
     try:
-        with closed(model, [names[leaf] for leaf in leaves], args, kwargs) if leaves else nullcontext(), _exporting():
-            program = torch.export.export(Outputs(model), (args, kwargs), strict=False)
+        with (
+            closed(model, [names[leaf] for leaf in leaves], setting) if leaves else nullcontext(),
+            prepared(model, setting) as (args, kwargs),
+            _exporting(),
+        ):
+            program = torch.export.export(Outputs(model, calls), (args, kwargs), strict=False)
     except UserError:
         raise
     except Exception as error:
-        _explain(model, args, kwargs, error)
+        _explain(model, setting, error)
     _require_sizes(program.graph)
     signature = program.graph_signature
     first = {id(p): name for name, p in model.named_parameters()}
@@ -98,11 +151,17 @@ def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()
         place: first[id(every[name.removeprefix("model.")])] for place, name in signature.inputs_to_parameters.items()
     }
     state = {**program.state_dict, **program.constants}
-    constants = {place: state[name] for place, name in signature.inputs_to_lifted_tensor_constants.items()}
-    for place, name in signature.inputs_to_buffers.items():
-        if name in signature.non_persistent_buffers and not state[name].any():
+    constants = {
+        place: state[name]
+        for place, name in signature.inputs_to_lifted_tensor_constants.items()
+        if name.startswith(LIFTED) and isinstance(state[name], Tensor)  # an attribute may have other numbers later
+    }
+    written = set(signature.buffers_to_mutate.values())
+    for place, name in signature.inputs_to_buffers.items():  # zeros that are no weights: the key bias that there is not
+        if name in signature.non_persistent_buffers and name not in written and not state[name].any():
             constants[place] = state[name]
-    return Trace(program.graph, parameters, {k: v for k, v in constants.items() if isinstance(v, Tensor)})
+    scopes = tuple(calls.scopes) if calls else ()
+    return Trace(program.graph, parameters, constants, len(signature.user_outputs) - len(scopes), scopes)
 
 
 def place(node: Node) -> str:
@@ -112,8 +171,13 @@ def place(node: Node) -> str:
     operation = str(getattr(target, "__name__", target)).strip("_")
     if len(stack) < 2:
         return operation
-    path, cls = stack[-1]
-    return f"{operation} in '{path.removeprefix('model').lstrip('.') or 'model'}' ({str(cls).rpartition('.')[2]})"
+    return f"{operation} in '{scope(node) or 'model'}' ({str(stack[-1][1]).rpartition('.')[2]})"
+
+
+def scope(node: Node) -> str:
+    """The name of the innermost module in whose code an operation stands."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return re.sub(r"@\d+", "", stack[-1][0]).removeprefix("model").lstrip(".") if stack else ""
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -159,10 +223,18 @@ def _require_sizes(graph: Graph) -> None:
             )
 
 
-def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> NoReturn:
+def _kept(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors that the modules hold beside their parameters."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name != "_parameters" and isinstance(value, (Tensor, Mapping, list, tuple)):
+                yield from _tensors(value)
+
+
+def _explain(model: nn.Module, setting: Setting, error: Exception) -> NoReturn:
     """Raises ``UserError``: do the inputs not run, or is it the tracing?"""
     try:
-        run(model, args, kwargs)
+        run(model, setting)
     except Exception as failure:
         raise UserError(f"the model does not run on the example inputs: {shortened(failure)}") from None
     raise UserError(f"the model cannot be traced: {_call(error) or shortened(error)}; {GO_ON}") from error

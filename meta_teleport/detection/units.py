@@ -29,7 +29,7 @@ class Use:
 
     ``coordinates``, one tensor per axis of the parameter, say which of its entries the operation saw, in the shape in
     which it saw them. ``left`` are the units that an entry makes, ``right`` those that it reads, both broadcastable to
-    that shape; None where there are none.
+    that shape; None where there are none. ``graph`` is the number of the graph that the operation belongs to.
     """
 
     parameter: str
@@ -37,6 +37,7 @@ class Use:
     left: Tensor | None
     right: Tensor | None
     place: str
+    graph: int = 0
 
 
 @dataclass
@@ -80,6 +81,7 @@ class Units:
         self.forbidden: dict[Kind, dict[int, str]] = {kind: {} for kind in KINDS}
         self.touched: list[set[object]] = []
         self.uses: list[Use] = []
+        self.graph = 0
 
     def fresh(self, count: int, touch: object) -> Tensor:
         """``count`` new units, touched by the operation that makes them."""
@@ -137,10 +139,10 @@ class Units:
         right: Tensor | None,
         place: str,
     ) -> None:
-        """Notes a use of a parameter. A second use of the same entries must say the same of them."""
-        new = Use(parameter, coordinates, left, right, place)
+        """Notes a use of a parameter. A second use of the same entries in a graph must say the same of them."""
+        new = Use(parameter, coordinates, left, right, place, self.graph)
         for old in self.uses:
-            if old.parameter == parameter and not _disjoint(old, new):
+            if old.graph == new.graph and old.parameter == parameter and not disjoint(old, new):
                 self._share(old, new)
         self.uses.append(new)
 
@@ -209,7 +211,7 @@ def differ(a: Tensor, b: Tensor) -> bool:
     return bool((x != y).any())
 
 
-def _disjoint(a: Use, b: Use) -> bool:
+def disjoint(a: Use, b: Use) -> bool:
     """Whether two uses see different entries: their ranges along some axis do not overlap."""
     return any(
         int(x.max()) < int(y.min()) or int(y.max()) < int(x.min())

@@ -36,7 +36,7 @@ def view(use: Use, ranks: Tensor, rows: Tensor, shape: torch.Size, blocks: int, 
     units that have it.
     """
     many = int(rows.max()) + 1
-    found = _on_parameter(use, torch.where(ranks < 0, -1, ranks * many + rows), shape)
+    found = on_parameter(use, torch.where(ranks < 0, -1, ranks * many + rows), shape)
     if found is None:
         return None
     return _by_factors(use.parameter, *found, many, shape, blocks, k) or _by_places(
@@ -106,8 +106,8 @@ def _aligned(seen: View, rows: Tensor, digits: list[list[Digit]]) -> bool:
     return bool((columns == columns[..., :1, :]).all())
 
 
-def _on_parameter(use: Use, ranks: Tensor, shape: torch.Size) -> tuple[Tensor, list[tuple[int, int] | None]] | None:
-    """Ranks in the parameter's own axes (size 1 along those on which they do not depend; -1 where nothing was seen),
+def on_parameter(use: Use, ranks: Tensor, shape: torch.Size, unseen: int = -1) -> tuple[Tensor, Spans] | None:
+    """Ranks in the parameter's own axes (size 1 along those on which they do not depend; ``unseen`` where nothing was),
     and the range of entries seen along each axis, None where it has gaps. None if an entry has two ranks."""
     coordinates = torch.broadcast_tensors(ranks, *use.coordinates)
     ranks, places = coordinates[0], coordinates[1:]  # in the axes of what the operation saw; one place per own axis
@@ -117,7 +117,8 @@ def _on_parameter(use: Use, ranks: Tensor, shape: torch.Size) -> tuple[Tensor, l
         if not matters[axis] and not any(_depends(c, axis) for c, d in zip(places, deep, strict=True) if d):
             ranks = ranks.narrow(axis, 0, 1)
             places = tuple(c.narrow(axis, 0, 1) if d else c for c, d in zip(places, deep, strict=True))
-    placed = torch.full([n if d else 1 for n, d in zip(shape, deep, strict=True)], -1)  # in the parameter's own axes
+    own = [n if d else 1 for n, d in zip(shape, deep, strict=True)]
+    placed = torch.full(own, unseen)  # in the parameter's own axes
     index = tuple(
         c.expand(ranks.shape) if d else torch.zeros((), dtype=torch.long).expand(ranks.shape)
         for c, d in zip(places, deep, strict=True)

@@ -1,7 +1,7 @@
 """Walking the graph of a model: each tensor is replaced by labels that say which unit every entry is."""
 
 import operator
-from collections.abc import Mapping
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -10,35 +10,36 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from meta_teleport.detection.trace import Trace, place
-from meta_teleport.detection.units import KINDS, Units, differ
+from meta_teleport.detection.trace import Trace, place, scope
+from meta_teleport.detection.units import KINDS, Units, differ, distinct
 from meta_teleport.detection.values import HANDLERS, SHAPES_ONLY, Step, Value, unknown
 
 WRAPPERS = ("wrap_with", "tag_activation_checkpoint", "wrap_activation_checkpoint")
 
 
 class Walk:
-    """One pass over the graph of a model. ``frozen`` says which parameters must not move, and why."""
+    """One pass over a graph of a model, whose marks are left on ``units``. ``at_hand`` are the units of the tensors
+    that the code of each module has at hand, where the trace says so."""
 
-    def __init__(self, traced: Trace, frozen: Mapping[str, str]) -> None:
-        self.units, self.trace, self.frozen = Units(), traced, frozen
+    def __init__(self, traced: Trace, units: Units) -> None:
+        self.units, self.trace = units, traced
         self.written = {_memory(node.args[0]) for node in traced.graph.nodes if _writes(node)}
+        self.at_hand: dict[str, set[int]] = defaultdict(set)
 
-    def run(self) -> Units:
-        """The units of the model with all marks on them. What parameters that must not move see or make, and
-        what the model returns, may not move."""
-        outputs = self._walk(self.trace.graph, None)
-        for value in tree_leaves(outputs):
+    def run(self) -> None:
+        """Marks the units of this graph. What the model returns may not move."""
+        outputs = tree_leaves(self._walk(self.trace.graph, None))
+        for value in outputs[: self.trace.outputs]:
             if isinstance(value, Value) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, "are outputs of the model")
             elif isinstance(value, Value) and value.parameter:
                 self.units.use(value.parameter, value.coordinates, None, None, "the outputs of the model")
-        for use in self.units.uses:
-            for labels in (use.left, use.right) if use.parameter in self.frozen else ():
-                if labels is not None:
-                    reason = f"depend on '{use.parameter}', which {self.frozen[use.parameter]}"
-                    self.units.forbid_labels(labels, KINDS, reason)
-        return self.units
+        for name, value in zip(self.trace.scopes, outputs[self.trace.outputs :], strict=True):
+            self._note(name, value)
+
+    def _note(self, name: str, value: Any) -> None:
+        if isinstance(value, Value) and value.labels is not None:
+            self.at_hand[name].update(unit for (unit,) in distinct(value.labels))
 
     def _walk(self, graph: torch.fx.Graph, inputs: list[Any] | None) -> Any:
         known: dict[Node, Any] = {}
@@ -53,6 +54,8 @@ class Walk:
             else:
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = self._call(node, args, kwargs)
+                for value in tree_leaves(known[node]) if self.trace.scopes else ():
+                    self._note(scope(node), value)
                 if _writes(node):
                     self._write(node, node.args[0], known, outside=inputs is not None)
         raise AssertionError("a graph without an output")

@@ -7,8 +7,9 @@ import torch
 from detection.nets import Net, chain, normal
 from torch import nn
 
-from meta_teleport.detection.check import Check, verify
+from meta_teleport.detection.check import Check, tried, verify
 from meta_teleport.detection.detect import find_symmetries
+from meta_teleport.detection.trace import given
 from meta_teleport.errors import UserError
 from meta_teleport.symmetry.groups import GL, Permutation, PositiveScaling
 from meta_teleport.symmetry.site import Site
@@ -22,6 +23,17 @@ def site(group, below: str, above: str, k: int = 4, d: int = 3, m: int = 4) -> S
     """A site between two layers of a chain, true or not."""
     made = (View.along(f"{below}.weight", (k, d), 0), View.along(f"{below}.bias", (k,), 0))
     return Site(below, group(k), made, (View.along(f"{above}.weight", (m, k), 1),))
+
+
+def insist(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if x.dtype != dtype:
+        raise TypeError(f"{x.dtype} is not what this code is for")
+    return x
+
+
+def checked(model: nn.Module, dtype: torch.dtype = torch.float32) -> Check:
+    setting = given(model, ROWS().to(dtype))
+    return Check(model, tried([setting], [setting]))
 
 
 def deep() -> nn.Sequential:
@@ -42,7 +54,7 @@ def test_layers_that_begin_alike_are_told_apart() -> None:
     with torch.no_grad():
         for layer in (model[0], model[2]):
             layer.weight.copy_(torch.eye(3))
-    near = Check(model, (ROWS(),), {}).params
+    near = checked(model).params
     assert not torch.allclose(near["0.weight"], near["2.weight"])
 
 
@@ -53,9 +65,9 @@ def test_what_is_no_symmetry_moves_the_outputs(false: Site) -> None:
 
 def test_the_false_sites_among_true_ones_are_found(generator: torch.Generator) -> None:
     sites = [TRUE[0], FALSE[1], TRUE[1], TRUE[2], FALSE[0]]
-    false = Check(deep(), (ROWS(),), {}).false_sites(sites, generator)
+    false = checked(deep()).false_sites(sites, generator)
     assert sorted(false) == [1, 4] and min(false.values()) > 1e-3
-    assert Check(deep(), (ROWS(),), {}).false_sites(TRUE, generator) == {}
+    assert checked(deep()).false_sites(TRUE, generator) == {}
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -80,8 +92,8 @@ def test_a_batch_of_one_is_tried_in_evaluation_only() -> None:
 
 
 def test_code_that_insists_on_float32_is_tried_in_float32() -> None:
-    model = Net(lambda net, x: net.b(net.a(x.float())), a=nn.Linear(3, 4), b=nn.Linear(4, 4))
-    assert Check(model, (ROWS(),), {}).like.dtype == torch.float32
+    model = Net(lambda net, x: net.b(net.a(insist(x, torch.float32))), a=nn.Linear(3, 4), b=nn.Linear(4, 4))
+    assert checked(model).like.dtype == torch.float32
     assert 0 < verify(model, find_symmetries(model, ROWS()), ROWS()) <= 1e-5
 
 
@@ -93,10 +105,10 @@ def test_sites_may_move_the_outputs_by_rounding_but_not_by_a_hundred_times_that(
     by a tenth of itself or so."""
     for part, found in ((true, []), (false, [0])):
         model = Net(
-            lambda net, x, part=part: net.b(net.a(x.to(dtype)).relu() + part * net.a(x.to(dtype)).tanh()),
+            lambda net, x, part=part: net.b(net.a(insist(x, dtype)).relu() + part * net.a(x).tanh()),
             a=nn.Linear(3, 4), b=nn.Linear(4, 4),
         ).to(dtype)  # fmt: skip
-        check = Check(model, (ROWS(),), {})
+        check = checked(model, dtype)
         assert check.like.dtype == dtype
         assert sorted(check.false_sites([site(PositiveScaling, "a", "b")], generator)) == found
 

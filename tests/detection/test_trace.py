@@ -8,7 +8,7 @@ from detection.nets import Net, chain, described, normal
 from torch import nn
 
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.trace import arguments, trace
+from meta_teleport.detection.trace import arguments, given, trace
 from meta_teleport.errors import UserError
 
 Linear = nn.Linear
@@ -138,7 +138,8 @@ def test_inputs_by_place_and_by_name() -> None:
 def test_a_trace_names_parameters_once() -> None:
     model = chain(Linear(4, 4), Linear(4, 4))
     model[1].weight = model[0].weight
-    assert sorted(set(trace(model, torch.ones(2, 4)).parameters.values())) == ["0.bias", "0.weight", "1.bias"]
+    traced = trace(model, given(model, torch.ones(2, 4)))
+    assert sorted(set(traced.parameters.values())) == ["0.bias", "0.weight", "1.bias"]
 
 
 def _numbers(model: nn.Module) -> dict[str, torch.Tensor]:
