@@ -141,7 +141,8 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     if "task" not in config and given.task is None:
         raise UserError(f"{args.run} does not say what it was trained on: choose what to evaluate it on by --task NAME")
     families = members(config["task"]) if "task" in config else []
-    specs = [choose("task", given.task, [], member) for member in families or [None]]
+    wanted: list[dict[str, Any] | None] = [*families] or [None]
+    specs = [choose("task", given.task, [], member) for member in wanted]
     spec = next((spec for spec in specs if "init_args" in spec), specs[0])
     task = _plain(family_parser(spec).parse(flags))["task"]
     others = dict.fromkeys(member["class_path"].rpartition(".")[2] for member in families[1:] if given.task is None)
