@@ -30,7 +30,47 @@ def functional(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     def single(params: Params, inputs: Tensor) -> Tensor:
         return functional_call(model, params, (inputs,))
 
-    return single if getattr(model, "broadcasts", False) else vmap(single, randomness="different")
+    if getattr(model, "broadcasts", False):
+        return single
+
+    def mapped(params: Params, inputs: Tensor) -> Tensor:
+        def alone() -> Tensor:
+            return single({name: p[0].detach() for name, p in params.items()}, inputs[0].detach())
+
+        return run_side_by_side(model, lambda: vmap(single, randomness="different")(params, inputs), alone)
+
+    return mapped
+
+
+def run_side_by_side(model: nn.Module, run: Callable[[], Tensor], alone: Callable[[], Tensor]) -> Tensor:
+    """What ``run`` gives, the model for many parameters at once under vmap.
+
+    Where that fails ``alone`` runs it for one of them, so that what is wrong with model or inputs is raised as it is.
+    Raises ``UserError`` naming what vmap does not allow if nothing is.
+    """
+    try:
+        return run()
+    except RuntimeError as error:
+        with torch.no_grad():
+            alone()
+        what = _obstacle(model) or str(error).splitlines()[0]
+        raise UserError(
+            f"{type(model).__name__} cannot run for many parameters at once, as vmap does not allow it: {what}; train "
+            "such networks in separate runs"
+        ) from None
+
+
+def _obstacle(model: nn.Module) -> str:
+    """What in the model is known not to run under vmap, with a remedy where there is one; empty if nothing is."""
+    for name, module in model.named_modules():
+        hooks = (type(hook).__name__ for hook in module._forward_pre_hooks.values())
+        if isinstance(module, nn.RNNBase):
+            return f"'{name}' is a recurrent layer ({type(module).__name__})"
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
+            return f"'{name}' averages over all batches (momentum=None; give it a momentum)"
+        if "SpectralNorm" in (*hooks, type(module).__name__.lstrip("_")):
+            return f"'{name}' is under spectral_norm, which writes to its vectors at every run"
+    return ""
 
 
 def axpy(a: float | Tensor, x: Params, y: Params) -> Params:

@@ -15,6 +15,14 @@ ROOMS = ("rules", "learned", "equivariant", "tasks")
 """Where the families and rules of this package are."""
 
 
+class NotImportedError(UserError):
+    """A file names a class of a ``module`` that nobody has imported."""
+
+    def __init__(self, name: str, module: str) -> None:
+        super().__init__(f"class '{name}' is not of this package: import {module} first (--import {module})")
+        self.module = module
+
+
 def known(base: type) -> dict[str, type]:
     """The classes below ``base`` that can be built, by name: those of this package and those imported.
 
@@ -47,9 +55,7 @@ def resolve(name: str, base: type, trusted: bool = False) -> type:
         if trusted:
             import_module(module_name)
         elif module_name not in sys.modules:
-            raise UserError(
-                f"class '{name}' is not of this package: import {module_name} first (--import {module_name})"
-            )
+            raise NotImportedError(name, module_name)
         cls = getattr(sys.modules[module_name], class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, base) and not inspect.isabstract(cls)):
         raise UserError(
@@ -108,6 +114,11 @@ def _only(name: str, found: list[type]) -> type | None:
 def is_ours(cls: type) -> bool:
     """Whether a class is of this package."""
     return cls.__module__.split(".")[0] == PACKAGE
+
+
+def is_module_name(name: Any) -> bool:
+    """Whether ``name`` is the name of a module as one types it."""
+    return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
 
 
 def import_module(name: str) -> None:

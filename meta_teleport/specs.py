@@ -6,14 +6,16 @@ would import whatever they read, or call whatever they find, are given content t
 """
 
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import yaml
 
 from meta_teleport.errors import UserError
-from meta_teleport.registry import PACKAGE, class_path, resolve
+from meta_teleport.registry import PACKAGE, NotImportedError, class_path, resolve
 
 CLASS_PATH, INIT_ARGS = "class_path", "init_args"
 RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -29,6 +31,65 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 DROPPED: Mapping[str, Any] = {"random_horizons": False, "growing_horizon": False, "curriculum": False}
 """Options of a training that files of version 0.1 hold, and the values at which they change nothing."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+class Described:
+    """A base of classes that files can name: instances remember what they were made with.
+
+    ``init_args`` are the arguments by name, defaults included, as plain data; None where there is none for one of them
+    (a tensor, a generator). ``shapes`` of a network are left out: they are kept apart.
+    """
+
+    init_args: dict[str, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _remembering(cls.__dict__["__init__"])  # type: ignore[method-assign]
+
+
+def spec_of(instance: Described) -> dict[str, Any] | None:
+    """The spec from which such an instance is built again; None if it cannot be said as plain data."""
+    arguments = instance.init_args
+    if arguments is None and not (getattr(type(instance).__init__, "__module__", "") or "").startswith("torch."):
+        return None
+    return {CLASS_PATH: class_path(type(instance)), INIT_ARGS: arguments or {}}
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    """The same ``__init__``, which notes the arguments of the outermost call first."""
+
+    @wraps(init)
+    def remember(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "init_args" not in vars(self):
+            vars(self)["init_args"] = _plain_arguments(init, self, args, kwargs)
+        init(self, *args, **kwargs)
+
+    return remember
+
+
+def _plain_arguments(init: Callable[..., None], instance: Any, args: Any, kwargs: Any) -> dict[str, Any] | None:
+    try:
+        bound = inspect.signature(init).bind(instance, *args, **kwargs)
+    except TypeError:
+        return None  # which the call itself will say
+    bound.apply_defaults()
+    named = {name: value for name, value in list(bound.arguments.items())[1:] if name != "shapes"}
+    try:
+        return {name: _plain(value) for name, value in named.items()}
+    except TypeError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it. Raises ``TypeError`` if there is none."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return [_plain(inner) for inner in value]
+    raise TypeError(f"{type(value).__name__} is not plain data")
 
 
 def check(content: Any, bases: Sequence[type], modules: Sequence[str] = ()) -> Any:
@@ -105,9 +166,10 @@ def _resolved(name: str, bases: Sequence[type]) -> type:
     for base in bases[:-1]:
         try:
             return resolve(name, base)
-        except UserError as error:
-            if "is not of this package" in str(error):
-                raise
+        except NotImportedError:
+            raise
+        except UserError:
+            continue
     return resolve(name, bases[-1])
 
 

@@ -9,14 +9,24 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from torch import nn
 
+from meta_teleport.cli.agreement import keep_schedule, parse_with_one_horizon, require_agreement
+from meta_teleport.cli.class_choice import (
+    FAMILIES_AND_RULES,
+    choose,
+    importable,
+    members,
+    read_config,
+    with_command,
+    without_others,
+)
 from meta_teleport.cli.parser import (
     BASES,
     evaluate_parser,
@@ -26,27 +36,26 @@ from meta_teleport.cli.parser import (
     train_parser,
 )
 from meta_teleport.errors import UserError
-from meta_teleport.learned.serialization import NAMED, load
-from meta_teleport.registry import PACKAGE, call_factory, import_module, import_path, resolve
-from meta_teleport.runs.run import Run
+from meta_teleport.learned.serialization import NAMED, load, trained_config
+from meta_teleport.registry import call_factory, import_module
+from meta_teleport.runs.run import IMPORTED, Run
 from meta_teleport.specs import check, shorten
-from meta_teleport.tasks.mixture import Mixture
 
-DEFAULTS = {"task": f"{PACKAGE}.Regression", "rule": f"{PACKAGE}.LSTMUpdateTele"}
-FAMILIES_AND_RULES = tuple(BASES.values())
 CONFIG = ("task", "rule", "training", "seed", "dtype")
 RESULTS = "runs/evaluation-{name}"
 
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """``run`` is the run to go on with, None for a new one; ``config`` is what is asked for."""
+    """``run`` is the run to go on with, None for a new one; ``config`` is what is asked for; ``notes`` are lines about
+    what was not taken over as it was given."""
 
     out: str
     run: Run | None
     config: dict[str, Any]
     device: str
     overwrite: bool
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -78,25 +87,34 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
     given, rest = _first_pass(first, argv)
-    files = [_read_config(name, given.modules) for name in given.config]
+    command = ["train", *argv]
+    files = [read_config(expanduser(name), given.modules, command) for name in given.config]
     out = given.out or next((f["out"] for f in reversed(files) if "out" in f), None)
     resume = given.resume or any(f.get("resume") for f in files)
     if out in NAMED:
         raise UserError(f"{out} is the name of a rule that comes with this package: write --out ./{out}, or another")
     run = Run.open(out) if resume and out is not None else None
-    stored = {} if run is None else check(run.config, FAMILIES_AND_RULES, given.modules)
-    specs = {key: _choose(key, getattr(given, key), files, stored.get(key)) for key in BASES}
-    second = [f"--config={json.dumps(_importable(content))}" for content in files]
+    stored, recorded = ({}, []) if run is None else (run.config, run.config.get(IMPORTED))
+    stored = with_command(command, recorded, lambda: check(stored, FAMILIES_AND_RULES, given.modules))
+    specs = {key: choose(key, getattr(given, key), files, stored.get(key)) for key in BASES}
+    notes: list[str] = []
+    for number, (name, content) in enumerate(zip(given.config, files, strict=True)):
+        files[number], lines = without_others(content, specs, name)
+        notes += lines
+    second = [f"--config={json.dumps(importable(content))}" for content in files]
     second += [f"--out={given.out}"] if given.out else []
     second += [f"--{key}={specs[key]['class_path']}" for key in BASES if getattr(given, key)]
-    args = train_parser(specs, stored).parse([*second, *rest])
+    args, lines = parse_with_one_horizon([*second, *rest], specs, stored)
     config = _plain(args)
     if run is not None:
-        complete = train_parser({key: _importable(stored)[key] for key in BASES}, stored).parse([f"--out={out}"])
-        _require_agreement(_plain(complete), config)
-    if run is not None and args.overwrite:
-        raise UserError("--resume goes on with a run and --overwrite begins it anew: choose one of them")
-    return TrainArguments(args.out, run, config, args.device, args.overwrite)
+        if args.overwrite:
+            raise UserError("--resume goes on with a run and --overwrite begins it anew: choose one of them")
+        complete = train_parser({key: importable(stored)[key] for key in BASES}, stored).parse([f"--out={out}"])
+        require_agreement(_plain(complete), config)
+        lines = keep_schedule(config["training"], stored["training"])
+    modules = {**dict.fromkeys(recorded if isinstance(recorded, list) else []), **dict.fromkeys(given.modules)}
+    config |= {IMPORTED: list(modules)} if modules else {}
+    return TrainArguments(expanduser(args.out), run, config, args.device, args.overwrite, (*notes, *lines))
 
 
 def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
@@ -110,21 +128,33 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     args = evaluate_parser().parse(rest)
     for module in args["import"]:
         import_module(module)
-    config = (load(args.run).config if args.run in NAMED else Run.open(args.run).config) or {}
-    config = check(config, FAMILIES_AND_RULES, args["import"])
+    name = expanduser(args.run)
     given, flags = _first_pass(_First(add_help=False, allow_abbrev=False), taken)
-    members = _members(config["task"])
-    specs = [_choose("task", given.task, [], member) for member in members]
+    config = trained_config(name)
+
+    def checked() -> dict[str, Any]:
+        found: dict[str, Any] = check(config, FAMILIES_AND_RULES, args["import"])
+        load(name)
+        return found
+
+    config = with_command(["evaluate", *argv], config.get(IMPORTED), checked)
+    if "task" not in config and given.task is None:
+        raise UserError(f"{args.run} does not say what it was trained on: choose what to evaluate it on by --task NAME")
+    families = members(config["task"]) if "task" in config else []
+    wanted: list[dict[str, Any] | None] = [*families] or [None]
+    specs = [choose("task", given.task, [], member) for member in wanted]
     spec = next((spec for spec in specs if "init_args" in spec), specs[0])
     task = _plain(family_parser(spec).parse(flags))["task"]
-    folder = args.out or (RESULTS.format(name=args.run) if args.run in NAMED else args.run)
-    others = dict.fromkeys(member["class_path"].rpartition(".")[2] for member in members[1:] if given.task is None)
-    return EvaluateArguments(args.run, config, task, Path(folder), tuple(others), args)
+    others = dict.fromkeys(member["class_path"].rpartition(".")[2] for member in families[1:] if given.task is None)
+    folder = expanduser(args.out) if args.out else _results(name)
+    return EvaluateArguments(name, config, task, Path(folder), tuple(others), args)
 
 
 def parse_info(argv: Sequence[str]) -> Namespace:
     """The arguments of ``info``. Raises ``UserError``."""
-    return info_parser().parse(argv)
+    args = info_parser().parse(argv)
+    args.run = expanduser(args.run)
+    return args
 
 
 def parse_symmetries(argv: Sequence[str]) -> tuple[Namespace, nn.Module, Any]:
@@ -160,60 +190,6 @@ def _first_pass(parser: _First, argv: Sequence[str]) -> tuple[argparse.Namespace
     return given, [*rest, *(["--resume"] if getattr(given, "resume", False) else [])]
 
 
-def _read_config(name: str, modules: Sequence[str]) -> dict[str, Any]:
-    """A config file, checked: it may name classes, but nothing is imported because of it."""
-    try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"config file {name} cannot be read ({error.strerror}): check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {name} is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict) or "config" in content:
-        raise UserError(f"config file {name} must hold settings as 'name: value', and no other config file")
-    checked: dict[str, Any] = check(content, FAMILIES_AND_RULES, modules)
-    return checked
-
-
-def _importable(content: dict[str, Any]) -> dict[str, Any]:
-    """The content with the classes of task and rule by paths that a parser can import."""
-    paths: dict[str, Any] = {}
-    for key, base in BASES.items():
-        spec = content.get(key)
-        if isinstance(name := _class_name(spec), str):
-            path = import_path(resolve(name, base))
-            paths[key] = {**spec, "class_path": path} if isinstance(spec, dict) else path
-    return {**content, **paths}
-
-
-def _choose(key: str, given: str | None, files: list[dict[str, Any]], stored: dict[str, Any] | None) -> dict[str, Any]:
-    """Class path and preset arguments: what was typed, else what a config file says, else the stored or the default."""
-    base, spec = BASES[key], stored or {"class_path": DEFAULTS[key]}
-    spec = {**spec, "class_path": import_path(resolve(spec["class_path"], base))}
-    for name in (_class_name(f.get(key)) for f in files):
-        if name is not None:
-            spec = _switch(spec, resolve(str(name), base))
-    if given is None:
-        return spec
-    typed = yaml.safe_load(given) if given.lstrip().startswith("{") else {"class_path": given}
-    spec = _switch(spec, resolve(str(_class_name(typed)), base, trusted=True))
-    return {**spec, "init_args": typed["init_args"]} if "init_args" in typed else spec
-
-
-def _members(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """The specs of the families in a mixture, one by one, with full class paths; a single family's own."""
-    cls = resolve(spec["class_path"], BASES["task"])
-    arguments = spec.get("init_args", {})
-    if issubclass(cls, Mixture):
-        return [member for family in arguments["families"] for member in _members(family)]
-    return [{"class_path": import_path(cls), "init_args": arguments}]
-
-
-def _switch(spec: dict[str, Any], cls: type) -> dict[str, Any]:
-    """The spec with its arguments if it is of that class, the bare class otherwise."""
-    path = import_path(cls)
-    return spec if spec["class_path"] == path else {"class_path": path}
-
-
 def _plain(args: Namespace) -> dict[str, Any]:
     """What was parsed as plain JSON values, with classes as files name them."""
     content: dict[str, Any] = {key: value for key, value in args.as_dict().items() if key in CONFIG}
@@ -223,8 +199,9 @@ def _plain(args: Namespace) -> dict[str, Any]:
     return plain
 
 
-def _class_name(value: Any) -> Any:
-    return value.get("class_path") if isinstance(value, dict) else value
+def _results(name: str) -> str:
+    """The folder for the results about a rule: the one it is in, or, for files and named rules, one of its own."""
+    return name if name not in NAMED and Path(name).is_dir() else RESULTS.format(name=Path(name).stem)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -238,22 +215,3 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if "=" not in token:
             taken += [value for value in [next(tokens, None)] if value is not None]
     return taken, rest
-
-
-def _require_agreement(stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    old, new = _flat(stored), _flat(asked)
-    for name in sorted(old.keys() | new.keys(), key=lambda n: (not n.endswith("class_path"), n)):
-        longer = name == "training.meta_steps" and new[name] > old[name]
-        if old.get(name) != new.get(name) and not longer:
-            raise UserError(
-                f"the run in --out has {name} {old.get(name)} and {new.get(name)} was given: leave that flag out, or "
-                "choose another --out (only training.meta_steps may change on --resume, and only grow)"
-            )
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}".replace(".init_args", "")
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

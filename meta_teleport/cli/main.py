@@ -78,7 +78,7 @@ def _train(argv: list[str]) -> int:
     from meta_teleport.learned.serialization import build
     from meta_teleport.meta.config import TrainingConfig
     from meta_teleport.meta.loop import train
-    from meta_teleport.runs.run import FORMAT, Run
+    from meta_teleport.runs.run import FORMAT, IMPORTED, Run
 
     asked = parse_train(argv)
     config, device = asked.config, chosen(asked.device)
@@ -88,10 +88,12 @@ def _train(argv: list[str]) -> int:
     rule = build(config["rule"], shapes, config["seed"])
     if not any(True for _ in rule.parameters()):
         raise UserError(f"{type(rule).__name__} has no meta-parameters to train: choose another --rule")
+    for note in asked.notes:
+        print(note, file=sys.stderr)
     run, resume = asked.run, asked.run is not None and asked.run.state_path.exists()
     if run is None:
         run = Run.create(asked.out, config, described(device), asked.overwrite)
-    elif run.config["training"] != config["training"]:
+    elif run.config["training"] != config["training"] or run.config.get(IMPORTED) != config.get(IMPORTED):
         run.update({"format": FORMAT, **config})
     if asked.run is not None and not resume:
         run.rewind(0)
@@ -168,7 +170,7 @@ def _evaluate(argv: list[str]) -> int:
 
     asked = parse_evaluate(argv)
     args, folder = asked.flags, asked.folder
-    device, dtype = chosen(args.device), getattr(torch, args.dtype or asked.config["dtype"])
+    device, dtype = chosen(args.device), getattr(torch, args.dtype or asked.config.get("dtype", "float32"))
     rule, (family, shapes) = load(asked.rule), _family(asked.task)
     if shapes is not None:
         require_fit(rule, shapes)
@@ -176,7 +178,9 @@ def _evaluate(argv: list[str]) -> int:
     if asked.others:
         others = ", ".join(asked.others)
         print(f"{asked.rule}: evaluated on the first of its families; the others by --task: {others}", file=sys.stderr)
-    horizon = asked.config["training"]["horizon"]
+    horizon = args.horizon or asked.config.get("training", {}).get("horizon") or rule.horizon
+    if horizon is None:
+        raise UserError(f"{asked.rule} does not say for how many steps it was trained: give --horizon")
     with evaluation_bar() as report:
         evaluation = evaluate(
             rule.to(device, dtype),

@@ -73,6 +73,8 @@ def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Pa
             f"the run in --out sets training.{min(unknown)}, which this version does not have: go on with the version "
             "that began it, or train anew in another folder"
         )
+    if not stored:
+        parser.set_defaults({"training.horizon": None})  # see parse_with_one_horizon
     parser.set_defaults({f"training.{key}": value for key, value in stored.get("training", {}).items()})
     parser.chosen = {key: resolve(spec["class_path"], BASES[key]) for key, spec in specs.items()}
     return parser
@@ -92,6 +94,9 @@ def evaluate_parser() -> Parser:
     )
     parser.add_argument("--tasks", type=int, default=256, help="number of held-out tasks")
     parser.add_argument("--steps", type=int | None, help="steps per task (default: 10 times the trained horizon)")
+    parser.add_argument(
+        "--horizon", type=int | None, help="steps the baselines are tuned for (default: those the rule was trained for)"
+    )
     parser.add_argument("--seed", type=Seed, default=0, help="seed of the held-out tasks")
     parser.add_argument("--dtype", type=Dtype | None, help="floating point type (default: that of the training)")
     parser.add_argument("--json", action="store_true", help="print the JSON of the results and nothing else")

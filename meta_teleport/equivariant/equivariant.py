@@ -167,7 +167,7 @@ class Equivariant(LearnedRule):
         """A copy that takes its updates from another rule: learned teleports over any optimizer. It has no config: it
         cannot be saved."""
         copy = deepcopy(self)
-        copy.update, copy.config, copy.backtracking = update, None, update.backtracking
+        copy.update, copy.config, copy.init_args, copy.backtracking = update, None, None, update.backtracking
         copy.observes_grams = update.observes_grams or "activations" in self.bases
         copy.nonnegative_losses = update.nonnegative_losses or bool(self.bases)
         return copy

@@ -6,6 +6,7 @@ factors and some networks, and ``classification``, trained on classifiers of sma
 """
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from meta_teleport.registry import construct, is_ours, resolve
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
 from meta_teleport.runs.checkpoint import load_tensors, make_folder, read_header, save_tensors
 from meta_teleport.runs.run import FORMAT, Run, check_format
-from meta_teleport.specs import shorten
+from meta_teleport.specs import shorten, spec_of
 
 FILE = "rule.safetensors"
 NAMED = {name: Path(__file__).with_name(f"{name}.safetensors") for name in ("pretrained", "classification")}
@@ -48,14 +49,16 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
     """Writes a rule into a file ``*.safetensors``, or as ``rule.safetensors`` into a folder, which is made.
 
     ``config`` (with the entry ``rule``: class path and arguments) and ``meta_step`` default to what :func:`load` or
-    training has set on the rule.
+    training has set on the rule, or to what it was made with.
 
-    Raises ``UserError`` if there is no config or the file cannot be written.
+    Raises ``UserError`` if there is no config, as it was made with more than plain data, or the file cannot be written.
     """
+    if config is None and rule.config is None and (spec := spec_of(rule)) is not None:
+        config = {"rule": spec}
     config = config if config is not None else rule.config
     if config is None:
         raise UserError(f"this {type(rule).__name__} has no config: give save one, with its class path and arguments")
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix != ".safetensors":
         make_folder(path)
         path = path / FILE
@@ -79,7 +82,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
 
     Raises ``UserError`` for what is missing, cut off, of another format, or does not fit together.
     """
-    path = NAMED[path] if isinstance(path, str) and path in NAMED else _file(Path(path))
+    path = _file(_place(path))
     header = read_header(path)
     meta = header.meta
     check_format(meta, path)
@@ -100,6 +103,22 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
     rule.load_state_dict(load_tensors(path, device)[0], assign=True)
     rule.config, rule.meta_step = config, meta.get("meta_step")
     return cast(LearnedRule, rule)  # a hand-written rule that somebody saved lacks what LearnedRule adds
+
+
+def trained_config(path: str | Path) -> dict[str, Any]:
+    """The config of a rule where :func:`load` finds it, without building anything: what it is, how it was trained.
+
+    Raises ``UserError`` for what is missing, cut off, of another format, or no rule.
+    """
+    place = _place(path)
+    if (place / "config.json").exists():
+        return Run.open(place).config
+    file = _file(place)
+    meta = load_tensors(file)[1]
+    check_format(meta, file)
+    if not (isinstance(meta.get("config"), dict) and isinstance(meta["config"].get("rule"), dict)):
+        raise UserError(f"{file} is damaged (its header does not describe a rule): copy it again")
+    return dict(meta["config"])
 
 
 def require_fit(rule: Rule, shapes: Shapes) -> None:
@@ -127,6 +146,11 @@ def shapes_from_json(content: dict[str, Any] | None) -> Shapes | None:
         {name: tuple(shape) for name, shape in content["params"]},
         tuple(SiteShape(tuple(site["parameters"]), tuple(site["algebra"])) for site in content["sites"]),
     )
+
+
+def _place(path: str | Path) -> Path:
+    """A rule of this package by its name, or a path, with the home folder for ``~``."""
+    return NAMED[path] if isinstance(path, str) and path in NAMED else Path(os.path.expanduser(path))
 
 
 def _file(path: Path) -> Path:

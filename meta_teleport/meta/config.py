@@ -32,6 +32,8 @@ class TrainingConfig:
             with the step from the loss before the window; 0 for none.
         clip: Bound on the norm of the meta-gradient; 0 for none (published).
         decay: Learning rates over the run: cosine (to zero) or constant (published).
+        decay_steps: Meta-steps over which a cosine falls, and after which rates stay at their last values; meta_steps
+            if not given.
         second_order: Let the meta-gradients of bptt flow through the observed gradients (second derivatives of the
             loss).
         errors: Train on what the tasks are for (:meth:`tasks.family.Tasks.error`, relative to that of their start) in
@@ -57,6 +59,7 @@ class TrainingConfig:
     increase_penalty: float = 0.0
     clip: float = 1.0
     decay: Literal["cosine", "constant"] = "cosine"
+    decay_steps: int | None = None
     second_order: bool = False
     errors: bool = False
     losses_before: bool = False
@@ -68,6 +71,8 @@ class TrainingConfig:
         for name in ("meta_steps", "tasks", "window", "horizon", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}: give 1 or more")
+        if self.decay_steps is not None and self.decay_steps < 1:
+            raise UserError(f"training.decay_steps is {self.decay_steps}: give 1 or more")
         for name in ("lr_update", "lr_element"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"training.{name} is {getattr(self, name)}: give 0 or more")

@@ -11,7 +11,8 @@ A run stops between two windows and resumes bit for bit: phi, Adam's moments, ta
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from meta_teleport.meta.trainer import Trainer
 from meta_teleport.rules.rule import Rule
 from meta_teleport.runs.checkpoint import load_tensors, save_tensors
 from meta_teleport.runs.run import Run
+from meta_teleport.specs import spec_of
 from meta_teleport.tasks.family import TaskFamily
 
 
@@ -59,7 +61,7 @@ def train(
     report: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainingSummary:
-    """Meta-trains ``rule`` in place on ``family``.
+    """Meta-trains ``rule`` in place on ``family``, and notes on it how, for :func:`save`.
 
     With a ``run`` the metrics, the rule and the state of the run are kept in its folder; ``resume`` goes on from
     there. ``report`` is told after every meta-step; when ``should_stop`` says so the run saves and returns.
@@ -93,8 +95,21 @@ def train(
             _save(trainer, run)
     if run is not None:
         _save(trainer, run)
+    rule.config, rule.meta_step = _config(trainer, run, seed), trainer.meta_step
     seconds = time.perf_counter() - began
     return TrainingSummary(trainer.meta_step, finished, meta_loss, trainer.failed, seconds)
+
+
+def _config(trainer: Trainer, run: Run | None, seed: int) -> dict[str, Any] | None:
+    """What :func:`save` writes beside the rule: the config of the run, or the like, as far as it is plain data."""
+    if run is not None:
+        return run.config
+    if (spec := spec_of(trainer.rule)) is None:
+        return trainer.rule.config
+    task = spec_of(trainer.family)
+    dtype = str(trainer.dtype).removeprefix("torch.")
+    settings = {"training": asdict(trainer.training), "seed": seed, "dtype": dtype}
+    return {**({"task": task} if task else {}), "rule": spec, **settings}
 
 
 def _metrics(progress: Progress, losses: Tensor) -> dict[str, float]:

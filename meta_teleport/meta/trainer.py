@@ -57,6 +57,7 @@ class Trainer:
         self.objective, self.penalty = _objective(training), _penalty(training)
         self.pools = [self._pool(member) for member in family.members]
         self.meta_step, self.failed = 0, 0
+        self.decay_steps = training.decay_steps or training.meta_steps
 
     @property
     def pool(self) -> TaskPool:
@@ -108,7 +109,8 @@ class Trainer:
         if self.training.clip:
             torch.nn.utils.clip_grad_norm_(self.phi.values(), self.training.clip)
         if self.training.decay == "cosine":
-            factor = 0.5 * (1 + cos(pi * self.meta_step / self.training.meta_steps))
+            last = self.decay_steps - 1
+            factor = 0.5 * (1 + cos(pi * min(self.meta_step, last) / self.decay_steps))
             for group, peak in zip(self.adam.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * factor
         self.adam.step()
@@ -119,7 +121,7 @@ class Trainer:
         tensors = {f"phi.{name}": p.detach() for name, p in self.phi.items()}
         for name, p in self.phi.items():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.adam.state[p].items()}
-        numbers: dict[str, Any] = {"meta_step": self.meta_step, "failed": self.failed}
+        numbers: dict[str, Any] = {"meta_step": self.meta_step, "failed": self.failed, "decay_steps": self.decay_steps}
         for prefix, pool in zip(self._prefixes(), self.pools, strict=True):
             held, counted = pool.state()
             tensors |= {prefix + name: tensor for name, tensor in held.items()}
@@ -143,6 +145,8 @@ class Trainer:
             pool.restore(_below(prefix, tensors), _below(prefix, numbers))
         self.generator.set_state(tensors["generator"].cpu())
         self.meta_step, self.failed = numbers["meta_step"], numbers["failed"]
+        if self.training.decay_steps is None:
+            self.decay_steps = numbers.get("decay_steps", self.decay_steps)
 
     def member_losses(self) -> dict[str, float]:
         """The latest meta-loss of every member of a mixture, by name of the metric; nothing for a single family."""

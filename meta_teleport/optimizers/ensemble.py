@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, is_of_torch
 from meta_teleport.optimizers.requirements import require_state
 from meta_teleport.optimizers.stacked import Factory, StackedOptimizer
-from meta_teleport.params import Params, where
+from meta_teleport.params import Params, run_side_by_side, where
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import is_finite, only
 from meta_teleport.teleportation.objectives import Loss
@@ -70,7 +70,8 @@ class Ensemble:
     Batches have one more leading dimension: inputs ``(1, n, ...)`` are seen by all copies, inputs ``(seeds, n, ...)``
     by the copies of their seed; labels alike.
 
-    Raises ``UserError`` without seeds or settings, for L-BFGS, and where inputs or labels do not fit the model.
+    Raises ``UserError`` without seeds or settings, for L-BFGS, for models that vmap does not allow, and where inputs or
+    labels do not fit the model; an error in a module of one's own is raised as it is.
     """
 
     def __init__(
@@ -84,6 +85,9 @@ class Ensemble:
         if not seeds or not settings:
             raise UserError("copies need at least one seed and one setting")
         models = [_initialized(build, seed).to(device) for seed in seeds]
+        for name, module in models[0].named_modules():
+            if getattr(module, "sparse", False):
+                raise UserError(f"'{name}' has sparse gradients, which cannot be stacked: make it with sparse=False")
         self.model, self.seeds, self.loss = models[0], tuple(seeds), loss
         drawn = [_tensors(model) for model in models]
         stacked = {
@@ -117,13 +121,22 @@ class Ensemble:
         def single(params: Params, buffers: Params, x: Tensor) -> Tensor:
             return functional_call(self.model, (params, buffers), (x,))
 
-        try:
+        def run() -> Tensor:
             if getattr(self.model, "broadcasts", False):
                 return single(params, buffers, x)
             return vmap(single, in_dims=(0, 0, None if shared else 0), randomness="different")(params, buffers, x)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"inputs of shape {tuple(x.shape)} do not fit the model: {reason}") from error
+
+        def alone() -> Tensor:
+            first = ({name: t[0].clone() for name, t in held.items()} for held in (params, buffers))
+            try:
+                return single(*first, x if shared else x[0])
+            except RuntimeError as error:
+                if not is_of_torch(error):
+                    raise
+                reason = str(error).splitlines()[0]
+                raise UserError(f"inputs of shape {tuple(x.shape)} do not fit the model: {reason}") from error
+
+        return run_side_by_side(self.model, run, alone)
 
     def losses(
         self, inputs: Tensor, labels: Tensor, params: Params | None = None, buffers: Params | None = None

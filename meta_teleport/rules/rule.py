@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params, per_task
+from meta_teleport.specs import Described
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
 
@@ -120,7 +121,7 @@ def describe(shapes: Shapes) -> str:
     return f"{params} (elements {sites})" if sites else params
 
 
-class Rule(nn.Module, ABC):
+class Rule(Described, nn.Module, ABC):
     """A learned or hand-written optimizer. Its ``nn.Parameter``s, if any, are the meta-parameters phi.
 
     Rules that learn take ``shapes`` as their first argument if their sizes depend on the network, and only plain

@@ -26,10 +26,13 @@ from meta_teleport.runs.files import parse_json, read_text
 from meta_teleport.runs.overwriting import clear
 
 FORMAT = 1
+IMPORTED = "import"
+"""Where a config keeps the modules that were imported for it: names to tell people, never to import."""
 
 
 class Run:
-    """One run folder. ``config`` is the content of config.json: format, task, rule, training, seed, dtype."""
+    """One run folder. ``config`` is the content of config.json: format, task, rule, training, seed, dtype, and
+    import if modules were named."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config = Path(folder), config
@@ -39,7 +42,7 @@ class Run:
     def create(cls, folder: str | Path, config: dict[str, Any], device: str = "cpu", overwrite: bool = False) -> "Run":
         """A new folder with config.json and provenance.json. With ``overwrite`` what another run has written there is
         removed. Raises ``UserError`` if there is something in it, or what is there is no run's."""
-        folder = Path(folder)
+        folder = Path(os.path.expanduser(folder))
         if folder.is_dir() and any(folder.iterdir()):
             if not overwrite:
                 raise UserError(
@@ -59,7 +62,7 @@ class Run:
 
         Raises ``UserError`` if it is missing, not a run folder, cut off, or of another format.
         """
-        folder = Path(folder)
+        folder = Path(os.path.expanduser(folder))
         if not folder.is_dir():
             raise UserError(f"there is no run folder {folder}: check the path, or make one by: train --out {folder}")
         path = folder / "config.json"

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.params import Params
+from meta_teleport.specs import Described
 from meta_teleport.symmetry.site import LayerInput
 from meta_teleport.symmetry.symmetry import Symmetry
 
@@ -82,7 +83,7 @@ class Tasks(ABC):
         return replace(self, params=params, data={name: function(t) for name, t in self.data.items()})
 
 
-class TaskFamily(ABC):
+class TaskFamily(Described, ABC):
     """A distribution of tasks."""
 
     @abstractmethod

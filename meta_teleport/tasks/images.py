@@ -7,6 +7,7 @@ A sixth of the training images is set aside to choose settings on: 10,000 of the
 same order as in the code of Zhao et al. 2024.
 """
 
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,6 +81,7 @@ def load_images(data: str | Path = "digits", folder: str | Path = "data", downlo
 
     Raises ``UserError`` for names that do not exist, and for files that are missing, damaged or of another form.
     """
+    data, folder = os.path.expanduser(data), os.path.expanduser(folder)
     if Path(data).suffix == ".npz":
         return _split(Path(data).stem, *_read_npz(Path(data)))
     if data == "digits":

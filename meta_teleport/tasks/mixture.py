@@ -10,6 +10,7 @@ import torch
 
 from meta_teleport.errors import UserError
 from meta_teleport.registry import construct
+from meta_teleport.specs import spec_of
 from meta_teleport.tasks.family import Split, TaskFamily
 
 
@@ -29,6 +30,8 @@ class Mixture(TaskFamily):
         if not built:
             raise UserError("a Mixture of no families has no tasks: give families, a list of class_path and init_args")
         self._members = tuple(member for family in built for member in family.members)
+        specs = [spec_of(family) for family in built]
+        self.init_args = {"families": specs} if all(specs) else None
 
     @property
     def members(self) -> tuple[TaskFamily, ...]:

@@ -494,9 +494,10 @@ def test_other_refusals(workplace, capsys):
     assert "the following arguments are required: run" in error(capsys, "evaluate")
     assert "unknown command 'frob': choose one of train, evaluate, info, symmetries, doctor" in error(capsys, "frob")
     assert "doctor takes no arguments" in error(capsys, "doctor", "x")
-    for command in ("evaluate", "info"):
-        assert "there is no run folder none" in error(capsys, command, "none")
-        assert "is not a run folder" in error(capsys, command, ".")
+    assert "there is no run folder none" in error(capsys, "info", "none")
+    assert "is not a run folder" in error(capsys, "info", ".")
+    assert "there is no rule 'none'" in error(capsys, "evaluate", "none")
+    assert "is neither a run folder nor a saved rule" in error(capsys, "evaluate", ".")
     assert train("a") == 0
     before = sorted(os.listdir("a"))
     assert "folder a is not empty: choose another --out" in error(capsys, "train", "--out", "a", *TINY)
@@ -655,7 +656,9 @@ def test_symmetries_refuses_what_it_cannot_use(workplace, capsys):
     assert "write package.module:name" in error(capsys, "symmetries", "own_models")
     assert "cannot be imported" in error(capsys, "symmetries", "own_nothing:mlp")
     assert "no callable 'mpl'" in error(capsys, "symmetries", "own_models:mpl")
-    assert "failed (ValueError: no such file)" in error(capsys, "symmetries", "own_models:broken")
+    assert "failed (ValueError: no such file, own_models.py line 15)" in error(
+        capsys, "symmetries", "own_models:broken"
+    )
     assert "returned a int" in error(capsys, "symmetries", "own_models:number")
     assert "pass --shape" in error(capsys, "symmetries", "own_models:bare")
     assert "does not run on the example inputs" in error(capsys, "symmetries", "own_models:bare", "--shape", "[2,5]")

@@ -115,9 +115,13 @@ def test_a_loaded_rule_can_be_saved_again_into_a_new_folder(tmp_path):
     ).read_bytes()
 
 
-def test_a_rule_without_config_is_not_saved(tmp_path):
+def test_a_rule_without_config_is_saved_with_what_it_was_made_with_or_not_at_all(tmp_path):
+    rule = build(config()["rule"], shapes())
+    save(rule, tmp_path / "made")
+    assert load(tmp_path / "made").config["rule"]["init_args"].items() >= config()["rule"]["init_args"].items()
+    rule.init_args = None
     with pytest.raises(UserError, match="has no config: give save one"):
-        save(build(config()["rule"], shapes()), tmp_path / "x")
+        save(rule, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
