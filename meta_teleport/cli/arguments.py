@@ -26,7 +26,7 @@ from meta_teleport.cli.parser import (
     train_parser,
 )
 from meta_teleport.errors import UserError
-from meta_teleport.learned.serialization import NAMED, load
+from meta_teleport.learned.serialization import NAMED, RENAMED, load, named
 from meta_teleport.registry import PACKAGE, call_factory, import_module, import_path, resolve
 from meta_teleport.runs.run import Run
 from meta_teleport.specs import check, shorten
@@ -80,7 +80,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     files = [_read_config(name, given.modules) for name in given.config]
     out = given.out or next((f["out"] for f in reversed(files) if "out" in f), None)
     resume = given.resume or any(f.get("resume") for f in files)
-    if out in NAMED:
+    if out in (*NAMED, *RENAMED):
         raise UserError(f"{out} is the name of a rule that comes with this package: write --out ./{out}, or another")
     run = Run.open(out) if resume and out is not None else None
     stored = {} if run is None else check(run.config, FAMILIES_AND_RULES, given.modules)
@@ -107,16 +107,17 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     args = evaluate_parser().parse(rest)
     for module in args["import"]:
         import_module(module)
-    config = (load(args.run).config if args.run in NAMED else Run.open(args.run).config) or {}
+    shipped = named(args.run)
+    config = (load(shipped).config if shipped else Run.open(args.run).config) or {}
     config = check(config, FAMILIES_AND_RULES, args["import"])
     given, flags = _first_pass(_First(add_help=False, allow_abbrev=False), taken)
     members = _members(config["task"])
     specs = [_choose("task", given.task, [], member) for member in members]
     spec = next((spec for spec in specs if "init_args" in spec), specs[0])
     task = _plain(family_parser(spec).parse(flags))["task"]
-    folder = args.out or (RESULTS.format(name=args.run) if args.run in NAMED else args.run)
+    folder = args.out or (RESULTS.format(name=shipped) if shipped else args.run)
     others = dict.fromkeys(member["class_path"].rpartition(".")[2] for member in members[1:] if given.task is None)
-    return EvaluateArguments(args.run, config, task, Path(folder), tuple(others), args)
+    return EvaluateArguments(shipped or args.run, config, task, Path(folder), tuple(others), args)
 
 
 def parse_info(argv: Sequence[str]) -> Namespace:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from meta_teleport.learned.serialization import NAMED, load
+from meta_teleport.learned.serialization import load, named
 from meta_teleport.runs.checkpoint import load_tensors
 from meta_teleport.runs.run import Run, read_json
 
@@ -14,8 +14,8 @@ def inspect_run(name: str) -> dict[str, Any]:
 
     Raises ``UserError`` for folders that are no run.
     """
-    if name in NAMED:
-        rule, blank = load(name), dict.fromkeys(("folder", "provenance", "last_metrics"))
+    if shipped := named(name):
+        rule, blank = load(shipped), dict.fromkeys(("folder", "provenance", "last_metrics"))
         return {**blank, "meta_step": rule.meta_step, "config": rule.config, "evaluated": False}
     run = Run.open(name)
     rows = run.metrics()

@@ -1,5 +1,6 @@
-"""A rule that chooses teleports alone: its elements between the steps of any torch optimizer."""
+"""A rule that chooses teleports alone: its elements between the steps of any torch optimizer, and what it is shown."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.objectives import Loss
 from meta_teleport.teleportation.progress import Progress
+from meta_teleport.teleportation.ranks import Ranks
 from meta_teleport.teleportation.strategies import Found, Proposer
 
 Shown = tuple[Params, Params, Tensor | float]
@@ -28,11 +30,16 @@ class RuleProposer(Proposer):
 
     def __init__(self, rule: Rule, model: nn.Module, symmetry: Symmetry) -> None:
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._bound = BoundRule(rule, model, parameters, trainable_sites(model, symmetry))
+        self._bound = BoundRule(rule, model, parameters, trainable_sites(model, symmetry), Ranks(model))
         self._bound.rule.scheduled = False
+        if rule.experience is not None:
+            rule.experience.warn_of(model, self._bound.symmetry)
         self._progress = Progress()
         self._params: Params | None = None
         self._elements: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def join(self, ranks: Ranks) -> None:
+        self._bound.ranks = ranks
 
     def look(self, progress: Progress, params: Params | None = None) -> None:
         if params is not None and progress.latest is None:
@@ -74,3 +81,47 @@ class RuleProposer(Proposer):
         with self._bound.hooks.reading():
             value, gradients = value_and_grad(loss, params)
         return params, gradients, value
+
+
+class RuleView:
+    """The gradients of the last step, the weights before it and the loss there; or, if the rule ``evaluates`` a loss of
+    its own, nothing. Does nothing without a ``proposer``."""
+
+    def __init__(self, proposer: Proposer | None, model: nn.Module, evaluates: bool, ranks: Ranks) -> None:
+        if proposer is not None:
+            proposer.join(ranks)
+        self.proposer, self.model, self.evaluates = proposer, model, evaluates
+        self._before: Params | None = None
+
+    def before_step(self) -> None:
+        """Keeps the weights that the gradients belong to."""
+        if self.proposer is not None and not self.evaluates:
+            self._before = self._parameters()
+
+    def show(self, progress: Progress) -> None:
+        """Shows the rule what is known."""
+        if self.proposer is None:
+            return
+        if self.evaluates:
+            self.proposer.look(progress)
+            return
+        before, self._before = self._before, None
+        seen = replace(progress, step=progress.step - (before is not None))
+        self.proposer.look(seen, before or self._parameters())
+
+    def accept(self) -> None:
+        """The elements of the rule have acted."""
+        if self.proposer is not None:
+            self.proposer.accept()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The state of the rule, None without one."""
+        return None if self.proposer is None else self.proposer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+        if self.proposer is not None and state is not None:
+            self.proposer.load_state_dict(state)
+
+    def _parameters(self) -> Params:
+        return {n: p.detach().clone().unsqueeze(0) for n, p in self.model.named_parameters() if p.requires_grad}

@@ -16,7 +16,7 @@ from meta_teleport.optimizers.delegate import Delegate
 from meta_teleport.optimizers.history import History, TeleportRecord, describe, teleportation_of
 from meta_teleport.optimizers.memory import Memory, writes_fault
 from meta_teleport.optimizers.requirements import names_of, require_base, require_loss
-from meta_teleport.optimizers.rule_view import RuleView
+from meta_teleport.optimizers.rule_proposer import RuleView
 from meta_teleport.optimizers.schedules import Schedule, as_schedule
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -26,6 +26,7 @@ from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.imbalance import Balance
 from meta_teleport.teleportation.progress import Progress
+from meta_teleport.teleportation.ranks import Processes, Ranks, decided
 from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
 from meta_teleport.teleportation.teleport import teleport
 
@@ -63,8 +64,12 @@ class TeleportedOptimizer(Delegate):
     The base optimizer may own fewer parameters than the model has, as Muon does, beside a second optimizer. A parameter
     that a site moves is moved whoever owns it; what another optimizer remembers of it stays as it is.
 
-    In distributed training every process must teleport alike: on the same batch, by generators of the same seed. Means
-    of weights over time (EMA, SWA) must begin anew after a teleport, as they would mix coordinates.
+    Under ``DistributedDataParallel`` (around the model or what has it inside; give the bare model here) all processes
+    move alike, bitwise: by the mean of their losses, each on a batch of its own, when the schedule of the first one
+    says so. Where gradients are averaged by other means, give the ``process_group``; processes that train models of
+    their own need nothing. Parameters that are sharded (FSDP) are refused.
+
+    Means of weights over time (EMA, SWA) must begin anew after a teleport, as they would mix coordinates.
 
     ``teleports`` lists one :class:`TeleportRecord` per teleport tried, in order. Hooks run around the base optimizer's
     step, before the teleport. Where a teleport is not accepted or fails by an exception, parameters, gradients and
@@ -95,6 +100,7 @@ class TeleportedOptimizer(Delegate):
         tolerance: float = LIMIT,
         imbalance: float = IMBALANCE,
         generator: torch.Generator | None = None,
+        process_group: Processes = None,
     ) -> None:
         require_base(base_optimizer, state)
         require_loss(objective, loss, batches)
@@ -107,9 +113,9 @@ class TeleportedOptimizer(Delegate):
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
         settings: dict[str, Any] = {"direction": direction, "steps": steps, "size": size, "tolerance": tolerance}
         self._search = partial(teleport, model, self.symmetry, choice, loss=loss, generator=generator, **settings)
-        self._batches, self._generator = batches, generator
+        self._batches, self._generator, self._ranks = batches, generator, Ranks(model, process_group)
         self._progress, self._history, self._started = Progress(), History(), perf_counter()
-        self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None)
+        self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None, self._ranks)
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
         self._memory = Memory(base_optimizer, model, self.symmetry, state)
         self._memory.names()
@@ -158,7 +164,7 @@ class TeleportedOptimizer(Delegate):
         batch = None if self._batches is None else self._batches()
         self._view.show(self._progress)
         with torch.enable_grad():
-            found = self._search(batch=batch)
+            found = self._search(batch=batch, process_group=self._ranks.group)
         reason = found.reason or self._balance.fault(found.params)
         writes = [] if reason else self._memory.moved(found.elements)
         reason = reason or writes_fault(writes)
@@ -209,7 +215,8 @@ class TeleportedOptimizer(Delegate):
             self._generator.set_state(ours["generator"])
 
     def _teleport_if_due(self) -> None:
-        due = self.schedule.due(self._timed())
+        group = None if self.schedule.counts else self._ranks.group
+        due = decided(lambda: self.schedule.due(self._timed()), self.model, group)
         self._progress.loss = None
         if due:
             self.teleport()
