@@ -16,7 +16,7 @@ LEARN2LEARN := --no-build-isolation --no-deps --config-settings="--global-option
 LEARN2LEARN_NEEDS := gym cloudpickle requests tqdm scipy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train pretrained test lint contract types unit verify slow laws throughput wheel nightly clean
+.PHONY: help setup train rules test lint contract types unit verify slow laws throughput wheel nightly clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -48,9 +48,9 @@ train: setup  ## meta-train with the quick default into runs/quick (or the next 
 	$(PY) -m meta_teleport train --out "$$run" && $(PY) -m meta_teleport evaluate "$$run"
 
 # interrupted runs go on; the copies that are shipped hold the rule and its config, nothing else of the run
-pretrained: export OMP_NUM_THREADS ?= 1
-pretrained: setup  ## train the rules that come with the package, and put them there (about 20 minutes)
-	for name in pretrained classification; do \
+rules: export OMP_NUM_THREADS ?= 1
+rules: setup  ## train the rules that come with the package, and put them there (about 20 minutes)
+	for name in factors classification; do \
 	  if [ -e runs/$$name ]; then resume=--resume; else resume=; fi; \
 	  $(PY) -m meta_teleport train --config experiments/$$name.yaml --out runs/$$name $$resume || exit; \
 	  $(PY) -c "import meta_teleport as mt; mt.save(mt.load('runs/$$name'), 'meta_teleport/learned/$$name.safetensors')" || exit; \

@@ -86,7 +86,7 @@ def rules(width: int, plan: Plan) -> Iterator[tuple[str, Equivariant]]:
     for update in NAMES:
         yield update, rule(update)
     if width == plan.alone:
-        shipped = load("pretrained")
+        shipped = load("factors")
         assert isinstance(shipped, Equivariant)
         shipped.horizon = FAR
         yield "adam, no teleports", rule("adam", bases=[])

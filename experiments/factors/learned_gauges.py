@@ -9,8 +9,8 @@ The problems and the tuning are those of factors.py. None of the rules is tuned,
 size: they were meta-trained on 24 x 24 maps of rank 4, or, "of adapters", on transformers half as wide and deep:
 
     learned teleports, transported       over Adam, whose step size is tuned (adam_teleports.yaml)
-    learned rule                         mt.load("pretrained"): teleports and step lengths (pretrained.yaml)
-    learned rule without teleports       its twin, meta-trained in the same way (pretrained.yaml, --rule.bases '[]')
+    learned rule                         mt.load("factors"): teleports and step lengths (factors.yaml)
+    learned rule without teleports       its twin, meta-trained in the same way (factors.yaml, --rule.bases '[]')
     teleports of adapters, transported   over Adam, those of the next one
     learned rule of adapters             teleports and step lengths (adapters.yaml)
 """
@@ -86,7 +86,7 @@ def whole(rules: Path, steps: int) -> dict[str, Entry]:
     """The learned rule and its twin, which have no settings, and scaled gradient descent. Not for adapters here: the
     rule reads activations, which these batches of transformers do not give."""
     named = {
-        "learned rule": equivariant("pretrained"),
+        "learned rule": equivariant("factors"),
         "learned rule without teleports": equivariant(rules / "without_teleports.safetensors"),
     }
     methods = {name: Method(partial(lasting, rule, steps), falls=False) for name, rule in named.items()}

@@ -36,7 +36,7 @@ from meta_teleport.cli.parser import (
     train_parser,
 )
 from meta_teleport.errors import UserError
-from meta_teleport.learned.serialization import NAMED, load, trained_config
+from meta_teleport.learned.serialization import NAMED, RENAMED, load, named, trained_config
 from meta_teleport.registry import call_factory, import_module
 from meta_teleport.runs.run import IMPORTED, Run
 from meta_teleport.specs import check, shorten
@@ -91,7 +91,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     files = [read_config(expanduser(name), given.modules, command) for name in given.config]
     out = given.out or next((f["out"] for f in reversed(files) if "out" in f), None)
     resume = given.resume or any(f.get("resume") for f in files)
-    if out in NAMED:
+    if out in (*NAMED, *RENAMED):
         raise UserError(f"{out} is the name of a rule that comes with this package: write --out ./{out}, or another")
     run = Run.open(out) if resume and out is not None else None
     stored, recorded = ({}, []) if run is None else (run.config, run.config.get(IMPORTED))
@@ -128,7 +128,7 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     args = evaluate_parser().parse(rest)
     for module in args["import"]:
         import_module(module)
-    name = expanduser(args.run)
+    name = named(args.run) or expanduser(args.run)
     given, flags = _first_pass(_First(add_help=False, allow_abbrev=False), taken)
     config = trained_config(name)
 

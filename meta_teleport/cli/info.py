@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from meta_teleport.learned.serialization import NAMED, load
+from meta_teleport.learned.serialization import load, named
 from meta_teleport.runs.checkpoint import load_tensors
 from meta_teleport.runs.run import Run, read_json
 
@@ -18,8 +18,8 @@ def inspect_run(name: str) -> dict[str, Any]:
 
     Raises ``UserError`` for folders that are no run.
     """
-    if name in NAMED:
-        rule, blank = load(name), dict.fromkeys(("folder", "provenance", "last_metrics"))
+    if shipped := named(name):
+        rule, blank = load(shipped), dict.fromkeys(("folder", "provenance", "last_metrics"))
         return {**blank, "meta_step": rule.meta_step, "config": rule.config, "evaluated": False, "evaluations": {}}
     run = Run.open(name)
     rows, evaluations = run.metrics(), _evaluations(run.folder)

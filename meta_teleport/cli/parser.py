@@ -22,7 +22,7 @@ Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)], docstring=
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "float64"]
 LONGEST = 400
-RUN = "run folder; or pretrained or classification, rules of this package (a folder of that name: ./pretrained)"
+RUN = "run folder; or factors or classification, rules of this package (a folder of that name: ./factors)"
 
 
 class Parser(ArgumentParser):

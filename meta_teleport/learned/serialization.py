@@ -1,12 +1,13 @@
 """A trained rule on disk: its meta-parameters, its config and the shapes it was built for, in one safetensors file.
 
-The header of ``rule.safetensors`` holds ``{"format", "config", "shapes", "meta_step"}``, so that the file alone is
-enough to build the rule again. Two such files come with this package, by name: ``pretrained``, trained on low-rank
-factors and some networks, and ``classification``, trained on classifiers of small images.
+The header of ``rule.safetensors`` holds ``{"format", "config", "shapes", "meta_step", "experience"}``, so that the
+file alone is enough to build the rule again. Two such files come with this package, by name: ``factors``, trained on
+low-rank factors and some small networks, and ``classification``, trained on classifiers of small images.
 """
 
 import inspect
 import os
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +16,15 @@ import torch
 from meta_teleport.errors import UserError
 from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.registry import construct, is_ours, resolve
+from meta_teleport.rules.experience import Experience
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
 from meta_teleport.runs.checkpoint import load_tensors, make_folder, read_header, save_tensors
 from meta_teleport.runs.run import FORMAT, Run, check_format
 from meta_teleport.specs import shorten, spec_of
 
 FILE = "rule.safetensors"
-NAMED = {name: Path(__file__).with_name(f"{name}.safetensors") for name in ("pretrained", "classification")}
+NAMED = {name: Path(__file__).with_name(f"{name}.safetensors") for name in ("factors", "classification")}
+RENAMED = {"pretrained": "factors"}
 
 
 def build(spec: dict[str, Any], shapes: Shapes | None, seed: int = 0) -> Rule:
@@ -67,6 +70,7 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
         "config": shorten(config),
         "shapes": None if rule.shapes is None else shapes_to_json(rule.shapes),
         "meta_step": meta_step if meta_step is not None else rule.meta_step,
+        "experience": None if rule.experience is None else rule.experience._asdict(),
     }
     save_tensors(path, rule.state_dict(), meta)
 
@@ -74,11 +78,12 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
 def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
     """The rule in a run folder, in a folder that :func:`save` has made, or in such a file, in its saved dtype.
 
-    The strings ``pretrained`` and ``classification`` are the rules that come with this package, whatever lies in the
-    working directory; a folder of that name is ``./pretrained`` or ``Path("pretrained")``.
+    The strings ``factors`` and ``classification`` are the rules that come with this package, whatever lies in the
+    working directory; a folder of that name is ``./factors`` or ``Path("factors")``.
 
-    Its ``config`` (what it is and how it was trained) and ``meta_step`` are set. A rule of a class outside this
-    package needs that class imported first: a file never decides what is imported, and nothing is unpickled.
+    Its ``config`` (what it is and how it was trained), ``meta_step`` and ``experience`` are set. A rule of a class
+    outside this package needs that class imported first: a file never decides what is imported, and nothing is
+    unpickled.
 
     Raises ``UserError`` for what is missing, cut off, of another format, or does not fit together.
     """
@@ -88,6 +93,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
     check_format(meta, path)
     try:
         config, shapes = shorten(meta["config"]), shapes_from_json(meta["shapes"])
+        met = meta.get("experience")  # files of version 0.1 have none
+        experience = None if met is None else Experience(**{kind: tuple(names) for kind, names in met.items()})
         spec = {"class_path": config["rule"]["class_path"], "init_args": config["rule"].get("init_args", {})}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its header does not describe a rule): copy it again") from None
@@ -101,7 +108,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
             raise  # what a user's class raises is the user's to see
         raise UserError(f"{path} is damaged (no rule can be built as its header says): copy it again") from None
     rule.load_state_dict(load_tensors(path, device)[0], assign=True)
-    rule.config, rule.meta_step = config, meta.get("meta_step")
+    rule.config, rule.meta_step, rule.experience = config, meta.get("meta_step"), experience
     return cast(LearnedRule, rule)  # a hand-written rule that somebody saved lacks what LearnedRule adds
 
 
@@ -114,11 +121,20 @@ def trained_config(path: str | Path) -> dict[str, Any]:
     if (place / "config.json").exists():
         return Run.open(place).config
     file = _file(place)
-    meta = load_tensors(file)[1]
+    meta = read_header(file).meta
     check_format(meta, file)
     if not (isinstance(meta.get("config"), dict) and isinstance(meta["config"].get("rule"), dict)):
         raise UserError(f"{file} is damaged (its header does not describe a rule): copy it again")
     return dict(meta["config"])
+
+
+def named(name: str | Path) -> str | None:
+    """The rule of this package that ``name`` stands for, by its name or its old one; None if it is a path."""
+    if isinstance(name, str) and name in RENAMED:
+        new = RENAMED[name]
+        warnings.warn(f"the rule '{name}' is called '{new}': use that name", DeprecationWarning, stacklevel=3)
+        return new
+    return name if isinstance(name, str) and name in NAMED else None
 
 
 def require_fit(rule: Rule, shapes: Shapes) -> None:
@@ -150,7 +166,8 @@ def shapes_from_json(content: dict[str, Any] | None) -> Shapes | None:
 
 def _place(path: str | Path) -> Path:
     """A rule of this package by its name, or a path, with the home folder for ``~``."""
-    return NAMED[path] if isinstance(path, str) and path in NAMED else Path(os.path.expanduser(path))
+    name = named(path)
+    return NAMED[name] if name else Path(os.path.expanduser(path))
 
 
 def _file(path: Path) -> Path:

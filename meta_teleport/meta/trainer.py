@@ -22,6 +22,7 @@ from meta_teleport.meta.evolution import es, pes, start_pairs
 from meta_teleport.meta.task_pool import TaskPool
 from meta_teleport.meta.unroll import FAILURE_FACTOR, start
 from meta_teleport.params import Params
+from meta_teleport.rules.experience import Experience
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
@@ -56,6 +57,8 @@ class Trainer:
         self.start, self.estimate = _estimator(training, self.generator)
         self.objective, self.penalty = _objective(training), _penalty(training)
         self.pools = [self._pool(member) for member in family.members]
+        met = (Experience.of_tasks(pool.tasks.params, pool.tasks.symmetry) for pool in self.pools)
+        rule.experience = Experience.joined(met)
         self.meta_step, self.failed = 0, 0
         self.decay_steps = training.decay_steps or training.meta_steps
 

@@ -20,6 +20,7 @@ from meta_teleport.symmetry.gathered import Gathered
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
+from meta_teleport.teleportation.ranks import Processes, pooled
 
 
 class Reading(NamedTuple):
@@ -71,11 +72,13 @@ class GramHooks:
     def __setstate__(self, state: tuple[nn.Module, Symmetry]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    def grams(self) -> tuple[Tensor | None, ...]:
+    def grams(self, group: Processes = None) -> tuple[Tensor | None, ...]:
         """``h h^T / n`` per site, ``(1, *blocks, k, k)`` (or its diagonal ``(1, *blocks, k)``); None where no hook has
-        read any."""
+        read any. Over all units that the processes of ``group`` have read, each of which must ask."""
         self._unseen -= self._sums.keys()
-        found = (self._sums.get(index) for index in range(len(self._symmetry.sites)))
+        like = next(self._model.parameters())
+        blanks = [torch.zeros_like(site.group.identity()).to(like) for site in self._symmetry.sites]
+        found = pooled([self._sums.get(index) for index in range(len(blanks))], blanks, group)
         return tuple(None if pair is None else (pair[0] / pair[1]).unsqueeze(0) for pair in found)
 
     @contextmanager

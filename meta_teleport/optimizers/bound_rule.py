@@ -16,17 +16,21 @@ from meta_teleport.rules.least_loss import require_readable
 from meta_teleport.rules.rule import Observation, Proposal, Rule, describe, shapes_of
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.teleportation.acceptance import all_finite
+from meta_teleport.teleportation.ranks import Ranks, mean
 
 
 class BoundRule:
     """A copy of ``rule``, in the precision and on the device of the named ``parameters`` of ``model``, and its state,
-    which begins with the first proposal. ``hooks`` read activations if the rule does.
+    which begins with the first proposal. ``hooks`` read activations if the rule does. Losses and activations are those
+    of all ``ranks``, gradients those that are in ``.grad``.
 
     Raises ``UserError`` for a rule that is built for another network, or reads the activations of single points.
     """
 
-    def __init__(self, rule: Rule, model: nn.Module, parameters: dict[str, nn.Parameter], symmetry: Symmetry) -> None:
-        self.parameters, self.symmetry, self.state = parameters, symmetry, None
+    def __init__(
+        self, rule: Rule, model: nn.Module, parameters: dict[str, nn.Parameter], symmetry: Symmetry, ranks: Ranks
+    ) -> None:
+        self.parameters, self.symmetry, self.state, self.ranks = parameters, symmetry, None, ranks
         if rule.observes_hidden:
             raise UserError(
                 f"{type(rule).__name__} reads the activations of every single point, which hooks do not keep: choose a "
@@ -61,11 +65,12 @@ class BoundRule:
         return {name: _gradient(name, p).unsqueeze(0) for name, p in self.parameters.items()}
 
     def loss(self, loss: Tensor | float) -> Tensor:
-        """The loss as ``(1,)``. Raises ``UserError`` if it is not one number, or negative and read as a logarithm."""
+        """The loss as ``(1,)``, the mean over all ranks. Raises ``UserError`` if it is not one number, or negative and
+        read as a logarithm."""
         value = torch.as_tensor(loss).detach()
         if value.numel() != 1:
             raise UserError(f"the loss has shape {tuple(value.shape)}, not one number: take its .mean(), for instance")
-        value = value.to(self.like).reshape(1)
+        value = mean(value.to(self.like).reshape(1), self.ranks.group)
         require_readable(self.rule, value, torch.ones_like(value))
         return value
 
@@ -87,7 +92,7 @@ class BoundRule:
             gradients,
             loss,
             torch.full((1,), step, device=self.like.device),
-            grams=self.hooks.grams(),
+            grams=self.hooks.grams(self.ranks.group),
             symmetry=self.symmetry,
         )
         self._warn_of_unseen()
@@ -114,6 +119,18 @@ class BoundRule:
                 "call model.train() if the model is in evaluation mode; if it was compiled and run before this "
                 "optimizer was made, call torch.compiler.reset() once",
                 stacklevel=7,
+            )
+
+    def warn_at_the_horizon(self, step: int) -> None:
+        """Where step lengths have decayed to nearly nothing."""
+        rule = self.rule
+        if rule.horizon is None or step != round(rule.horizon * rule.time_scale):
+            return
+        if any(isinstance(part, Rule) and part.decays for part in rule.modules()):
+            warnings.warn(
+                f"this rule's step lengths end at step {step}: make it for as many steps as you will take, by "
+                "rule.optimizer(..., steps=n) or rule.for_horizon(n)",
+                stacklevel=6,
             )
 
     def transport(self, elements: tuple[Element, ...]) -> None:

@@ -7,17 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.params import Params
+from meta_teleport.teleportation.ranks import Ranks, mean
 
 
 class ClosureLoss:
     """``closure()`` evaluated at other values of the named ``parameters`` of the model.
 
     Afterwards parameters, gradients, buffers and the global random generators are bitwise what they were; every
-    evaluation sees the same random numbers (dropout).
+    evaluation sees the same random numbers (dropout). It is the mean over all ``ranks``.
     """
 
-    def __init__(self, model: nn.Module, closure: Callable[[], Any], parameters: dict[str, nn.Parameter]) -> None:
-        self.model, self.closure, self.parameters = model, closure, parameters
+    def __init__(
+        self, model: nn.Module, closure: Callable[[], Any], parameters: dict[str, nn.Parameter], ranks: Ranks
+    ) -> None:
+        self.model, self.closure, self.parameters, self.ranks = model, closure, parameters, ranks
 
     @torch.no_grad()
     def __call__(self, params: Params) -> Tensor:
@@ -33,7 +36,8 @@ class ClosureLoss:
                 p.copy_(params[name][0])
             with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
                 found = self.closure()
-            return torch.as_tensor(found).detach().to(next(iter(params.values()))).reshape(1)
+            value = torch.as_tensor(found).detach().to(next(iter(params.values()))).reshape(1)
+            return mean(value, self.ranks.group)
         finally:
             for tensor, value in saved:
                 tensor.copy_(value)

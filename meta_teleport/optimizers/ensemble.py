@@ -127,9 +127,9 @@ class Ensemble:
             return vmap(single, in_dims=(0, 0, None if shared else 0), randomness="different")(params, buffers, x)
 
         def alone() -> Tensor:
-            first = ({name: t[0].clone() for name, t in held.items()} for held in (params, buffers))
+            p, b = ({name: t[0].clone() for name, t in held.items()} for held in (params, buffers))
             try:
-                return single(*first, x if shared else x[0])
+                return single(p, b, x if shared else x[0])
             except RuntimeError as error:
                 if not is_of_torch(error):
                     raise

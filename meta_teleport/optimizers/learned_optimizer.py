@@ -17,10 +17,12 @@ from meta_teleport.optimizers.given_loss import Closure, GivenLoss
 from meta_teleport.optimizers.saved_states import embed, extract, only_fills_states
 from meta_teleport.params import Params, write_at_once
 from meta_teleport.rules.backtracking import lengths
+from meta_teleport.rules.experience import Fall
 from meta_teleport.rules.rule import Rule
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import LIMIT, Limits, teleported
 from meta_teleport.teleportation.conditions import require_linear, trainable_parameters
+from meta_teleport.teleportation.ranks import Processes, Ranks
 
 PATIENCE = 5
 """How many teleports in a row are undone before a warning."""
@@ -58,8 +60,12 @@ class LearnedOptimizer(Optimizer):
     Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
     nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
     ``state_dict`` has all that changes, recurrent state included, and not the rule. A rule whose step lengths decay to
-    a horizon stands still after it; that is warned of once, and so is a model whose activations no hook sees. Compile
-    the model after this optimizer is made, and leave ``step`` to it: ``torch.compile`` runs ``step`` as written.
+    a horizon stands still after it; that is warned of once. So are a model whose activations no hook sees, one made of
+    what the rule has not met in training, and a loss that does not fall in the first steps. Compile the model after
+    this optimizer is made; ``step`` itself runs as written.
+
+    Under ``DistributedDataParallel`` (give the bare model) losses and activations are those of all processes; where
+    gradients are averaged by other means, give the ``process_group``. Sharded parameters (FSDP) are refused.
 
     Raises ``UserError`` for models that cannot move, parameters of another model, sites that are not exact, rules that
     are built for another network or read single activations, and settings that are none.
@@ -76,6 +82,7 @@ class LearnedOptimizer(Optimizer):
         weight_decay: float = 0.0,
         tolerance: float = LIMIT,
         checked: bool = True,
+        process_group: Processes = None,
     ) -> None:
         self._limits = Limits(tolerance)
         trainable_parameters(model)
@@ -83,11 +90,14 @@ class LearnedOptimizer(Optimizer):
         symmetry.continuous.require_fit(model)
         self.model, self.step_count, self.rejected, self.skipped = model, 0, 0, 0
         self._rule, self._given, self._begun = rule, symmetry.continuous, False
+        self._ranks, self._fall = Ranks(model, process_group), Fall(watched=rule.experience is not None)
         self._checked, self._in_a_row, self._given_loss = checked, 0, GivenLoss(model)
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
         self._bound, self._begun = self._bind(), True
         run_as_written(self, "step", "report")
+        if rule.experience is not None:
+            rule.experience.warn_of(model, self.symmetry)
         self._given_loss.close(self._bound.parameters.values())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,7 +143,7 @@ class LearnedOptimizer(Optimizer):
             return None
         bound.require_unchanged()
         self._require_frozen()
-        self._warn_at_the_horizon()
+        bound.warn_at_the_horizon(self.step_count)
         if bound.rule.backtracking and not callable(closure):
             raise UserError("this rule shortens updates that raise the loss: call step(closure), so that it can look")
         loss = self._given_loss.evaluate(closure, bound.parameters.values(), self.zero_grad)
@@ -141,6 +151,7 @@ class LearnedOptimizer(Optimizer):
         if fault := bound.fault(gradients, value):
             self._skip(fault)
         else:
+            self._fall.watch(value, self.step_count)
             self._move(gradients, value, closure if callable(closure) else None)
         self._given_loss.close(bound.parameters.values())
         return loss
@@ -186,7 +197,7 @@ class LearnedOptimizer(Optimizer):
         if not parameters:
             raise UserError("no group holds a trainable parameter: set requires_grad on those that may move")
         free = tuple(site for site in self._given.sites if set(site.parameters) <= parameters.keys())
-        return BoundRule(self._rule, self.model, parameters, Symmetry(free))
+        return BoundRule(self._rule, self.model, parameters, Symmetry(free), self._ranks)
 
     def _require_frozen(self) -> None:
         for name, p in self._frozen.items():
@@ -194,17 +205,6 @@ class LearnedOptimizer(Optimizer):
                 raise UserError(
                     f"'{name}' was frozen when this optimizer was made and is trainable now: make a new optimizer"
                 )
-
-    def _warn_at_the_horizon(self) -> None:
-        rule = self._bound.rule
-        if rule.horizon is None or self.step_count != round(rule.horizon * rule.time_scale):
-            return
-        if any(isinstance(part, Rule) and part.decays for part in rule.modules()):
-            warnings.warn(
-                f"this rule's step lengths end at step {self.step_count}: make it for as many steps as you will take, "
-                "by rule.optimizer(..., steps=n) or rule.for_horizon(n)",
-                stacklevel=6,
-            )
 
     def _skip(self, fault: str) -> None:
         """Counts a step that is not taken, and warns of the first."""
@@ -262,7 +262,7 @@ class LearnedOptimizer(Optimizer):
             return float(lengths(scaled, params, gradients, loss, self._loss_at(closure)))
 
     def _loss_at(self, closure: Closure) -> ClosureLoss:
-        return ClosureLoss(self.model, partial(self._given_loss.of, closure), self._bound.parameters)
+        return ClosureLoss(self.model, partial(self._given_loss.of, closure), self._bound.parameters, self._ranks)
 
     def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
         """The parameters moved by the proposed elements, with the state of the rule; or as they were."""

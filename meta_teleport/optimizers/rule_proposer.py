@@ -1,4 +1,4 @@
-"""A rule that chooses teleports alone: its elements between the steps of any torch optimizer."""
+"""A rule that chooses teleports alone: its elements between the steps of any torch optimizer, and what it is shown."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from meta_teleport.teleportation.ascent import identities
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.objectives import Loss
 from meta_teleport.teleportation.progress import Progress
+from meta_teleport.teleportation.ranks import Ranks
 from meta_teleport.teleportation.strategies import Found, Proposer
 
 Shown = tuple[Params, Params, Tensor | float]
@@ -30,11 +31,16 @@ class RuleProposer(Proposer):
 
     def __init__(self, rule: Rule, model: nn.Module, symmetry: Symmetry) -> None:
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._bound = BoundRule(rule, model, parameters, trainable_sites(model, symmetry))
+        self._bound = BoundRule(rule, model, parameters, trainable_sites(model, symmetry), Ranks(model))
         self._bound.rule.scheduled = False
+        if rule.experience is not None:
+            rule.experience.warn_of(model, self._bound.symmetry)
         self._progress = Progress()
         self._params: Params | None = None
         self._elements: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def join(self, ranks: Ranks) -> None:
+        self._bound.ranks = ranks
 
     def look(self, progress: Progress, params: Params | None = None) -> None:
         if params is not None and progress.latest is None:
@@ -88,7 +94,9 @@ class RuleView:
     """The gradients of the last step, the weights before it and the loss there; or, if the rule ``evaluates`` a loss of
     its own, nothing. Does nothing without a ``proposer``."""
 
-    def __init__(self, proposer: Proposer | None, model: nn.Module, evaluates: bool) -> None:
+    def __init__(self, proposer: Proposer | None, model: nn.Module, evaluates: bool, ranks: Ranks) -> None:
+        if proposer is not None:
+            proposer.join(ranks)
         self.proposer, self.model, self.evaluates = proposer, model, evaluates
         self._before: Params | None = None
 

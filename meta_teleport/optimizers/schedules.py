@@ -13,7 +13,13 @@ from meta_teleport.teleportation.progress import Progress
 
 
 class Schedule:
-    """The base of all schedules. A schedule that remembers something also has the two functions of its state."""
+    """The base of all schedules. A schedule that remembers something also has the two functions of its state.
+
+    Attributes:
+        counts: It goes by the number of steps alone, so that many processes need not ask each other.
+    """
+
+    counts: bool = False
 
     def due(self, progress: Progress) -> bool:
         """Whether to teleport now."""
@@ -30,6 +36,8 @@ class Schedule:
 class Every(Schedule):
     """After every ``k`` steps. Raises ``UserError`` if k is not a positive whole number."""
 
+    counts = True
+
     def __init__(self, k: int) -> None:
         self.k = _whole(k, 1, "Every: k")
 
@@ -42,6 +50,8 @@ class Steps(Schedule):
 
     Raises ``UserError`` for numbers that do not count steps.
     """
+
+    counts = True
 
     def __init__(self, steps: Iterable[int] = ()) -> None:
         self.steps = frozenset(_whole(step, 0, "Steps: a step") for step in steps)

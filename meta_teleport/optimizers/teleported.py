@@ -30,6 +30,7 @@ from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.habit import PATIENCE, Habit, Verdict
 from meta_teleport.teleportation.imbalance import Balance
 from meta_teleport.teleportation.progress import Progress
+from meta_teleport.teleportation.ranks import Processes, Ranks, decided
 from meta_teleport.teleportation.retreat import Retreat
 from meta_teleport.teleportation.strategies import (
     Choice,
@@ -64,7 +65,7 @@ class TeleportedOptimizer(Delegate):
 
     What follows a teleport is watched where losses are known (see :mod:`meta_teleport.teleportation.habit`): after one
     that did harm the next is left out and those after it are shorter, and ``patience`` of them in a row end the habit,
-    with a warning; ``inf`` does not watch.
+    with a warning; ``inf`` does not watch, and neither do processes that train one model together.
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
@@ -84,8 +85,12 @@ class TeleportedOptimizer(Delegate):
     The base optimizer may own fewer parameters than the model has, as Muon does, beside a second optimizer. A parameter
     that a site moves is moved whoever owns it; what another optimizer remembers of it stays as it is.
 
-    In distributed training every process must teleport alike: on the same batch, by generators of the same seed. Means
-    of weights over time (EMA, SWA) must begin anew after a teleport, as they would mix coordinates.
+    Under ``DistributedDataParallel`` (around the model or what has it inside; give the bare model here) all processes
+    move alike, bitwise: by the mean of their losses, each on a batch of its own, when the schedule of the first one
+    says so. Where gradients are averaged by other means, give the ``process_group``; processes that train models of
+    their own need nothing. Parameters that are sharded (FSDP) are refused.
+
+    Means of weights over time (EMA, SWA) must begin anew after a teleport, as they would mix coordinates.
 
     ``teleports`` lists one :class:`TeleportRecord` per teleport tried, in order. Hooks run around the base optimizer's
     step, before the teleport. Where a teleport is not accepted or fails by an exception, parameters, gradients and
@@ -117,6 +122,7 @@ class TeleportedOptimizer(Delegate):
         imbalance: float = IMBALANCE,
         patience: float = PATIENCE,
         generator: torch.Generator | None = None,
+        process_group: Processes = None,
     ) -> None:
         require_base(base_optimizer, state)
         require_loss(objective, loss, batches)
@@ -130,10 +136,10 @@ class TeleportedOptimizer(Delegate):
         settings: dict[str, Any] = {"direction": direction, "steps": steps, "tolerance": tolerance}
         self._search = partial(teleport, model, self.symmetry, choice, loss=loss, generator=generator, **settings)
         self._batches, self._generator, self._habit = batches, generator, Habit(patience)
-        self._retreat = Retreat(model)
+        self._ranks, self._retreat = Ranks(model, process_group), Retreat(model)
         self._size, self._tries = size, 1 + SHORTER if has_length(choice) else 1
         self._progress, self._history, self._started = Progress(), History(), perf_counter()
-        self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None)
+        self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None, self._ranks)
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
         self._memory = Memory(base_optimizer, model, self.symmetry, state)
         self._memory.names()
@@ -183,7 +189,8 @@ class TeleportedOptimizer(Delegate):
             loss = loss.detach() if isinstance(loss, Tensor) else loss
             self._progress.report(loss)
             self._history.watch(self._progress)
-            self._judge(self._habit.report(loss))
+            if self._ranks.group is None:  # each process has losses of its own, and all must go the same way
+                self._judge(self._habit.report(loss))
         if validation is not None:
             self._history.validate(float(validation.detach() if isinstance(validation, Tensor) else validation))
 
@@ -214,7 +221,7 @@ class TeleportedOptimizer(Delegate):
     def _found(self, batch: Any, size: float) -> tuple[Teleport, str]:
         """The end of a search of that length, and why it leads too far, if it does."""
         with torch.enable_grad():
-            found = self._search(batch=batch, size=size)
+            found = self._search(batch=batch, size=size, process_group=self._ranks.group)
         return found, "" if found.reason else self._balance.fault(found.params)
 
     def _judge(self, verdict: Verdict) -> None:
@@ -274,7 +281,8 @@ class TeleportedOptimizer(Delegate):
             self._generator.set_state(ours["generator"].cpu())
 
     def _teleport_if_due(self) -> None:
-        due = self.schedule.due(self._timed())
+        group = None if self.schedule.counts else self._ranks.group
+        due = decided(lambda: self.schedule.due(self._timed()), self.model, group)
         self._progress.loss = None
         if due and self._habit.allows():
             self.teleport()

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params, per_task
+from meta_teleport.rules.experience import Experience
 from meta_teleport.specs import Described
 from meta_teleport.symmetry.symmetry import Element, Symmetry
 
@@ -142,6 +143,7 @@ class Rule(Described, nn.Module, ABC):
         backtracking: Updates that would raise the loss are shortened, see :mod:`backtracking`.
         monotone: Its iterates are trial points: what counts at a step is the lowest loss so far.
         config: How a rule that was loaded has been made and trained.
+        experience: What it has met in training, if it was trained.
         meta_step: For how many meta-steps.
     """
 
@@ -157,6 +159,7 @@ class Rule(Described, nn.Module, ABC):
     backtracking: bool = False
     monotone: bool = False
     config: dict[str, Any] | None = None
+    experience: Experience | None = None
     meta_step: int | None = None
 
     @abstractmethod

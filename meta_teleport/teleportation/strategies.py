@@ -19,6 +19,7 @@ from meta_teleport.teleportation.curvature import unit_algebra
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
 from meta_teleport.teleportation.objectives import NAMES, Loss, Objective, gradient_norm, named
 from meta_teleport.teleportation.progress import Progress
+from meta_teleport.teleportation.ranks import Ranks
 
 CHOICES = (*NAMES, *GAUGES, "random")
 
@@ -39,6 +40,10 @@ Strategy = Callable[[Symmetry, Params, Loss], Found]
 
 class Proposer(ABC):
     """A strategy with a memory, such as a learned rule: it looks, proposes, is told when its elements have acted."""
+
+    @abstractmethod
+    def join(self, ranks: Ranks) -> None:
+        """Before anything else: these processes teleport together."""
 
     @abstractmethod
     def begin(self) -> None:

@@ -17,6 +17,7 @@ from meta_teleport.teleportation.ascent import Direction, identities
 from meta_teleport.teleportation.binding import ModelLoss, bind
 from meta_teleport.teleportation.conditions import require_finite, trainable_parameters, trainable_sites
 from meta_teleport.teleportation.objectives import Loss
+from meta_teleport.teleportation.ranks import Processes, agreed, equal, shared, synchronize
 from meta_teleport.teleportation.strategies import Choice, Found, ProposesElements, as_choice, as_strategy
 
 
@@ -63,6 +64,7 @@ def teleport(
     size: float = 0.1,
     generator: torch.Generator | None = None,
     tolerance: float = LIMIT,
+    process_group: Processes = None,
 ) -> Teleport:
     """Looks for a better place on the orbit of the model's parameters; :meth:`Teleport.write` goes there.
 
@@ -82,6 +84,10 @@ def teleport(
     model is in and under the caller's autocast, with the same random numbers every time; the drift is measured in full
     precision. Only sites of ``symmetry.continuous`` whose parameters are all trainable move.
 
+    ``process_group``: that of the processes which train this model together, each with a batch of its own. All of them
+    call this function alike; the loss is the mean of theirs, the generator's state is the first one's, and what they
+    find is bitwise the same.
+
     Cost: the gradient norm takes two gradients of the loss and two losses, however many steps. A function with second
     derivatives is evaluated and differentiated once per step.
 
@@ -97,11 +103,14 @@ def teleport(
     limits = Limits(tolerance)
     params, movable = trainable_parameters(model), trainable_sites(model, symmetry)
     like = next(iter(params.values()))
-    searched = _no_loss if loss is None else bind(model, loss, batch)
+    searched = _no_loss if loss is None else shared(bind(model, loss, batch), process_group)
     with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-        drift_at = None if loss is None else _drift_from(params, bind(model, loss, batch))
+        drift_at = None if loss is None else _drift_from(params, shared(bind(model, loss, batch), process_group))
+        synchronize(generator, like, process_group)
         found = strategy(movable, params, searched)
         fault = found.fault or limits.fault(movable, found.elements, found.params, looked=loss is not None)
+        fault = agreed(fault, like, process_group)
+        found = found if fault else _everywhere(found, process_group)
         drift = nan
         if drift_at is not None and not fault:
             drift = drift_at(found.params)
@@ -119,6 +128,12 @@ def teleport(
         accepted=not fault,
         reason=fault,
     )
+
+
+def _everywhere(found: Found, group: Processes) -> Found:
+    """Process 0's."""
+    params = dict(zip(found.params, equal(list(found.params.values()), group), strict=True))
+    return found._replace(params=params, elements=equal(found.elements, group))
 
 
 def _drift_from(params: Params, loss: Loss) -> Callable[[Params], float]:

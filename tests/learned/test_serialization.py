@@ -159,7 +159,7 @@ def test_networks_that_do_not_fit_are_named():
 
 def test_missing(tmp_path):
     refused(tmp_path / "none", "there is no file")
-    refused("nope", "there is no rule 'nope': give a run folder, a saved rule, or one of this package's: pretrained, ")
+    refused("nope", "there is no rule 'nope': give a run folder, a saved rule, or one of this package's: factors, ")
     refused(tmp_path, "is neither a run folder nor a saved rule")
     Run.create(tmp_path / "run", config())
     refused(tmp_path / "run", "the run was stopped before its first checkpoint, go on with it by train --out")

@@ -19,9 +19,9 @@ from meta_teleport.learned.serialization import NAMED, build
 from meta_teleport.registry import construct
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-CONFIG, RULES = EXPERIMENTS / "pretrained.yaml", EXPERIMENTS / "factors" / "results" / "rules"
+CONFIG, RULES = EXPERIMENTS / "factors.yaml", EXPERIMENTS / "factors" / "results" / "rules"
 TRAINED: dict[str, tuple[Path, list[str]]] = {
-    "pretrained": (CONFIG, []),
+    "factors": (CONFIG, []),
     "classification": (EXPERIMENTS / "classification.yaml", []),
     str(RULES / "without_teleports.safetensors"): (CONFIG, ["--rule.bases=[]"]),
     str(RULES / "adam_teleports.safetensors"): (EXPERIMENTS / "adam_teleports.yaml", []),
@@ -85,23 +85,23 @@ def test_rules_are_trained_by_the_committed_configs(name: str) -> None:
 
 def test_the_name_is_not_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     spec = {"class_path": "Equivariant", "init_args": {"hidden_size": 3}}
-    mt.save(build(spec, None), "pretrained", {"rule": spec}, 7)
-    assert Path("pretrained/rule.safetensors").exists() and mt.load("pretrained").config != {"rule": spec}
-    for path in ("./pretrained", "pretrained/", Path("pretrained")):
+    mt.save(build(spec, None), "factors", {"rule": spec}, 7)
+    assert Path("factors/rule.safetensors").exists() and mt.load("factors").config != {"rule": spec}
+    for path in ("./factors", "factors/", Path("factors")):
         assert mt.load(path).meta_step == 7
-    assert "is not a run folder" in error(capsys, "evaluate", "./pretrained")
-    text = "pretrained is the name of a rule that comes with this package: write --out ./pretrained, or another"
-    assert text in error(capsys, "train", "--out", "pretrained")
+    assert "is not a run folder" in error(capsys, "evaluate", "./factors")
+    text = "factors is the name of a rule that comes with this package: write --out ./factors, or another"
+    assert text in error(capsys, "train", "--out", "factors")
 
 
 def test_evaluates_on_what_it_was_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
-    config = mt.load("pretrained").config
+    config = mt.load("factors").config
     assert config is not None
     family = construct(config["task"], mt.TaskFamily).members[0]
-    asked = parse_evaluate(["pretrained"])
+    asked = parse_evaluate(["factors"])
     assert fingerprint(construct(asked.task, mt.TaskFamily)) == fingerprint(family)
-    assert asked.config == config and asked.folder == Path("runs/evaluation-pretrained")
-    chosen = parse_evaluate(["pretrained", *TINY, "--out=a/b"])
+    assert asked.config == config and asked.folder == Path("runs/evaluation-factors")
+    chosen = parse_evaluate(["factors", *TINY, "--out=a/b"])
     assert chosen.task["init_args"].items() >= SIZES.items() and chosen.folder == Path("a/b") and chosen.others == ()
 
 
@@ -109,39 +109,39 @@ def test_evaluate_writes_beside_the_package(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workplace: Path
 ) -> None:
     monkeypatch.setattr(evaluation, "tune", lambda *_: TUNED)
-    rule, package = mt.load("pretrained"), workplace / "package"
+    rule, package = mt.load("factors"), workplace / "package"
     assert rule.config is not None
     package.mkdir()
     short = {**rule.config, "training": {**rule.config["training"], "horizon": 3}}
     mt.save(rule, package / "rule.safetensors", short)
-    monkeypatch.setitem(NAMED, "pretrained", package / "rule.safetensors")
-    content = NAMED["pretrained"].read_bytes()
-    Path("runs/evaluation-pretrained").mkdir(parents=True)
-    assert main(["evaluate", "pretrained", *TINY]) == 0
+    monkeypatch.setitem(NAMED, "factors", package / "rule.safetensors")
+    content = NAMED["factors"].read_bytes()
+    Path("runs/evaluation-factors").mkdir(parents=True)
+    assert main(["evaluate", "factors", *TINY]) == 0
     captured = capsys.readouterr()
-    (path,) = Path("runs/evaluation-pretrained").glob("*.json")
+    (path,) = Path("runs/evaluation-factors").glob("*.json")
     assert captured.err == "" and captured.out.endswith(f"{path.with_suffix('.png')}\n")
     found = json.loads(path.read_text())
     assert (found["family"], found["tasks"], found["steps"]) == ("factorization", 4, 3)
     (kind,) = [method["kind"] for name, method in found["methods"].items() if name == "equivariant"]
     assert kind == "learned"
-    assert os.listdir(package) == ["rule.safetensors"] and NAMED["pretrained"].read_bytes() == content
+    assert os.listdir(package) == ["rule.safetensors"] and NAMED["factors"].read_bytes() == content
 
 
 def test_nothing_is_made_where_nothing_can_be_written(capsys: pytest.CaptureFixture[str], workplace: Path) -> None:
     (workplace / "file").touch()
-    message = error(capsys, "evaluate", "pretrained", *TINY, "--out", "file/deep/er")
+    message = error(capsys, "evaluate", "factors", *TINY, "--out", "file/deep/er")
     assert "folder file/deep/er cannot be written: check its permissions, or choose another by --out" in message
-    assert "must all be at least 1" in error(capsys, "evaluate", "pretrained", *TINY, "--tasks=0")
+    assert "must all be at least 1" in error(capsys, "evaluate", "factors", *TINY, "--tasks=0")
     assert os.listdir(workplace) == ["file"]
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "pretrained", "--json"]) == 0
+    assert main(["info", "factors", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content["config"] == mt.load("pretrained").config and content["folder"] is None
-    assert main(["info", "pretrained"]) == 0
-    assert capsys.readouterr().out.startswith(f"pretrained: {content['meta_step']} of ")
+    assert content["config"] == mt.load("factors").config and content["folder"] is None
+    assert main(["info", "factors"]) == 0
+    assert capsys.readouterr().out.startswith(f"factors: {content['meta_step']} of ")
 
 
 def test_a_run_on_several_families_is_evaluated_on_one(

@@ -72,7 +72,7 @@ def sweeps() -> Values:
 def gauges() -> Values:
     """Learned teleports over Adam and learned rules beside gauges written by hand."""
     benchmark = Benchmark(factors(2, 0), factors(3, 100), 15, lambda tasks: tasks.relative_error, 3)
-    over_adam, whole = (equivariant(name).double() for name in (RULES / "adam_teleports.safetensors", "pretrained"))
+    over_adam, whole = (equivariant(name).double() for name in (RULES / "adam_teleports.safetensors", "factors"))
     lines = {
         "Adam": Entry(adam((0.95,)), (0.03, 0.1)),
         "learned teleports": Entry([Method(partial(learned, over_adam, 15), arguments={"beta2": 0.95})], (0.03, 0.1)),

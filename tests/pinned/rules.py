@@ -13,7 +13,7 @@ import meta_teleport as mt
 from meta_teleport.optimizers.learned_optimizer import LearnedOptimizer
 
 STEPS = 20
-RULES = ("pretrained", "classification")
+RULES = ("factors", "classification")
 
 
 class Tokens(nn.Module):

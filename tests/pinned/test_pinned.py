@@ -13,13 +13,14 @@ from pinned.store import RELATIVE, apart, flat, read
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:this rule has never met")
 def test_numbers_are_those_that_are_committed(name: str) -> None:
     found = apart(run(name), read(name))
     assert {key: value for key, value in found.items() if value > RELATIVE} == {}
 
 
 @pytest.mark.parametrize("name", RULES)
+@pytest.mark.filterwarnings("ignore:this rule has never met")
 def test_the_rules_teleport_within_these_steps(name: str) -> None:
     """At lr 0 nothing but teleports moves the weights, and the loss stays where it is."""
     moved = []
