@@ -16,7 +16,7 @@ from meta_teleport.detection import (  # noqa: F401  (they register what operati
 )
 from meta_teleport.detection.check import Check, tried
 from meta_teleport.detection.graphs import Graphs
-from meta_teleport.detection.settings import Setting, grown, is_settled
+from meta_teleport.detection.settings import Setting, grown, has_rates, is_settled
 from meta_teleport.detection.sites import Sites
 from meta_teleport.detection.trace import Examples, Trace, given, trace
 from meta_teleport.errors import UserError
@@ -88,14 +88,18 @@ def find_symmetries(
 
 
 def _further(model: nn.Module, setting: Setting, other: Setting, leaves: Sequence[str]) -> tuple[Traced, list[Refusal]]:
-    """The graph in the other mode, with inputs of other sizes and rates raised: all at once, or what of it can be
-    traced; and what cannot."""
+    """The graph in the other mode, with inputs of other sizes, and in training with rates raised: all at once, or what
+    of it can be traced; and what cannot."""
     other = replace(other, training=not setting.training)
+    traced: Traced = []
+    notes: list[Refusal] = []
+    if setting.training and has_rates(model):
+        with suppress(UserError):
+            raised = replace(setting, raised=True)
+            traced.append((raised, trace(model, raised, leaves)))
     for attempt in (replace(other, raised=True), other):
         with suppress(UserError):
-            return [(attempt, trace(model, attempt, leaves))], []
-    traced: Traced = []
-    notes = []
+            return [*traced, (attempt, trace(model, attempt, leaves))], []
     for attempt in (replace(setting, training=other.training), replace(other, training=setting.training)):
         try:
             traced.append((attempt, trace(model, attempt, leaves)))

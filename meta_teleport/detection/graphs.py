@@ -69,15 +69,18 @@ class Graphs:
         shape = self.shapes[uses[0].parameter]
         graphs = [[use for use in uses if use.graph == graph] for graph in dict.fromkeys(use.graph for use in uses)]
         parts = [not _is_covered(seen, shape) for seen in graphs]
-        graphs = [
+        extended = [
             [self._extended(use, shape) for use in seen] if part else seen
             for seen, part in zip(graphs, parts, strict=True)
         ]
+        if any(use is None for seen in extended for use in seen):
+            for use in uses:
+                self._bar(use, f"depend on '{use.parameter}', of which {use.place} may take a part")
+            return graphs[0]
+        graphs = [[use for use in seen if use is not None] for seen in extended]
         for seen, part in zip(graphs, parts, strict=True):
-            whole = [use for use in seen if part and _is_covered([use], shape)]
-            for use in seen if whole else ():
-                if use is not whole[0]:
-                    self._share(whole[0], use, shape)
+            for use in seen[1:] if part else ():
+                self._share(seen[0], use, shape)
         for seen in graphs[1:]:
             for new in _distinct(seen):
                 for old in _distinct(graphs[0]):
@@ -85,18 +88,29 @@ class Graphs:
                         self._share(old, new, shape)
         return graphs[0]
 
-    def _extended(self, use: Use, shape: torch.Size) -> Use:
-        """A use of a part as one of the whole parameter, where units are the same along the axes that are cut; what
-        is seen of it may depend on the size of the inputs."""
+    def _extended(self, use: Use, shape: torch.Size) -> Use | None:
+        """A use of a part as one of the whole parameter, if units are the same along the axes that are cut; what is
+        seen of it may depend on the size of the inputs."""
         sides = []
         for labels in (use.left, use.right):
-            placed = None if labels is None else _placed(use, labels, shape)
+            placed = None if labels is None else _placed(use, self._merged(labels), shape)
             if labels is not None and (placed is None or bool((placed == UNSEEN).any())):
-                self._bar(use, f"depend on '{use.parameter}', of which {use.place} takes a part")
-                return use
+                return None
             sides.append(placed)
         axes = (torch.arange(n).reshape([-1 if i == j else 1 for j in range(len(shape))]) for i, n in enumerate(shape))
         return replace(use, coordinates=tuple(a.expand(shape) for a in axes), left=sides[0], right=sides[1])
+
+    def _merged(self, labels: Tensor) -> Tensor:
+        """Labels with the first unit in place of all that are joined to it."""
+        first: dict[object, int] = {}
+        units, places = labels.unique(return_inverse=True)
+        merged = [
+            first.setdefault((self.units.scaled.root(unit), self.units.permuted.root(unit)), unit)
+            if unit >= 0
+            else unit
+            for unit in units.tolist()
+        ]
+        return torch.tensor(merged)[places]
 
     def _share(self, old: Use, new: Use, shape: torch.Size) -> None:
         """Joins the units that the same entries make, and those that they read."""

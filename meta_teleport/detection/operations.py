@@ -99,10 +99,9 @@ def negate(step: Step, value: Value) -> Value:
 
 
 @handles("dropout feature_dropout")
-def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
-    """A mask of its own for every unit, whatever the mode: what holds in training holds in evaluation."""
-    if p > 0:
-        step.forbid(value, kinds=["mix", "permute"], reason="pass", odd=True)
+def dropout(step: Step, value: Value, *args: Any) -> Any:
+    """A mask of its own for every unit, whatever the mode and the rate: one of zero may be raised."""
+    step.forbid(value, kinds=["mix", "permute"], reason="pass", odd=True)
     return value if value.moves else step.fixed()
 
 

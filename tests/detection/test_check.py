@@ -1,11 +1,16 @@
 """The check on numbers: it passes what is a symmetry and finds what is none."""
 
+import copy
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from detection.drift import drifts
 from detection.nets import Net, chain, normal
 from torch import nn
+from torch.nn.utils import prune
 
 from meta_teleport.detection.check import Check, tried, verify
 from meta_teleport.detection.detect import find_symmetries
@@ -154,3 +159,137 @@ def test_outputs_that_are_numbers_at_the_weights_of_the_model_alone() -> None:
     half = Symmetry.manual(model, {"pair": ("gl", ["a.weight"], ["b.weight"])})
     assert verify(model, whole, ROWS()) <= 1e-12
     assert verify(model, half, ROWS()) > 1e-3
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 8])
+@pytest.mark.parametrize("blocks", [(), (3,)])
+@pytest.mark.parametrize("group", [GL, PositiveScaling, Permutation])
+def test_random_elements_are_not_near_the_identity(group, k: int, blocks: tuple[int, ...]) -> None:
+    at = Site("s", group(k, blocks), (), ())
+    check = checked(deep())
+    one = group(k, blocks).identity(dtype=torch.float64)
+    for seed in range(50):
+        drawn = check.random_element(at, torch.Generator().manual_seed(seed))
+        assert drawn.shape == one.shape
+        if group is PositiveScaling:
+            assert bool((drawn.log().abs() >= 0.25).all())
+        elif group is Permutation:
+            assert bool(((drawn != one).sum(-1) >= min(k, 2) * (k > 1)).all())
+        else:
+            assert float((drawn - one).norm(dim=(-2, -1)).min()) > 0.3
+
+
+def constant(values: float) -> torch.Tensor:
+    return torch.full((5, 3), values)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("group", [GL, Permutation])
+def test_constant_inputs_hide_nothing(group, value: float) -> None:
+    """The second factor is the same for all units on constant inputs: zero, or the sum of equal columns."""
+
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        spread = (x - x.mean(0, keepdim=True)).abs()
+        return net.b(net.a(x) * torch.cat((1 + spread, 1 + spread[:, :1] ** 2), 1))
+
+    model = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 4))
+    setting = given(model, constant(value))
+    check = Check(model, tried([setting], [setting]))
+    assert list(check.false_sites([site(group, "a", "b")], torch.Generator().manual_seed(0))) == [0]
+    assert verify(model, Symmetry((site(group, "a", "b"),)), constant(value)) > 1e-3
+
+
+@pytest.mark.parametrize("width", range(2, 15))
+def test_a_permutation_of_two_units_is_tried_by_their_exchange(width: int) -> None:
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        return net.b(torch.cat((net.a(x).relu(), net.c.expand(len(x), 2)), 1) * net.g)
+
+    torch.manual_seed(width)
+    model = Net(forward, a=nn.Linear(3, width), b=nn.Linear(width + 2, 2), c=torch.ones(2), g=torch.ones(width + 2))
+    found = find_symmetries(model, ROWS())
+    assert max(drifts(model, ROWS(), found.sites, 4).values()) <= 1e-10
+
+
+def by_numpy(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return net.b(net.a(x) * (float(np.random.rand()) + random.random())) * net.rng.random()
+
+
+def test_random_numbers_of_numpy_and_python_are_the_same_every_time_and_go_on_after() -> None:
+    model = Net(by_numpy, a=nn.Linear(3, 4), b=nn.Linear(4, 4))
+    model.rng = np.random.default_rng(3)
+    before = np.random.get_state()[1].tolist(), random.getstate(), model.rng.bit_generator.state
+    symmetry = find_symmetries(model, ROWS())
+    assert [found.name for found in symmetry.sites] == ["a"]
+    assert verify(model, symmetry, ROWS()) <= 1e-12
+    assert (np.random.get_state()[1].tolist(), random.getstate(), model.rng.bit_generator.state) == before
+
+
+def test_float32_inside_does_not_hide_true_sites_or_false_ones() -> None:
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        h = net.a(x).to(torch.float32)
+        scale = h.float().norm(dim=-1, keepdim=True, dtype=torch.float32) + torch.ones(1)
+        return net.b(h.type_as(x).relu() + 1e-6 * h.to(x).tanh()) / (1 + 0 * scale)
+
+    model = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 4)).double()
+    check = checked(model, torch.float64)
+    false = check.false_sites([site(PositiveScaling, "a", "b"), site(Permutation, "a", "b")], torch.Generator())
+    assert check.lowest == torch.float64 and list(false) == [0]
+
+
+def test_lower_precision_that_cannot_be_raised_lowers_the_tolerance() -> None:
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h: torch.Tensor) -> torch.Tensor:
+            with torch._C.DisableTorchFunction():
+                return h.to(torch.float32).to(h.dtype)
+
+    model = Net(lambda net, x: net.b(Rounded.apply(net.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 4)).double()
+    check = checked(model, torch.float64)
+    assert check.lowest == torch.float32
+    assert check.false_sites([site(GL, "a", "b")], torch.Generator()) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_models_that_write_into_their_inputs(dtype: torch.dtype) -> None:
+    model = Net(lambda net, x: net.b(net.a(x.mul_(2))), a=nn.Linear(3, 4), b=nn.Linear(4, 4)).to(dtype)
+    x = ROWS().to(dtype)
+    kept = x.clone()
+    symmetry = find_symmetries(model, x)
+    assert [found.name for found in symmetry.sites] == ["a"]
+    assert verify(model, symmetry, x) <= 1e-12
+    assert torch.equal(x, kept)
+
+
+def test_caches_that_are_handed_in_are_copied() -> None:
+    def forward(net: Net, x: torch.Tensor, past: list) -> torch.Tensor:
+        past.append(net.b(net.a(x)))
+        return sum(past)
+
+    model, past = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 4)), []
+    assert verify(model, Symmetry((site(GL, "a", "b"),)), (ROWS(), past)) <= 1e-12
+    assert past == []
+
+
+def test_counters_and_kept_tensors_are_put_back() -> None:
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        net.count += 1
+        net.log.append(net.count)
+        net.last = net.b(net.a(x) * net.count)
+        return net.last
+
+    model = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 4))
+    model.count, model.log = 1, []
+    assert verify(model, Symmetry((site(GL, "a", "b"),)), ROWS()) <= 1e-12
+    assert find_symmetries(model, ROWS()).sites
+    assert model.count == 1 and model.log == [] and not hasattr(model, "last")
+
+
+def test_what_cannot_be_copied_is_checked_too() -> None:
+    """Pruning keeps a weight that is computed."""
+    model = chain(nn.Linear(3, 4), nn.Linear(4, 4))
+    prune.random_unstructured(model[1], "weight", amount=2)
+    model(ROWS())
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    assert verify(model, Symmetry(()), ROWS()) == 0.0
+    find_symmetries(model, ROWS())
