@@ -53,14 +53,14 @@ class Check:
         self.modes = (model.training, not model.training) if _depends_on_mode(model) else (model.training,)
         try:
             try:
-                self._prepare(copy.deepcopy(model).double(), *_cast((args, kwargs), torch.float64))
+                self._prepare(_copied(model).double(), *_cast((args, kwargs), torch.float64))
             except (RuntimeError, TypeError):
-                self._prepare(copy.deepcopy(model), args, kwargs)
+                self._prepare(_copied(model), args, kwargs)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"the model does not run on the example inputs: {shortened(error)}") from None
-        self.like = next(iter(self.params.values()))
+        self.like = next(p for p in self.params.values() if p.is_floating_point())
 
     def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.args, self.kwargs = Outputs(model), args, kwargs
@@ -135,6 +135,12 @@ def _near(parameter: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(parameter.shape, generator=generator)
     size = 0.1 * (parameter.square().mean().sqrt() + 0.1) if parameter.is_floating_point() else 0
     return parameter + size * noise.to(parameter)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of a model; of activations that its modules keep, which cannot be copied, the numbers alone."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept})
 
 
 def _depends_on_mode(model: nn.Module) -> bool:

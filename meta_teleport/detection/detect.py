@@ -16,6 +16,7 @@ from meta_teleport.detection.check import Check
 from meta_teleport.detection.sites import Sites
 from meta_teleport.detection.trace import Examples, arguments, trace
 from meta_teleport.detection.walk import Walk
+from meta_teleport.symmetry.requirements import is_movable
 from meta_teleport.symmetry.symmetry import Refusal, Symmetry
 
 
@@ -46,6 +47,9 @@ def find_symmetries(
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     frozen = {name: "is frozen" for name, parameter in model.named_parameters() if not parameter.requires_grad}
     inside = {id(parameter) for leaf in leaves for parameter in model.get_submodule(leaf).parameters()}
+    frozen |= {
+        name: f"is {str(p.dtype).removeprefix('torch.')}" for name, p in model.named_parameters() if not is_movable(p)
+    }
     frozen |= {name: "a closed module uses" for name, p in model.named_parameters() if id(p) in inside}
     found = Sites(Walk(traced, frozen).run(), shapes)
     sites, refusals = found.sites(), found.refusals()

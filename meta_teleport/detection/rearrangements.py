@@ -51,21 +51,11 @@ def cut(step: Step, value: Value, *args: Any, **kwargs: Any) -> Any:
     result = rearranged(step, (value, *args), kwargs, value)
     if value.labels is None:
         return result
-    first = 0 if step.operation in ("select", "slice", "narrow", "unbind") else 1
-    axis = kwargs.get("dim", args[first] if len(args) > first else 0)
     whole = distinct(value.labels)
     for i, part in enumerate(result if isinstance(result, list) else [result]):
         if len(units := distinct(part.labels)) < len(whole):
             step.units.touch((unit for (unit,) in units), (step.node, "", i))
-        if part.labels.ndim == value.labels.ndim and varies(part.labels)[axis] and _repeats(value.labels, axis):
-            step.forbid(value, kinds=["mix", "permute"], reason="are cut out of several places by")
     return result
-
-
-def _repeats(labels: Tensor, axis: int) -> bool:
-    """Whether a unit stands at more than one place along an axis."""
-    lines = squeeze_repeats(labels)[0].movedim(axis, -1).sort(-1).values
-    return bool((lines[..., 1:] == lines[..., :-1]).any())
 
 
 @handles("to to_copy type_as contiguous clone alias detach detach_copy lift_fresh_copy")
@@ -85,6 +75,14 @@ def forget(step: Step, value: Any = None, *args: Any, **kwargs: Any) -> Value:
     step.forbid(*others)
     step.refuse(*others)
     return step.fixed()
+
+
+@handles("zeros new_zeros zeros_like")
+def nothing(step: Step, *args: Any, **kwargs: Any) -> Value:
+    """Zero, whatever moves."""
+    made = step.node.meta.get("val")
+    is_float = isinstance(made, Tensor) and made.is_floating_point()
+    return step.labelled(torch.tensor(ZERO)) if is_float else step.fixed()
 
 
 @handles("cat stack concat concatenate hstack vstack")

@@ -1,6 +1,7 @@
 """Walking the graph of a model: each tensor is replaced by labels that say which unit every entry is."""
 
 import operator
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,10 +41,12 @@ class Walk:
 
     def _walk(self, graph: torch.fx.Graph, inputs: list[Any] | None) -> Any:
         known: dict[Node, Any] = {}
+        sharing: dict[Any, list[Node]] = defaultdict(list)
         given = iter(inputs or ())
         for node in graph.nodes:
             if node.op == "placeholder":
                 known[node] = self._placeholder(node) if inputs is None else next(given)
+                sharing[_memory(node)].append(node)
             elif node.op == "get_attr":
                 known[node] = getattr(graph.owning_module, str(node.target), None)
             elif node.op == "output":
@@ -52,20 +55,26 @@ class Walk:
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = self._call(node, args, kwargs)
                 if _in_place(node) and isinstance(node.args[0], Node):
-                    self._write(node, node.args[0], known, outside=inputs is not None)
+                    self._write(node, node.args[0], known, sharing[_memory(node.args[0])], outside=inputs is not None)
+                sharing[_memory(node)].append(node)
         raise AssertionError("a graph without an output")
 
-    def _write(self, node: Node, target: Node, known: dict[Node, Any], outside: bool) -> None:
-        """``target`` is now what ``node`` has written there. Where that is made of other units, the tensors that share
+    def _write(
+        self, node: Node, target: Node, known: dict[Node, Any], sharing: list[Node], outside: bool
+    ) -> None:
+        """``target`` is now what ``node`` has written there. Where that is made of other units, the tensors ``sharing``
         its memory hold a mixture that nobody keeps account of (so may those ``outside`` of this graph)."""
         before, after = known[target], known[node]
         known[target] = after
         if before.labels is not None and after.labels is not None and not differ(before.labels, after.labels):
             return
-        shared = [other for other in known if other not in (node, target) and _memory(other) == _memory(target)]
+        shared = [other for other in sharing if other not in (node, target)]
         for value in (before, after, *(known[other] for other in shared)):
             if (shared or outside) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, f"are written over in {place(node)}")
+        for other in shared:
+            if not known[other].parameter:
+                known[other] = Value(known[other].shape)
 
     def _placeholder(self, node: Node) -> Value:
         shape = _shape(node)
