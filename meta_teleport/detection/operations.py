@@ -89,7 +89,22 @@ def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
     return value if value.moves else step.fixed()
 
 
-ZERO_AT_ZERO = "gelu silu tanh elu celu selu mish hardswish relu6 sin erf square softsign sign".split()
+ZERO_AT_ZERO = [
+    "gelu",
+    "silu",
+    "tanh",
+    "elu",
+    "celu",
+    "selu",
+    "mish",
+    "hardswish",
+    "relu6",
+    "sin",
+    "erf",
+    "square",
+    "softsign",
+    "sign",
+]
 
 
 @handles(

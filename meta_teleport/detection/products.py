@@ -98,8 +98,11 @@ def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Val
 
 def _vector(step: Step, x: Value, weight: Value) -> Value:
     """One new unit from the units along the last axis of x, by a weight ``(d,)``."""
-    row = Value(torch.Size((1, *weight.shape)), parameter=weight.parameter,
-                coordinates=tuple(c.unsqueeze(0) for c in weight.coordinates))
+    row = Value(
+        torch.Size((1, *weight.shape)),
+        parameter=weight.parameter,
+        coordinates=tuple(c.unsqueeze(0) for c in weight.coordinates),
+    )
     made = _layer(replace(step, shape=torch.Size((*step.shape, 1))), x, row, axis=-1, reads=1)
     return step.labelled(labels_or_fixed(made).squeeze(-1))
 

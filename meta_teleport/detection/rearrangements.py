@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import FIXED, ZERO, distinct, squeeze_repeats, varies
+from meta_teleport.detection.units import FIXED, ZERO, distinct, varies
 from meta_teleport.detection.values import (
     SHAPES_ONLY,
     Step,
@@ -112,7 +112,9 @@ def pad(step: Step, value: Value, widths: list[int], *args: Any) -> Value:
         if along[axis]:
             beside[2 * i : 2 * i + 2] = widths[2 * i : 2 * i + 2]
         else:
-            labels = labels.narrow(axis, 0, 1).expand([*labels.shape[:axis], step.shape[axis], *labels.shape[axis + 1 :]])
+            labels = labels.narrow(axis, 0, 1).expand(
+                [*labels.shape[:axis], step.shape[axis], *labels.shape[axis + 1 :]]
+            )
     if any(beside) and mode == "constant":
         labels = torch.nn.functional.pad(labels, beside, value=FIXED if filling else ZERO)
     elif any(beside):

@@ -43,9 +43,7 @@ SHAPES_ONLY = (
     "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like rand_like randn_like "
     "assert_tensor_metadata sym_size size arange zeros zero fill"
 )
-KEEP_ORDER = (
-    "view reshape unsafe_view flatten unflatten unsqueeze squeeze expand expand_as view_as repeat_interleave"
-).split()
+KEEP_ORDER = "view reshape unsafe_view flatten unflatten unsqueeze squeeze expand expand_as view_as repeat_interleave"
 
 
 def handles(names: str) -> Callable[[Handler], Handler]:
@@ -112,10 +110,10 @@ def rearranged(step: Step, args: Any, kwargs: Any, value: Value) -> Any:
 
     if value.labels is not None:
         moved = execute(value.labels)
-        if step.operation not in KEEP_ORDER and not _is_grid(value.labels):
+        if step.operation not in KEEP_ORDER.split() and not _is_grid(value.labels):
             places = _numbered(value.labels)
-            for part, where in zip(_listed(moved), _listed(execute(places)), strict=True):
-                _require_order(step, part, where)
+            for i, (part, where) in enumerate(zip(_listed(moved), _listed(execute(places)), strict=True)):
+                _tell_apart(step, part, where, i)
         return _each(moved, lambda labels: Value(labels.shape, labels))
     if value.parameter:
         pieces = [execute(c) for c in value.coordinates]
@@ -145,18 +143,17 @@ def _numbered(labels: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first).reshape(labels.shape)
 
 
-def _require_order(step: Step, labels: Tensor, places: Tensor) -> None:
-    """Units that are mixed or exchanged are so place by place, and the first place of one goes with the first of the
-    other: those whose places are in another order than those of their like stay."""
+def _tell_apart(step: Step, labels: Tensor, places: Tensor, part: int) -> None:
+    """Units that are mixed or exchanged are so place by place, the first place of one with the first of the other:
+    those whose places come in one order are touched together, apart from those of another."""
     flat = labels.reshape(-1)
     order = flat.argsort(stable=True)
     units, counts = flat[order].unique_consecutive(return_counts=True)
-    first: dict[frozenset[object], Tensor] = {}
+    alike: dict[tuple[int, ...], list[int]] = {}
     for unit, own in zip(units.tolist(), places.reshape(-1)[order].split(counts.tolist()), strict=True):
-        if unit >= 0:
-            alike = frozenset(step.units.touched[unit])
-            if not torch.equal(first.setdefault(alike, own), own):
-                step.units.forbid([unit], ["mix", "permute"], f"are brought out of order by {step.place}")
+        alike.setdefault(tuple(own.tolist()), []).append(unit)
+    for i, together in enumerate(alike.values() if len(alike) > 1 else ()):
+        step.units.touch(together, (step.node, "", (part, i)))
 
 
 def as_units(step: Step, value: Value, right: Tensor | None = None) -> Value:

@@ -59,9 +59,7 @@ class Walk:
                 sharing[_memory(node)].append(node)
         raise AssertionError("a graph without an output")
 
-    def _write(
-        self, node: Node, target: Node, known: dict[Node, Any], sharing: list[Node], outside: bool
-    ) -> None:
+    def _write(self, node: Node, target: Node, known: dict[Node, Any], sharing: list[Node], outside: bool) -> None:
         """``target`` is now what ``node`` has written there. Where that is made of other units, the tensors ``sharing``
         its memory hold a mixture that nobody keeps account of (so may those ``outside`` of this graph)."""
         before, after = known[target], known[node]

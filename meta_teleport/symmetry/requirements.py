@@ -15,8 +15,8 @@ def require_movable(model: nn.Module) -> None:
 
     Raises ``UserError`` with the cause and the remedy for a model that is compiled or wrapped for many processes, in
     whole or in part, for one without trainable parameters, and for parameters that have no numbers yet (meta device,
-    lazy modules), are spread over processes, quantised, or trainable and of half precision. Parameters that are complex,
-    integers or truth values stay where they are.
+    lazy modules), are spread over processes, quantised, or trainable and of half precision. Complex parameters,
+    integers and truth values stay where they are.
     """
     for name, module in model.named_modules():
         _require_plain(f"module '{name}'" if name else "the model", f"model.{name}" if name else "model", module)
@@ -38,7 +38,7 @@ def require_movable(model: nn.Module) -> None:
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UserError("the model has no trainable parameters: set requires_grad on those that may move")
     if not any(parameter.requires_grad and is_movable(parameter) for parameter in parameters.values()):
-        raise UserError("the model has no trainable parameters in float32 or float64: only these can move, convert some")
+        raise UserError("the model has no trainable parameters in float32 or float64, and only these can move")
 
 
 def is_movable(parameter: torch.Tensor) -> bool:

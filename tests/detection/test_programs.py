@@ -92,5 +92,5 @@ BROKEN: dict[str, tuple[Break, int]] = {  # what is broken, and how many program
     "gates_do_not_couple": (without(Units, "couple", lambda *given: None), 40),
     "parameters_are_not_shared": (without(Units, "_share", lambda *given, **named: None), 400),
     "zeros_stay_zero": (without(arithmetic, "still_where_nothing", lambda labels: labels), 400),
-    "places_are_in_order": (without(values, "_require_order", lambda *given: None), 400),
+    "places_are_in_order": (without(values, "_tell_apart", lambda *given: None), 400),
 }

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from detection.drift import drifts
 from detection.nets import Case, Net, chain, described, found, normal, weight
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ GATES = [
          ("scale 4: a.weight a.bias > p", "permute 4: a.weight a.bias p > b.weight", "scale 4: p > b.weight")),
     Case("scale_of_ones", lambda: rows(lambda n, x: n.b(padded(n.a(x), 1.0) * n.p), 6, p=weight(6)), ROWS,
          ("permute 4: a.weight a.bias p > b.weight", "scale 6: p > b.weight")),
-    Case("scaled_twice", lambda: Net(lambda n, x: (q := n.a(x)) * n.g @ q.mT, a=Linear(3, 4), g=weight(4)), SEQUENCE,
+    Case("scaled_twice", lambda: rows(lambda n, x: n.b((q := n.a(x)) * n.g @ q.mT), 5, g=weight(4)), SEQUENCE,
          ("scale 4: a.weight a.bias > g g", "permute 4: a.weight a.bias g > ")),
     Case("scaled_back", lambda: rows(lambda n, x: n.b((q := n.a(x)) + q * n.g), g=weight(4)), ROWS,
          ("scale 4: a.weight a.bias > b.weight", "permute 4: a.weight a.bias g > b.weight")),
@@ -111,9 +112,9 @@ ODD = [
     Case("returned", lambda: rows(lambda n, x: [n.b(n.a(x).relu()), n.a.weight]), ROWS, (),
          "which linear in 'a' (Linear) and the outputs of the model share"),
     Case("a_part_returned", lambda: rows(lambda n, x: [n.b(n.a(x)), n.a.bias[:2]]), ROWS,
-         ("gl 2: a.weight a.bias > b.weight",)),
-    Case("filled_in", lambda: rows(lambda n, x: n.b(n.a(x)) + torch.zeros(2).fill_(n.p) + (n.a(x) + n.p).sum(),
-                                   p=torch.randn(())), ROWS, (), "'p', which"),
+         (), "which linear in 'a' (Linear) and the outputs of the model share"),
+    Case("filled_in", lambda: rows(lambda n, x: n.b(n.a(x) + n.p) * torch.zeros(2).fill_(n.p), p=torch.randn(())), ROWS,
+         (), "depend on 'p', which add in 'model' (Net) and fill in 'model' (Net) share"),
     Case("vector", lambda: Net(lambda n, x: F.linear(n.a(x).relu(), n.w), a=Linear(3, 4), w=weight(4)), ROWS,
          ("scale 4: a.weight a.bias > w", "permute 4: a.weight a.bias > w")),
     Case("vector_on_the_right", lambda: Net(lambda n, x: n.a(x) @ n.w, a=Linear(3, 4), w=weight(4)), SEQUENCE,
