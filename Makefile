@@ -74,7 +74,7 @@ unit: setup
 verify: slow laws throughput wheel  ## what is slow but must hold: long runs, laws on other processors, throughput, the wheel
 
 slow: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not nightly" -n $(JOBS)
 
 laws: setup  ## the law tests with the kernels of older processors, with one and two threads (about 5 minutes)
 	.ci/laws $(PY) $(JOBS)
@@ -85,7 +85,8 @@ throughput: setup
 wheel: setup  ## build the wheel and start the program from it, away from the sources
 	.ci/wheel $(PY)
 
-nightly: setup  ## change the code on purpose, constant by constant: each change must make its tests fail
+nightly: setup  ## 10,000 random programs; and change the code on purpose: each change must make its tests fail
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m nightly -n $(JOBS)
 	$(PY) tests/mutations.py -j $(JOBS)
 
 clean:  ## remove what the tools left behind (not .venv, not runs)

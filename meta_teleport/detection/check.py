@@ -78,7 +78,7 @@ class Check:
             raise
         except Exception as error:
             raise UserError(f"the model does not run on the example inputs: {shortened(error)}") from None
-        self.like = next(iter(self.params.values()))
+        self.like = next(p for p in self.params.values() if p.is_floating_point())
 
     def _prepare(self, own: Params, buffers: Params, dtype: torch.dtype | None) -> None:
         self.buffers, self.dtype = buffers, dtype

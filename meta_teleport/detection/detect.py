@@ -20,7 +20,7 @@ from meta_teleport.detection.settings import Setting, grown, has_rates, is_settl
 from meta_teleport.detection.sites import Sites
 from meta_teleport.detection.trace import Examples, Trace, given, trace
 from meta_teleport.errors import UserError
-from meta_teleport.symmetry.requirements import require_movable
+from meta_teleport.symmetry.requirements import is_movable, require_movable
 from meta_teleport.symmetry.symmetry import Refusal, Symmetry
 
 CLOSED = "a closed module uses"
@@ -70,6 +70,9 @@ def find_symmetries(
         traced, refusals = traced + further, refusals + missed
     closed = {id(parameter) for leaf in leaves for parameter in model.get_submodule(leaf).parameters()}
     frozen = {name: "is frozen" for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen |= {
+        name: f"is {str(p.dtype).removeprefix('torch.')}" for name, p in model.named_parameters() if not is_movable(p)
+    }
     frozen |= {name: CLOSED for name, parameter in model.named_parameters() if id(parameter) in closed}
     graphs = Graphs(model, [graph for _, graph in traced], frozen)
     if unseen := [name for name in graphs.unseen() if frozen.get(name) != CLOSED]:

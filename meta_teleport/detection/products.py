@@ -120,7 +120,7 @@ def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
     """The unit that each row of a weight reads: one per place along ``axis``, joined over all other places."""
     if x.is_zero:
         return torch.tensor(ZERO).expand(x.shape[axis])
-    if x.labels is None:
+    if x.labels is None or not x.labels.numel():
         return None
     labels = squeeze_repeats(x.labels.movedim(axis, -1))[0]
     labels = labels.expand(*labels.shape[:-1], x.shape[axis]).reshape(-1, x.shape[axis])
@@ -232,6 +232,8 @@ def weigh(step: Step, y: Value, transposed: bool = False) -> Value:
 
 def _group(step: Step, labels: Tensor, role: str) -> None:
     """Notes which units are treated alike: those along the last axis, for every place in the others."""
+    if not labels.numel():
+        return
     rows = squeeze_repeats(labels)[0].expand(*[-1] * (labels.ndim - 1), labels.shape[-1]).reshape(-1, labels.shape[-1])
     for row in rows.unique(dim=0).tolist():
         units = [unit for unit in row if unit >= 0]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import FIXED, ZERO, Kind, distinct, squeeze_repeats, varies
+from meta_teleport.detection.units import FIXED, ZERO, Kind, distinct, varies
 from meta_teleport.detection.values import (
     SHAPES_ONLY,
     Step,
@@ -46,7 +46,7 @@ def index(step: Step, value: Value, places: list[Any]) -> Any:
     along = [i for i, place in enumerate(places) if place is not None]
     if len(along) != 1 or places[along[0]].constant is None:
         return unknown(step, (value, places), {})
-    return _parts(step, value, rearranged(step, (value, places), {}, value), along[0])
+    return _parts(step, value, rearranged(step, (value, places), {}, value))
 
 
 @handles("roll")
@@ -60,28 +60,18 @@ def roll(step: Step, value: Value, shifts: Any, axes: Any = (), **kwargs: Any) -
 @handles("select slice narrow split split_with_sizes chunk unbind tensor_split")
 def cut(step: Step, value: Value, *args: Any, **kwargs: Any) -> Any:
     """Parts of a tensor. The units of a part can go other ways than the rest."""
-    first = 0 if step.operation in ("select", "slice", "narrow", "unbind") else 1
-    axis = kwargs.get("dim", args[first] if len(args) > first else 0)
-    return _parts(step, value, rearranged(step, (value, *args), kwargs, value), axis)
+    return _parts(step, value, rearranged(step, (value, *args), kwargs, value))
 
 
-def _parts(step: Step, value: Value, result: Any, axis: int) -> Any:
-    """Notes which units the parts of a value along an axis have."""
+def _parts(step: Step, value: Value, result: Any) -> Any:
+    """Notes which units the parts of a value have."""
     if value.labels is None:
         return result
     whole = distinct(value.labels)
     for i, part in enumerate(result if isinstance(result, list) else [result]):
         if len(units := distinct(part.labels)) < len(whole):
             step.units.touch((unit for (unit,) in units), (step.node, "", i))
-        if part.labels.ndim == value.labels.ndim and varies(part.labels)[axis] and _repeats(value.labels, axis):
-            step.forbid(value, kinds=["mix", "permute"], reason="are cut out of several places by", odd=True)
     return result
-
-
-def _repeats(labels: Tensor, axis: int) -> bool:
-    """Whether a unit stands at more than one place along an axis."""
-    lines = squeeze_repeats(labels)[0].movedim(axis, -1).sort(-1).values
-    return bool((lines[..., 1:] == lines[..., :-1]).any())
 
 
 @handles("to to_copy type_as contiguous clone alias detach detach_copy lift_fresh_copy")
@@ -101,6 +91,14 @@ def forget(step: Step, value: Any = None, *args: Any, **kwargs: Any) -> Value:
     step.forbid(*others)
     step.refuse(*others)
     return zeros(step.shape) if "zero" in step.operation else step.fixed()
+
+
+@handles("zeros new_zeros zeros_like")
+def nothing(step: Step, *args: Any, **kwargs: Any) -> Value:
+    """Zero, whatever moves."""
+    made = step.node.meta.get("val")
+    is_float = isinstance(made, Tensor) and made.is_floating_point()
+    return step.labelled(torch.tensor(ZERO)) if is_float else step.fixed()
 
 
 @handles("cat stack concat concatenate hstack vstack")

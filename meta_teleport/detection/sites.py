@@ -119,8 +119,10 @@ class Sites:
 
     def _site(self, blocks: list[list[list[int]]], group: type[Group]) -> Site | None:
         """The site of some blocks of classes of units, or None if one of its parameters has no view, or no role."""
+        if not group.has_algebra and len(blocks[0]) == 1:
+            return None
         marks = self._marks(blocks, group)
-        sides: dict[int, list[View]] = {1: [], -1: []}
+        sides: dict[int, dict[tuple[int, View], None]] = {1: {}, -1: {}}  # ordered sets of (made or read, view)
         for i in sorted(set().union(*(self.at[unit] for unit in marks.units))):
             use, labels, side = self.sides[i]
             for way in (1, -1):
@@ -131,12 +133,19 @@ class Sites:
                 if seen is None:
                     self.reasons.update((m[0], f"lie irregularly in '{use.parameter}'") for b in blocks for m in b)
                     return None
-                sides[side * way].append(seen)
-        producers, consumers = (list(dict.fromkeys(sides[role])) for role in (1, -1))
+                sides[side * way][side, seen] = None
+        producers, consumers = ([seen for _, seen in sides[role]] for role in (1, -1))
         if not producers or not consumers or (len(blocks[0]) == 1 and not group.has_algebra):
             return None
         if _exchanges(group):  # a diagonal whose rows and columns change places is one vector
-            consumers = [seen for seen in consumers if seen not in producers]
+            producers = list(dict.fromkeys(producers))
+            consumers = [seen for seen in dict.fromkeys(consumers) if seen not in producers]
+        else:  # what makes units and reads their inverse moves twice, what reads the same moves not at all
+            for seen in [seen for seen in producers if seen in consumers]:
+                producers.remove(seen)
+                consumers.remove(seen)
+            if not producers or not consumers:
+                return None
         if group.has_algebra:
             self.moved |= marks.units
         shape = (len(blocks),) if len(blocks) > 1 else ()

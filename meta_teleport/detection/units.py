@@ -82,6 +82,7 @@ class Units:
         self.touched: list[set[object]] = []
         self.uses: list[Use] = []
         self.graph = 0
+        self.kinds: dict[tuple[int, str], list[Use]] = {}  # of each parameter in a graph, the first use of each kind
 
     def fresh(self, count: int, touch: object) -> Tensor:
         """``count`` new units, touched by the operation that makes them."""
@@ -140,16 +141,20 @@ class Units:
         place: str,
     ) -> None:
         """Notes a use of a parameter. A second use of the same entries in a graph must say the same of them."""
+        if any(not axis.numel() for axis in coordinates):
+            return None
         new = Use(parameter, coordinates, left, right, place, self.graph)
-        for old in self.uses:
-            if old.graph == new.graph and old.parameter == parameter and not disjoint(old, new):
-                self._share(old, new)
         self.uses.append(new)
+        kinds = self.kinds.setdefault((self.graph, parameter), [])
+        for old in kinds:
+            if _same_kind(old, new):  # what other kinds have said of the units of this one, they say of those of all
+                return self._share(old, new, same=True)
+        for old in kinds:
+            if not disjoint(old, new):
+                self._share(old, new, _same_entries(old, new))
+        kinds.append(new)
 
-    def _share(self, old: Use, new: Use) -> None:
-        same = all(
-            a.shape == b.shape and not differ(a, b) for a, b in zip(old.coordinates, new.coordinates, strict=True)
-        )
+    def _share(self, old: Use, new: Use, same: bool) -> None:
         place = f"'{old.parameter}', which {old.place} and {new.place} share"
         for a, b in ((old.left, new.left), (old.right, new.right)):
             if same and a is not None and b is not None and a.shape == b.shape:
@@ -209,6 +214,20 @@ def differ(a: Tensor, b: Tensor) -> bool:
     """Whether two label tensors, broadcast against each other, differ anywhere."""
     x, y = squeeze_repeats(*torch.broadcast_tensors(a, b))
     return bool((x != y).any())
+
+
+def _same_kind(a: Use, b: Use) -> bool:
+    """Whether two uses see the same entries and have units on the same sides, in the same shape."""
+    sides = zip((a.left, a.right), (b.left, b.right), strict=True)
+    return all(
+        (x is None and y is None) or (x is not None and y is not None and x.shape == y.shape) for x, y in sides
+    ) and _same_entries(a, b)
+
+
+def _same_entries(a: Use, b: Use) -> bool:
+    return a.coordinates is b.coordinates or all(
+        x.shape == y.shape and not differ(x, y) for x, y in zip(a.coordinates, b.coordinates, strict=True)
+    )
 
 
 def disjoint(a: Use, b: Use) -> bool:

@@ -45,9 +45,10 @@ class Value:
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
 SHAPES_ONLY = (
-    "zeros new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like rand_like randn_like "
-    "assert_tensor_metadata sym_size size arange zero fill"
+    "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like rand_like randn_like "
+    "assert_tensor_metadata sym_size size arange zeros zero fill"
 )
+KEEP_ORDER = "view reshape unsafe_view flatten unflatten unsqueeze squeeze expand expand_as view_as repeat_interleave"
 
 
 def handles(names: str) -> Callable[[Handler], Handler]:
@@ -113,7 +114,12 @@ def rearranged(step: Step, args: Any, kwargs: Any, value: Value) -> Any:
         return target(*a, **k)
 
     if value.labels is not None:
-        return _each(execute(value.labels), lambda labels: Value(labels.shape, labels))
+        moved = execute(value.labels)
+        if step.operation not in KEEP_ORDER.split() and not _is_grid(value.labels):
+            places = _numbered(value.labels)
+            for i, (part, where) in enumerate(zip(_listed(moved), _listed(execute(places)), strict=True)):
+                _tell_apart(step, part, where, i)
+        return _each(moved, lambda labels: Value(labels.shape, labels))
     if value.parameter:
         pieces = [execute(c) for c in value.coordinates]
         if pieces and isinstance(pieces[0], Tensor):
@@ -123,6 +129,36 @@ def rearranged(step: Step, args: Any, kwargs: Any, value: Value) -> Any:
         return _each(execute(value.constant), lambda constant: Value(constant.shape, constant=constant))
     outputs = step.node.meta.get("val")
     return _each(outputs, lambda t: Value(t.shape)) if outputs is not None else step.fixed()
+
+
+def _is_grid(labels: Tensor) -> bool:
+    """Whether units stand along one axis, each at one place of it: nothing can bring their places out of order."""
+    along = [axis for axis, varied in enumerate(varies(labels)) if varied]
+    if len(along) > 1:
+        return not labels.numel()
+    line = labels.movedim(along[0], 0).reshape(labels.shape[along[0]], -1)[:, 0] if along else labels.new_empty(0)
+    return len(line.unique()) == len(line)
+
+
+def _numbered(labels: Tensor) -> Tensor:
+    """The number of every entry among those of its unit, in order."""
+    order = labels.reshape(-1).argsort(stable=True)
+    counts = labels.reshape(-1)[order].unique_consecutive(return_counts=True)[1]
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first).reshape(labels.shape)
+
+
+def _tell_apart(step: Step, labels: Tensor, places: Tensor, part: int) -> None:
+    """Units that are mixed or exchanged are so place by place, the first place of one with the first of the other:
+    those whose places come in one order are touched together, apart from those of another."""
+    flat = labels.reshape(-1)
+    order = flat.argsort(stable=True)
+    units, counts = flat[order].unique_consecutive(return_counts=True)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for unit, own in zip(units.tolist(), places.reshape(-1)[order].split(counts.tolist()), strict=True):
+        alike.setdefault(tuple(own.tolist()), []).append(unit)
+    for i, together in enumerate(alike.values() if len(alike) > 1 else ()):
+        step.units.touch(together, (step.node, "", (part, i)))
 
 
 def as_units(step: Step, value: Value, right: Tensor | None = None) -> Value:
@@ -155,6 +191,10 @@ def differs_between_units(varying: Value, other: Value) -> bool:
 
 def _stand_in(value: Value) -> Tensor:
     return torch.empty(value.shape) if value.constant is None else value.constant
+
+
+def _listed(outputs: Any) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def _each(outputs: Any, make: Callable[[Tensor], Value]) -> Any:

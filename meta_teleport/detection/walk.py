@@ -43,10 +43,12 @@ class Walk:
 
     def _walk(self, graph: torch.fx.Graph, inputs: list[Any] | None) -> Any:
         known: dict[Node, Any] = {}
+        sharing: dict[Any, list[Node]] = defaultdict(list)
         given = iter(inputs or ())
         for node in graph.nodes:
             if node.op == "placeholder":
                 known[node] = self._placeholder(node) if inputs is None else next(given)
+                sharing[_memory(node)].append(node)
             elif node.op == "get_attr":
                 known[node] = getattr(graph.owning_module, str(node.target), None)
             elif node.op == "output":
@@ -57,21 +59,25 @@ class Walk:
                 for value in tree_leaves(known[node]) if self.trace.scopes else ():
                     self._note(scope(node), value)
                 if _writes(node):
-                    self._write(node, node.args[0], known, outside=inputs is not None)
+                    self._write(node, node.args[0], known, sharing[_memory(node.args[0])], outside=inputs is not None)
+                sharing[_memory(node)].append(node)
         raise AssertionError("a graph without an output")
 
-    def _write(self, node: Node, target: Node, known: dict[Node, Any], outside: bool) -> None:
-        """``target`` is now what ``node`` has written there. Where that is made of other units, the tensors that share
+    def _write(self, node: Node, target: Node, known: dict[Node, Any], sharing: list[Node], outside: bool) -> None:
+        """``target`` is now what ``node`` has written there. Where that is made of other units, the tensors ``sharing``
         its memory hold a mixture that nobody keeps account of (so may those ``outside`` of this graph)."""
         before, after = known[target], known[node]
         known[target] = after
-        shared = [other for other in known if other not in (node, target) and _memory(other) == _memory(target)]
+        shared = [other for other in sharing if other not in (node, target)]
         known.update({other: replace(known[other], constant=None) for other in shared})
         if before.labels is not None and after.labels is not None and not differ(before.labels, after.labels):
             return
         for value in (before, after, *(known[other] for other in shared)):
             if (shared or outside) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, f"are written over in {place(node)}")
+        for other in shared:
+            if not known[other].parameter:
+                known[other] = Value(known[other].shape)
 
     def _placeholder(self, node: Node) -> Value:
         shape = _shape(node)

@@ -7,7 +7,7 @@ from torch import nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.symmetry.groups import GROUPS
-from meta_teleport.symmetry.requirements import require_movable
+from meta_teleport.symmetry.requirements import is_movable, require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.views import View
 
@@ -71,6 +71,9 @@ def _view(model: nn.Module, site: str, axis: Axis, default: int) -> View:
     parameters = dict(model.named_parameters())
     if name not in parameters:
         raise UserError(f"site '{site}': the model has no parameter '{name}': see model.named_parameters()")
+    if not is_movable(parameters[name]):
+        kind = str(parameters[name].dtype).removeprefix("torch.")
+        raise UserError(f"site '{site}' moves '{name}', which is {kind}: only float32 and float64 can move")
     shape = tuple(parameters[name].shape)
     if isinstance(axis, View):
         _require_fit(site, axis, shape)

@@ -15,7 +15,8 @@ def require_movable(model: nn.Module) -> None:
 
     Raises ``UserError`` with the cause and the remedy for a model that is compiled or wrapped for many processes, in
     whole or in part, for one without trainable parameters, and for parameters that have no numbers yet (meta device,
-    lazy modules), are spread over processes, quantised, or trainable and of half precision.
+    lazy modules), are spread over processes, quantised, or trainable and of half precision. Complex parameters,
+    integers and truth values stay where they are.
     """
     for name, module in model.named_modules():
         _require_plain(f"module '{name}'" if name else "the model", f"model.{name}" if name else "model", module)
@@ -30,14 +31,19 @@ def require_movable(model: nn.Module) -> None:
                 f"parameter '{name}' is {str(parameter.dtype).removeprefix('torch.')}: keep the parameters in float32 "
                 "(model.float()) and use torch.autocast for speed"
             )
-        if parameter.dtype not in (*WHOLE, *HALF):
-            raise UserError(f"parameter '{name}' is {parameter.dtype}: only float32 and float64 can move, convert it")
     if any(tensor.is_quantized for tensor in model.state_dict().values() if isinstance(tensor, torch.Tensor)) or any(
         "quantized" in type(module).__module__ for module in model.modules()
     ):
         raise UserError("the model is quantised: teleport the float model, then quantise it")
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UserError("the model has no trainable parameters: set requires_grad on those that may move")
+    if not any(parameter.requires_grad and is_movable(parameter) for parameter in parameters.values()):
+        raise UserError("the model has no trainable parameters in float32 or float64, and only these can move")
+
+
+def is_movable(parameter: torch.Tensor) -> bool:
+    """Whether numbers of this kind can move: not complex ones, integers, or truth values."""
+    return parameter.dtype in (*WHOLE, *HALF)
 
 
 def _require_plain(what: str, path: str, module: nn.Module) -> None:

@@ -64,7 +64,7 @@ FUNCTIONS: dict[str, tuple[Function, str]] = {
     "masked_units": (lambda h: h.masked_fill(torch.tensor([True, False, False, False]), 0.0), SCALE),
     "random_mask": (lambda h: h * torch.bernoulli(torch.full((2, 5, 4), 0.5).to(h)), SCALE),
     "dropout": (lambda h: F.dropout(h, 0.5), SCALE),
-    "skewed_places": (lambda h: h[:, :4].reshape(2, 16)[:, ::5], SCALE),
+    "skewed_places": (lambda h: h[:, :4].reshape(2, 16)[:, ::5], "gl 1"),
     "square_root": (lambda h: h.abs().sqrt(), PERMUTE),
     "softplus": (F.softplus, PERMUTE),
     "clamp_elsewhere": (lambda h: h.clamp(min=-1), PERMUTE),

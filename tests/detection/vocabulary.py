@@ -66,14 +66,13 @@ class Draw:
 
     def factors(self) -> tuple[int, ...]:
         """Another shape of as many entries."""
-        rest, shape = prod(self.n), []
+        start = self.n[: self.of(0, 1)]
+        rest, shape = prod(self.n[len(start) :]), []
         for _ in range(self.random.randint(0, 3)):
             size = self.random.choice([n for n in range(1, 13) if rest % n == 0])
             rest, shape = rest // size, [*shape, size]
         shape.insert(self.random.randint(0, len(shape)), rest)
-        return (
-            (self.n[0], *shape) if self.random.random() < 0.5 and prod(shape) * self.n[0] == prod(self.n) else (*shape,)
-        )
+        return (*start, *shape)
 
     def order(self, count: int) -> list[int]:
         return self.random.sample(range(count), count)
