@@ -37,19 +37,23 @@ def verify(
     require_movable(model)
     symmetry.require_fit(model)
     generator = generator or torch.Generator().manual_seed(0)
-    check = Check(model, *arguments(example_inputs))
+    check = Check(model, *arguments(example_inputs), symmetry.sites)
     draws = ([check.random_element(site, generator) for site in symmetry.sites] for _ in range(trials))
     return max(check.drift(symmetry.act(check.params, elements)) for elements in draws)
 
 
 class Check:
     """A model in float64 (float32 where its code insists on it) with weights near its own, its example inputs, and what
-    it returns on them.
+    it returns on them. ``params`` are its parameters, and the buffers that some of ``sites`` move.
 
     Raises ``UserError`` if the inputs do not run, or if the outputs are not numbers, which nothing can be compared to.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sequence[Site] = ()
+    ) -> None:
+        moved = {name for site in sites for name in site.parameters}
+        self.buffers = {name for name, _ in model.named_buffers()} & moved
         self.modes = (model.training, not model.training) if _depends_on_mode(model) else (model.training,)
         try:
             try:
@@ -65,8 +69,9 @@ class Check:
     def _prepare(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model, self.args, self.kwargs = Outputs(model), args, kwargs
         own: Params = {name: p.detach() for name, p in model.named_parameters()}
+        own |= {name: buffer for name, buffer in model.named_buffers() if name in self.buffers}
         generator = torch.Generator().manual_seed(0)
-        for params in ({name: _near(p, generator) for name, p in own.items()}, own):
+        for params in ({name: _near(t, generator, name in self.buffers) for name, t in own.items()}, own):
             self.params = params
             self.before = {self.modes[0]: self._outputs(params, self.modes[0])}
             for other in self.modes[1:]:
@@ -118,7 +123,7 @@ class Check:
 
     def _outputs(self, params: Mapping[str, Tensor], training: bool) -> list[Tensor]:
         self.model.train(training)
-        inner = {f"model.{name}": tensor for name, tensor in params.items()}
+        inner = {f"model.{name}": t.clone() if name in self.buffers else t for name, t in params.items()}
         outputs = run(self.model, (self.args, self.kwargs), {}, inner)
         return [t for t in outputs if t.is_floating_point()]
 
@@ -130,9 +135,12 @@ def _change(before: Tensor, after: Tensor) -> Tensor:
     return (torch.where(same, 0.0, after - before).norm() / size).double()
 
 
-def _near(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    """Random weights near those of the model: at zeros and ones, where layers begin, much looks like a symmetry."""
+def _near(parameter: Tensor, generator: torch.Generator, is_buffer: bool = False) -> Tensor:
+    """Random weights near those of the model: at zeros and ones, where layers begin, much looks like a symmetry.
+    Buffers that are positive (variances) stay so."""
     noise = torch.randn(parameter.shape, generator=generator)
+    if is_buffer and bool((parameter > 0).all()):
+        return parameter * torch.exp(0.1 * noise.to(parameter))
     size = 0.1 * (parameter.square().mean().sqrt() + 0.1) if parameter.is_floating_point() else 0
     return parameter + size * noise.to(parameter)
 

@@ -162,7 +162,7 @@ def compare(step: Step, value: Any, other: Any) -> Value:
     units = seen[seen >= 0].unique()
     held = torch.full_like(seen, FIXED)
     held[seen >= 0] = step.units.fresh(len(units), step.node)[torch.searchsorted(units, seen[seen >= 0])]
-    step.units.couple(seen, held)
+    step.units.couple(seen, held, step.place)
     step.units.forbid_labels(held, ["mix", "scale"], f"are signs of units in {step.place}")
     step.forbid(value, kinds=["mix"], reason="are compared with zero by")
     return step.labelled(held)

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -31,11 +31,13 @@ Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a model, which parameter each of its placeholders is, and the constants it was given."""
+    """The graph of a model, which parameter or persistent buffer each of its placeholders is, and the constants it was
+    given."""
 
     graph: Graph
     parameters: dict[str, str]
     constants: dict[str, Tensor]
+    buffers: dict[str, str] = field(default_factory=dict)
 
 
 class Outputs(nn.Module):
@@ -92,14 +94,20 @@ def trace(model: nn.Module, example_inputs: Examples, leaves: Sequence[str] = ()
         _explain(model, args, kwargs, error)
     _require_sizes(program.graph)
     signature = program.graph_signature
-    first = {id(p): name for name, p in model.named_parameters()}
-    every = dict(model.named_parameters(remove_duplicate=False))
-    parameters = {
-        place: first[id(every[name.removeprefix("model.")])] for place, name in signature.inputs_to_parameters.items()
-    }
+    first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    every: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    every |= dict(model.named_buffers(remove_duplicate=False))
+    parameters, buffers = (
+        {place: first[id(every[name.removeprefix("model.")])] for place, name in inputs.items() if name not in passing}
+        for inputs, passing in (
+            (signature.inputs_to_parameters, ()),
+            (signature.inputs_to_buffers, signature.non_persistent_buffers),
+        )
+    )
     state = {**program.state_dict, **program.constants}
     constants = signature.inputs_to_lifted_tensor_constants
-    return Trace(program.graph, parameters, {k: state[v] for k, v in constants.items() if isinstance(state[v], Tensor)})
+    known = {k: state[v] for k, v in constants.items() if isinstance(state[v], Tensor)}
+    return Trace(program.graph, parameters, known, buffers)
 
 
 def place(node: Node) -> str:
@@ -124,8 +132,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         for value in output:
             yield from _tensors(value)
     elif is_dataclass(output):
-        for field in fields(output):
-            yield from _tensors(getattr(output, field.name))
+        for each in fields(output):
+            yield from _tensors(getattr(output, each.name))
 
 
 @contextmanager

@@ -99,11 +99,14 @@ class Units:
             elif FIXED in (i, j) and (unit := max(i, j)) >= 0:
                 self.forbid([unit], KINDS, f"meet what does not move in {place}")
 
-    def couple(self, a: Tensor, b: Tensor) -> None:
-        """Joins for permutations only: the units of a gate and those that it gates."""
+    def couple(self, a: Tensor, b: Tensor, place: str) -> None:
+        """Joins for permutations only: the units of a gate and those that it gates. What meets a number instead, or
+        nothing, keeps its place."""
         for i, j in distinct(a, b):
             if i >= 0 and j >= 0:
                 self.permuted.join(i, j, 1)
+            elif (unit := max(i, j)) >= 0:
+                self.forbid([unit], ["permute"], f"meet what does not move in {place}")
 
     def forbid(self, units: Iterable[int], kinds: Iterable[Kind], reason: str) -> None:
         """Forbids some kinds of motion to units. The first reason stays."""
