@@ -44,7 +44,7 @@ def verify(
     symmetry.require_fit(model)
     generator = generator or torch.Generator().manual_seed(0)
     examples = [given(model, example) for example in (example_inputs, *also)]
-    check = Check(model, tried(examples, [grown(model, setting) for setting in examples]))
+    check = Check(model, tried(examples, [grown(model, setting) for setting in examples]), symmetry.sites)
     draws = ([check.random_element(site, generator) for site in symmetry.sites] for _ in range(trials))
     return max(check.drift(symmetry.act(check.params, elements)) for elements in draws)
 
@@ -59,16 +59,18 @@ def tried(examples: Sequence[Setting], others: Sequence[Setting]) -> list[Settin
 class Check:
     """A model in float64 (in its own precision where its code insists on it) with weights near its own, and what it
     returns in some settings: the first, and those of the others in which it runs. What it returns on the inputs of the
-    first, in any mode, must be numbers; other settings in which it is not are left out.
+    first, in any mode, must be numbers; other settings in which it is not are left out. ``params`` are its parameters,
+    and the buffers that some of ``sites`` move.
 
     Raises ``UserError`` if it does not run in the first, or if what it returns is not numbers, which nothing can be
     compared to.
     """
 
-    def __init__(self, model: nn.Module, settings: Sequence[Setting]) -> None:
+    def __init__(self, model: nn.Module, settings: Sequence[Setting], sites: Sequence[Site] = ()) -> None:
         self.model, self.settings = Outputs(model), settings
+        buffers, moved = dict(model.named_buffers()), {name for site in sites for name in site.parameters}
         own = {name: p.detach() for name, p in model.named_parameters()}
-        buffers = dict(model.named_buffers())
+        own |= {name: buffer for name, buffer in buffers.items() if name in moved}
         try:
             try:
                 self._prepare(_cast(own, torch.float64), _cast(buffers, torch.float64), torch.float64)
@@ -83,7 +85,7 @@ class Check:
     def _prepare(self, own: Params, buffers: Params, dtype: torch.dtype | None) -> None:
         self.buffers, self.dtype = buffers, dtype
         generator = torch.Generator().manual_seed(0)
-        for self.params in ({name: _near(p, generator) for name, p in own.items()}, own):
+        for self.params in ({name: _near(p, generator, name in buffers) for name, p in own.items()}, own):
             self.before: list[tuple[Setting, list[Tensor]]] = []
             self.lowest = next(iter(own.values())).dtype
             blank: list[bool] = []
@@ -205,9 +207,12 @@ def _change(before: Tensor, after: Tensor) -> Tensor:
     return (torch.where(same, 0.0, after - before).norm() / size).double()
 
 
-def _near(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    """Random weights near those of the model: at zeros and ones, where layers begin, much looks like a symmetry."""
+def _near(parameter: Tensor, generator: torch.Generator, is_buffer: bool = False) -> Tensor:
+    """Random weights near those of the model: at zeros and ones, where layers begin, much looks like a symmetry.
+    Buffers that are positive (variances) stay so."""
     noise = torch.randn(parameter.shape, generator=generator)
+    if is_buffer and bool((parameter > 0).all()):
+        return parameter * torch.exp(0.1 * noise.to(parameter))
     size = 0.1 * (parameter.square().mean().sqrt() + 0.1) if parameter.is_floating_point() else 0
     return parameter + size * noise.to(parameter)
 

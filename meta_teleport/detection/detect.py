@@ -47,9 +47,10 @@ def find_symmetries(
     The groups are GL(k) where units meet only linear maps (linear pairs, low-rank factors, and head by head queries
     with keys, values with outputs), positive scalings where they meet positively homogeneous functions (ReLU and its
     kin, scales of norms, gated products, pairs rotated by their place), signs where they meet odd functions (tanh and
-    its kin), and permutations of units where GL does not contain them; no permutations through dropout of any rate,
-    whose masks they do not move, and through BatchNorm, whose statistics are not parameters. ``refusals`` of the result
-    say which parameters make units that no continuous group moves, and why.
+    its kin), and permutations of units where GL does not contain them; none through dropout of any rate, whose masks
+    they do not move. Those through BatchNorm move its running statistics along: such a site names buffers among its
+    producers, and acts on the model's parameters and buffers together. ``refusals`` of the result say which parameters
+    make units that no continuous group moves, and why.
 
     With ``check`` all sites are tried with random elements in float64, in training and in evaluation, on the inputs
     given and on random ones of other sizes; a site that moves the outputs is refused.
@@ -78,10 +79,11 @@ def find_symmetries(
     if unseen := [name for name in graphs.unseen() if frozen.get(name) != CLOSED]:
         graphs = Graphs(model, [trace(model, setting, leaves, scoped=True) for setting, _ in traced], frozen)
         graphs.bar_unseen(unseen)
-    found = Sites(graphs.units, graphs.shapes)
+    found = Sites(graphs.units, graphs.shapes, graphs.buffers)
     sites, refusals = found.sites(), found.refusals() + refusals
     if check:
-        false = Check(model, tried(examples, others)).false_sites(sites, generator or torch.Generator().manual_seed(0))
+        generator = generator or torch.Generator().manual_seed(0)
+        false = Check(model, tried(examples, others), sites).false_sites(sites, generator)
         refusals += [
             Refusal(sites[i].parameters, f"'{sites[i].name}' moves the outputs by {drift:.1e}: not a symmetry")
             for i, drift in false.items()

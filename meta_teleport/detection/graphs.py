@@ -24,7 +24,8 @@ class Graphs:
 
     def __init__(self, model: nn.Module, traces: Sequence[Trace], frozen: Mapping[str, str]) -> None:
         self.model, self.units = model, Units()
-        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.buffers = [name for name, _ in model.named_buffers()]
+        self.shapes = {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         self.walks = [Walk(traced, self.units) for traced in traces]
         for i, walk in enumerate(self.walks):
             self.units.graph = i
@@ -34,7 +35,7 @@ class Graphs:
 
     def unseen(self) -> list[str]:
         """The parameters that no graph sees."""
-        seen = {use.parameter for use in self.units.uses}
+        seen = {use.parameter for use in self.units.uses}.union(self.buffers)
         return [name for name, shape in self.shapes.items() if name not in seen and shape.numel()]
 
     def bar_unseen(self, names: Iterable[str]) -> None:

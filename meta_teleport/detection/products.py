@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.detection.arithmetic import add
-from meta_teleport.detection.units import ZERO, squeeze_repeats, varies
+from meta_teleport.detection.units import ZERO, Kind, squeeze_repeats, varies
 from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
 
 
@@ -134,8 +134,9 @@ def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
 
 @handles("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
 def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *args: Any) -> Value:
-    """A convolution ``(o, i / groups, ...)``: every output channel reads the input channels of its group. Transposed
-    ones ``(i, o / groups, ...)`` are layers whose weight stands the other way round."""
+    """A convolution ``(o, i / groups, ...)``: every output channel reads the input channels of its group, and changes
+    places with its only one (depthwise). Transposed ones ``(i, o / groups, ...)`` are layers whose weight stands the
+    other way round."""
     if not weight.parameter or step.operation == "convolution":
         return _two_varying(step, x, weight, bias)
     space = len(weight.shape) - 2
@@ -146,9 +147,13 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
     step.refuse(x)
     read = _units_along(step, x, channel)
     made = step.units.fresh(step.shape[channel], step.node)
-    step.units.forbid_labels(made, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
-    if read is not None:
-        step.units.forbid_labels(read, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)
+    single = read is not None and len(read) == len(made) == groups
+    for units in (made, read):
+        if units is not None:
+            kinds: list[Kind] = ["mix"] if single else ["mix", "permute"]
+            step.units.forbid_labels(units, kinds, f"belong to groups in {step.place}", odd=True)
+    if read is not None and single:
+        step.units.couple(read, made, step.place)
     across, within = weight.shape[0] // groups, weight.shape[1]
 
     def placed(units: Tensor, rows: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Sites and refusals, read off the marks that a walk has left on the units of a model."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,10 +32,10 @@ class Marks(NamedTuple):
 
 
 class Sites:
-    """Reads the units of one model, whose parameters have the given shapes."""
+    """Reads the units of one model, whose parameters and buffers have the given shapes."""
 
-    def __init__(self, units: Units, shapes: dict[str, torch.Size]) -> None:
-        self.units, self.shapes = units, shapes
+    def __init__(self, units: Units, shapes: dict[str, torch.Size], buffers: Collection[str] = ()) -> None:
+        self.units, self.shapes, self.buffers = units, shapes, buffers
         self.reasons: dict[int, str] = {}
         self.moved: set[int] = set()
         self.sides = [
@@ -75,8 +75,8 @@ class Sites:
     def refusals(self) -> list[Refusal]:
         """Which parameters make units that no continuous group moves, by reason; and those that make none."""
         by_reason: dict[str, dict[str, None]] = defaultdict(dict)
-        seen = set()
-        for use in self.units.uses:
+        seen = set(self.buffers)
+        for use in (use for use in self.units.uses if use.parameter not in self.buffers):
             seen.add(use.parameter)
             made = [unit for (unit,) in distinct(use.left)] if use.left is not None else []
             if not made and use.right is None:

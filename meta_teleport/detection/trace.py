@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -32,7 +32,8 @@ Examples = Tensor | Sequence[Any] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a model, which parameter each of its placeholders is, and the constants it was given.
+    """The graph of a model, which parameter or persistent buffer each of its placeholders is, and the constants it was
+    given.
 
     The first tensors that the graph returns, as many as ``outputs``, are what the model returns; for each of the
     ``scopes``, which are names of modules, one follows that is at hand in that module.
@@ -43,6 +44,7 @@ class Trace:
     constants: dict[str, Tensor]
     outputs: int
     scopes: tuple[str, ...]
+    buffers: dict[str, str] = field(default_factory=dict)
 
 
 class Outputs(nn.Module):
@@ -145,11 +147,16 @@ def trace(model: nn.Module, setting: Setting, leaves: Sequence[str] = (), scoped
         _explain(model, setting, error)
     _require_sizes(program.graph)
     signature = program.graph_signature
-    first = {id(p): name for name, p in model.named_parameters()}
-    every = dict(model.named_parameters(remove_duplicate=False))
-    parameters = {
-        place: first[id(every[name.removeprefix("model.")])] for place, name in signature.inputs_to_parameters.items()
-    }
+    first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    every: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    every |= dict(model.named_buffers(remove_duplicate=False))
+    parameters, buffers = (
+        {place: first[id(every[name.removeprefix("model.")])] for place, name in inputs.items() if name not in passing}
+        for inputs, passing in (
+            (signature.inputs_to_parameters, ()),
+            (signature.inputs_to_buffers, signature.non_persistent_buffers),
+        )
+    )
     state = {**program.state_dict, **program.constants}
     constants = {
         place: state[name]
@@ -161,7 +168,8 @@ def trace(model: nn.Module, setting: Setting, leaves: Sequence[str] = (), scoped
         if name in signature.non_persistent_buffers and name not in written and not state[name].any():
             constants[place] = state[name]
     scopes = tuple(calls.scopes) if calls else ()
-    return Trace(program.graph, parameters, constants, len(signature.user_outputs) - len(scopes), scopes)
+    outputs = len(signature.user_outputs) - len(scopes)
+    return Trace(program.graph, parameters, constants, outputs, scopes, buffers)
 
 
 def place(node: Node) -> str:
@@ -191,8 +199,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         for value in output:
             yield from _tensors(value)
     elif is_dataclass(output):
-        for field in fields(output):
-            yield from _tensors(getattr(output, field.name))
+        for each in fields(output):
+            yield from _tensors(getattr(output, each.name))
 
 
 @contextmanager

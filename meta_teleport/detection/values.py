@@ -23,7 +23,8 @@ class Value:
 
     ``labels``: the unit of every entry, in the tensor's shape, mostly expanded. A parameter, or a view of one, has
     ``coordinates`` instead: which entry of ``parameter`` every entry is. A tensor with neither does not move;
-    ``constant`` holds its numbers where they are known.
+    ``constant`` holds its numbers where they are known. A ``buffer`` of the model does not move either, but where an
+    operation knows how it changes places with units (running statistics).
     """
 
     shape: torch.Size
@@ -31,6 +32,12 @@ class Value:
     parameter: str = ""
     coordinates: tuple[Tensor, ...] = ()
     constant: Tensor | None = None
+    buffer: str = ""
+
+    @property
+    def name(self) -> str:
+        """The tensor of the model that this is, or a view of; empty where it is none."""
+        return self.parameter or self.buffer
 
     @property
     def moves(self) -> bool:
@@ -87,10 +94,11 @@ class Step:
                 self.units.forbid_labels(value.labels, kinds, f"{reason or 'reach'} {self.place}", odd)
 
     def refuse(self, *values: Value) -> None:
-        """Notes of those values that are parameters that they are used in a way in which no group can act on them."""
+        """Notes of those values that are tensors of the model that they are used in a way in which no group can act on
+        them."""
         for value in values:
-            if value.parameter:
-                self.units.use(value.parameter, value.coordinates, None, None, self.place)
+            if value.name:
+                self.units.use(value.name, value.coordinates, None, None, self.place)
 
 
 def unknown(step: Step, args: Any, kwargs: Any) -> Any:

@@ -81,11 +81,13 @@ class Walk:
 
     def _placeholder(self, node: Node) -> Value:
         shape = _shape(node)
-        name = self.trace.parameters.get(node.name)
+        name, buffer = self.trace.parameters.get(node.name), self.trace.buffers.get(node.name)
+        axes = [torch.arange(n) for n in shape]
+        grid = (axis.reshape([-1 if i == j else 1 for j in range(len(shape))]) for i, axis in enumerate(axes))
         if name is not None:
-            axes = [torch.arange(n) for n in shape]
-            grid = (axis.reshape([-1 if i == j else 1 for j in range(len(shape))]) for i, axis in enumerate(axes))
             return Value(shape, parameter=name, coordinates=tuple(axis.expand(shape) for axis in grid))
+        if buffer is not None and node.meta["val"].is_floating_point():
+            return Value(shape, buffer=buffer, coordinates=tuple(axis.expand(shape) for axis in grid))
         changes = _memory(node) in self.written
         return Value(shape, constant=None if changes else self.trace.constants.get(node.name))
 
@@ -107,10 +109,10 @@ class Walk:
         return result
 
     def _account(self, step: Step, given: Any, result: Any, noted: int) -> None:
-        """A parameter that a handler has neither noted nor passed on is used in a way nobody has thought of."""
+        """A tensor of the model that a handler has neither noted nor passed on is used in a way nobody thought of."""
         known = {use.parameter for use in self.units.uses[noted:]}
-        known |= {value.parameter for value in tree_leaves(result) if isinstance(value, Value)}
-        step.refuse(*(v for v in tree_leaves(given) if isinstance(v, Value) and v.parameter not in known))
+        known |= {value.name for value in tree_leaves(result) if isinstance(value, Value)}
+        step.refuse(*(v for v in tree_leaves(given) if isinstance(v, Value) and v.name not in known))
 
 
 def _operation(node: Node) -> str:

@@ -170,7 +170,8 @@ class Ensemble:
     def teleport(
         self, number: int, symmetry: Symmetry, search: Search, inputs: Tensor, labels: Tensor, state: str = "transport"
     ) -> Jump:
-        """Moves the copies of one setting to where ``search`` ends, on a batch ``(n, ...)`` that all of them see.
+        """Moves the copies of one setting to where ``search`` ends, on a batch ``(n, ...)`` that all of them see. The
+        parameters that it searches in hold the buffers that a site moves, too.
 
         ``state`` says what becomes of the optimizer's: *transport* moves it along (which needs the elements), *reset*
         begins it anew (for all copies of the setting), *keep* leaves it.
@@ -179,11 +180,13 @@ class Ensemble:
         """
         setting = self.settings[number]
         require_state(state, setting.optimizer)
-        start = {name: p.detach()[setting.rows] for name, p in self.params.items()}
-        buffers = {name: b[setting.rows] for name, b in self.buffers.items()}
+        moved = {name for site in symmetry.sites for name in site.parameters}
+        own = {**self.params, **{name: b for name, b in self.buffers.items() if name in moved}}
+        start = {name: tensor.detach()[setting.rows] for name, tensor in own.items()}
 
         def loss(params: Params) -> Tensor:
-            return self.losses(inputs[None], labels[None], params, {name: b.clone() for name, b in buffers.items()})
+            buffers = {name: params.get(name, b[setting.rows]).clone() for name, b in self.buffers.items()}
+            return self.losses(inputs[None], labels[None], {name: params[name] for name in self.params}, buffers)
 
         found = search(symmetry, start, loss, inputs)
         with torch.no_grad():
@@ -191,7 +194,7 @@ class Ensemble:
             kept = after.isfinite() & is_finite(found.params)
             elements = _elements(symmetry, found, kept) if state == "transport" else ()
             for name, p in where(kept, found.params, start).items():
-                self.params[name].data[setting.rows] = p
+                own[name].data[setting.rows] = p
         if state == "reset":
             setting.reset(symmetry)
         elif state == "transport":

@@ -32,7 +32,6 @@ belong to single coordinates), Adafactor and SparseAdam have no laws here.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,10 +108,9 @@ def move(law: Law, symmetry: Symmetry, vectors: Params, elements: tuple[Tensor, 
     Parameters that have no vector are left out.
     """
     for site, g in zip(symmetry.sites, elements, strict=True):
-        producers = tuple(view for view in site.producers if view.name in vectors)
-        consumers = tuple(view for view in site.consumers if view.name in vectors)
-        if producers or consumers:
-            vectors = law(replace(site, producers=producers, consumers=consumers), vectors, g)
+        site = site.among(vectors)
+        if site.parameters:
+            vectors = law(site, vectors, g)
     return vectors
 
 

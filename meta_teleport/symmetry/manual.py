@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.symmetry.groups import GROUPS
@@ -50,7 +50,8 @@ def _is_axis(value: Any) -> bool:
 
 def _site(model: nn.Module, name: str, group: str, producers: Sequence[Axis], consumers: Sequence[Axis]) -> Site:
     views = [
-        [_view(model, name, axis, default) for axis in given] for given, default in ((producers, 0), (consumers, 1))
+        [_view(_tensors(model, group), name, axis, default) for axis in given]
+        for given, default in ((producers, 0), (consumers, 1))
     ]
     fronts = {view.front for side in views for view in side}
     if not views[0] or not views[1]:
@@ -62,13 +63,18 @@ def _site(model: nn.Module, name: str, group: str, producers: Sequence[Axis], co
     return Site(name, GROUPS[group](k, tuple(blocks)), tuple(views[0]), tuple(views[1]))
 
 
-def _view(model: nn.Module, site: str, axis: Axis, default: int) -> View:
+def _tensors(model: nn.Module, group: str) -> dict[str, Tensor]:
+    """What a group may move: parameters, and for permutations the buffers too."""
+    movable: dict[str, Tensor] = {} if GROUPS[group].has_algebra else dict(model.named_buffers())
+    return {**movable, **dict(model.named_parameters())}
+
+
+def _view(parameters: Mapping[str, Tensor], site: str, axis: Axis, default: int) -> View:
     """A view of a parameter along the axis given with its name, or the one that is usual for its role."""
     if isinstance(axis, View):
         name, along = axis.name, None
     else:
         name, along = (axis, None) if isinstance(axis, str) else axis
-    parameters = dict(model.named_parameters())
     if name not in parameters:
         raise UserError(f"site '{site}': the model has no parameter '{name}': see model.named_parameters()")
     if not is_movable(parameters[name]):

@@ -11,14 +11,15 @@ formula. The data-dependent actions of the paper (``general_linear``, ``pseudo_i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from meta_teleport.activations import Activation
+from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.group import Group
 from meta_teleport.symmetry.views import View
@@ -73,7 +74,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Site:
-    """A group, the parameters it multiplies (producers) and those its inverse multiplies (consumers)."""
+    """A group, the parameters it multiplies (producers) and those its inverse multiplies (consumers).
+
+    A permutation may move buffers too, under the names they have in the model: running statistics.
+    """
 
     name: str
     group: Group
@@ -102,7 +106,7 @@ class Site:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names of the parameters that the site moves, bottom to top."""
+        """The names of the parameters (and buffers) that the site moves, bottom to top."""
         return tuple(view.name for view in self.producers + self.consumers)
 
     @property
@@ -129,9 +133,16 @@ class Site:
     def act(self, params: Params, g: Tensor, inputs: LayerInput | None = None, inverse: Tensor | None = None) -> Params:
         """The parameters moved by ``g``; those that the site does not touch are passed through.
 
-        ``inverse`` is g^-1 where it is known, which saves solving for it.
+        ``inverse`` is g^-1 where it is known, which saves solving for it. Raises ``UserError`` where ``params`` lack a
+        tensor that the site moves.
         """
         moved = dict(params)
+        for name in self.parameters:
+            if name not in moved:
+                raise UserError(
+                    f"site '{self.name}' moves '{name}', which is not given: act on the model's parameters and buffers "
+                    "together, {**dict(model.named_parameters()), **dict(model.named_buffers())}"
+                )
         for view in self.producers:
             v = self.group.apply(g, view.matrix(moved[view.name]))
             moved[view.name] = view.restore(v, moved[view.name])
@@ -147,10 +158,11 @@ class Site:
 
             dL/dV -> g^-T dL/dV,   dL/dU -> dL/dU g^T,
 
-        because L(g.w) = L(w) for all w. Exact sites only; parameters that the site does not touch are passed through.
-        ``inverse`` is g^-1 where it is known.
+        because L(g.w) = L(w) for all w. Exact sites only; parameters that the site does not touch are passed through,
+        and buffers have no gradients. ``inverse`` is g^-1 where it is known.
         """
-        return self.act(gradients, self.group.dual(g, inverse), inverse=self.group.transpose(g))
+        site = self.among(gradients)
+        return site.act(gradients, self.group.dual(g, inverse), inverse=self.group.transpose(g))
 
     def transport_squares(self, squares: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
         """The same for running means of squared gradients: every entry of the two matrices above squared.
@@ -160,7 +172,14 @@ class Site:
         """
         group = self.group
         dual, undo = group.dual(g, inverse), group.transpose(g)
-        return self.act(squares, group.squared(dual), inverse=group.squared(undo))
+        return self.among(squares).act(squares, group.squared(dual), inverse=group.squared(undo))
+
+    def among(self, names: Container[str]) -> "Site":
+        """The site on those of its parameters (and buffers) that are among ``names``."""
+        sides = [tuple(view for view in side if view.name in names) for side in (self.producers, self.consumers)]
+        if len(sides[0]) + len(sides[1]) == len(self.producers) + len(self.consumers):
+            return self
+        return replace(self, producers=sides[0], consumers=sides[1])
 
     def limit(self, params: Params) -> int | None:
         """The widest batch on which the loss is unchanged; None if it is for every input."""

@@ -73,9 +73,12 @@ class Symmetry:
         return replace(self, sites=tuple(known[name] for name in names))
 
     def require_fit(self, model: nn.Module) -> None:
-        """Raises ``UserError`` if a site belongs to another model: by the names or the shapes of its parameters."""
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        """Raises ``UserError`` if a site belongs to another model: by the names or the shapes of its parameters. Only
+        permutations move buffers."""
+        parameters = {name: parameter.shape for name, parameter in model.named_parameters()}
+        buffers = {name: buffer.shape for name, buffer in model.named_buffers()}
         for site in self.sites:
+            shapes = parameters if site.group.has_algebra else {**buffers, **parameters}
             for view in site.producers + site.consumers:
                 if view.name in shapes and view.fits(shapes[view.name]):
                     continue
@@ -111,8 +114,10 @@ class Symmetry:
         Each data-dependent site sees the input of its layer recomputed from the weights that the sites below it
         have moved. ``inputs`` are the network's, ``(*tasks, n, d)``, or :meth:`prepare` of them; sites that are
         exact for every input need none. ``inverses`` of the elements, where they are known, save solving for them.
+        Permutations through BatchNorm move its running statistics: ``params`` hold the model's buffers then, too.
 
-        Raises ``UserError`` for a number of elements that is not that of the sites, and for a singular matrix. Elements
+        Raises ``UserError`` for a number of elements that is not that of the sites, for a tensor that is missing, and
+        for a singular matrix. Elements
         that are not finite, or singular scalings, give parameters that are not: to look at the numbers would make
         every step wait for the device, so refusing them is left to ``meta_teleport.teleport``.
         """

@@ -26,7 +26,7 @@ def drifts(
 ) -> dict[str, float]:
     """The largest ``||f(g.w) - f(w)|| / ||f(w)||`` over elements, modes and outputs: of each site by name (if
     ``alone``), and of all at once. Where training is evaluation, bit by bit, one of them is tried."""
-    subject = Subject(model, inputs, dtype)
+    subject = Subject(model, inputs, dtype, {name for site in sites for name in site.parameters})
     generator = torch.Generator().manual_seed(11)
     before = {mode: subject.outputs(subject.params, mode) for mode in modes}
     assert all(bool(tensor.norm() > 0) for tensors in before.values() for tensor in tensors), "an output is zero"
@@ -46,24 +46,31 @@ def drifts(
 
 
 class Subject:
-    """A copy of a model with all parameters shaken (zeros hide what is done to them), and its inputs."""
+    """A copy of a model with all parameters, and the buffers that are to move, shaken (zeros hide what is done to
+    them), and its inputs."""
 
-    def __init__(self, model: nn.Module, inputs: Examples, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, inputs: Examples, dtype: torch.dtype, moved: set[str]) -> None:
         self.model = copy.deepcopy(model).to(dtype)
         args = arguments(inputs)
         self.args, self.kwargs = tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, args)
         generator = torch.Generator().manual_seed(3)
+        self.trained = {name for name, _ in self.model.named_parameters()}
         self.params = {
             name: p.detach() + NOISE * torch.randn(p.shape, generator=generator).to(dtype) * p.detach().abs().mean()
             + (0 if bool(p.any()) else NOISE * torch.randn(p.shape, generator=generator).to(dtype))
             for name, p in self.model.named_parameters()
         }  # fmt: skip
         self.buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+        for name in moved & self.buffers.keys():
+            b = self.buffers.pop(name)
+            noise = 0.3 * torch.randn(b.shape, generator=generator).to(dtype)
+            self.params[name] = b * noise.exp() if bool((b > 0).all()) else b + noise
 
     def outputs(self, params: dict[str, Tensor], training: bool) -> list[Tensor]:
         """The tensors of floats that the model returns in a mode, with the same random numbers every time."""
         self.model.train(training)
-        buffers = {name: b.clone() for name, b in self.buffers.items()}
+        buffers = {name: b.clone() for name, b in {**self.buffers, **params}.items() if name not in self.trained}
+        params = {name: p for name, p in params.items() if name in self.trained}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             returned = functional_call(self.model, {**params, **buffers}, self.args, self.kwargs)

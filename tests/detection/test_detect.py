@@ -249,14 +249,15 @@ NORMS = [
         "batch_norm",
         lambda: chain(Conv(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Conv(4, 2, 3)),
         IMAGE,
-        ("scale 4: 1.weight 1.bias > 3.weight",),
+        ("scale 4: 1.weight 1.bias > 3.weight",
+         "permute 4: 0.weight 0.bias 1.weight 1.bias 1.running_mean 1.running_var > 3.weight"),
         "normalized by batch_norm in '1' (BatchNorm2d)",
     ),
     Case(
         "plain_batch_norm",
         lambda: chain(Conv(3, 4, 3), nn.BatchNorm2d(4, affine=False), Conv(4, 2, 3)),
         IMAGE,
-        (),
+        ("permute 4: 0.weight 0.bias 1.running_mean 1.running_var > 2.weight",),
         "normalized by batch_norm",
     ),
     Case(
@@ -292,7 +293,7 @@ NORMS = [
         "norm_before_gelu",
         lambda: chain(Conv(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), Conv(4, 2, 3)),
         IMAGE,
-        (),
+        ("permute 4: 0.weight 0.bias 1.weight 1.bias 1.running_mean 1.running_var > 3.weight",),
         "gelu in '2' (GELU)",
     ),
     Case(

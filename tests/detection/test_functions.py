@@ -110,7 +110,7 @@ FUNCTIONS: dict[str, tuple[Function, str]] = {
     "softmax_over_places": (lambda h: h.softmax(1), NONE),
     "normalized": (lambda h: F.normalize(h, dim=-1), NONE),
     "normalized_over_places": (lambda h: F.normalize(h, dim=1), NONE),
-    "instance_norm": (lambda h: F.instance_norm(h.mT).mT, NONE),
+    "instance_norm": (lambda h: F.instance_norm(h.mT).mT, PERMUTE),
     "local_response_norm": (lambda h: F.local_response_norm(h.mT, 2).mT, NONE),
     "sort": (lambda h: h.sort(-1)[0], NONE),
     "top": (lambda h: h.topk(4, -1)[0], NONE),

@@ -132,6 +132,17 @@ def gpt2_with_adapters() -> nn.Module:
     return peft.get_peft_model(gpt2(), config)
 
 
+def dense_sites(width: int, layers: tuple[int, ...]) -> dict[str, int]:
+    """The sites of a DenseNet that begins with ``width`` channels and halves them behind each block but the last."""
+    sites = Counter()
+    for count in layers:
+        sites[f"permute {width}"] += 1
+        sites.update({"permute 128": count, "permute 32": count, "scale 128": count})
+        sites.update(f"scale {width + 32 * i}" for i in range(count + 1))
+        width = (width + 32 * count) // 2
+    return dict(sites)
+
+
 # Fast ones: two layers each, width 24 in heads of 8 (LLaMA: six query heads and two key heads of 4).
 SMALL = [
     Real(
@@ -255,8 +266,11 @@ LARGE = [
         "vgg11_bn",
         lambda: small_vgg("vgg11_bn"),
         images(32),
-        # the scales of the norms instead of the convolutions, whose statistics cannot be permuted
-        {"scale 64": 1, "scale 128": 1, "scale 256": 2, "scale 512": 4, "scale 4096": 2},
+        # the scales of the norms instead of the convolutions; permutations take the running statistics along
+        {
+            "scale 64": 1, "scale 128": 1, "scale 256": 2, "scale 512": 4, "scale 4096": 2,
+            "permute 64": 1, "permute 128": 1, "permute 256": 2, "permute 512": 4,
+        },
         1 - 5_480 / 38_497_000,
         ("normalized by batch_norm in 'features.1' (BatchNorm2d)",),
     ),
@@ -265,16 +279,32 @@ LARGE = [
         vision("resnet18"),
         images(64),
         # per stage: one stream that the norms of both blocks feed, and the first norm of each block
-        {"scale 64": 3, "scale 128": 3, "scale 256": 3, "scale 512": 3},
+        {f"{group} {width}": 3 for group in ("scale", "permute") for width in (64, 128, 256, 512)},
         1 - 10_408 / 11_689_512,
         ("normalized by batch_norm in 'layer2.0.downsample.1' (BatchNorm2d)",),
+    ),
+    Real(
+        "densenet121",
+        vision("densenet121"),
+        images(64),
+        # blocks of 6, 12, 24 and 16 layers. Permutations: the stem, in every layer a bottleneck of 128 and the 32 new
+        # channels that all later norms of the block read, 128, 256 and 512 channels between the blocks. Scales: both
+        # norms of every layer, and the one behind each block
+        dense_sites(64, (6, 12, 24, 16)),
+        1 - (9_408 + 128 + 1_000) / 7_978_856,
+        ("normalized by batch_norm in 'features.norm5' (BatchNorm2d)",),
     ),
     Real(
         "mobilenet_v2",
         vision("mobilenet_v2"),
         images(64),
-        # one linear bottleneck per stage; all else passes ReLU6
-        {f"scale {width}": 1 for width in (16, 24, 32, 64, 96, 160, 320)},
+        # one linear bottleneck per stage; all else passes ReLU6: the stem, and what each block expands to six times
+        # the width of its input, changes places with the depthwise convolution behind it; dropout in front of the head
+        {
+            **{f"{group} {width}": 1 for group in ("scale", "permute") for width in (16, 24, 64, 160, 320)},
+            "scale 32": 1, "permute 32": 2, "scale 96": 1, "permute 96": 2,
+            "permute 144": 2, "permute 192": 3, "permute 384": 4, "permute 576": 3, "permute 960": 3,
+        },
         1_164_480 / 3_504_872,
         ("hardtanh in 'features.0.2' (ReLU6)",),
     ),
