@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.detection.units import FIXED, KINDS, distinct, varies
-from meta_teleport.detection.values import Step, Value, as_units, differs_between_units, handles, labels_or_fixed
+from meta_teleport.detection.values import Step, Value, as_units, differs_between_units, handles, labels_or_fixed, zeros
 
 MOST = 1 << 20
 
@@ -79,6 +79,8 @@ def _seen_by(step: Step, value: Value, parameter: Value) -> Tensor:
 def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     """Products of units with numbers, with what does not move, with parameters, and with other units."""
     a, b = _value(a), _value(b)
+    if a.is_zero or (b.is_zero and step.operation == "mul"):
+        return zeros(step.shape)
     if step.operation != "mul" and b.moves:
         step.forbid(b, reason="divide in")
         step.forbid(a, reason="are divided by units in")

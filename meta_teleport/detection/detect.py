@@ -11,6 +11,7 @@ from meta_teleport.detection import (  # noqa: F401  (they register what operati
     operations,
     products,
     rearrangements,
+    recurrences,
 )
 from meta_teleport.detection.check import Check
 from meta_teleport.detection.sites import Sites
@@ -34,9 +35,9 @@ def find_symmetries(
     units meet only linear maps (linear pairs, low-rank factors, and head by head queries with keys, values with
     outputs), positive scalings where they meet positively homogeneous functions (ReLU and its kin, scales of norms,
     gated products, pairs rotated by their place), signs where they meet odd functions (tanh and its kin), and
-    permutations of units where GL does not contain them; no permutations through dropout, whose masks they do not move,
-    and through BatchNorm, whose statistics are not parameters. ``refusals`` of the result say which parameters make
-    units that no continuous group moves, and why.
+    permutations of units, those of recurrent layers among them, where GL does not contain them; no permutations through
+    dropout, whose masks they do not move, and through BatchNorm, whose statistics are not parameters. ``refusals`` of
+    the result say which parameters make units that no continuous group moves, and why.
 
     With ``check`` all sites are tried with random elements in float64, in training and in evaluation; a site that moves
     the outputs is refused.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.detection.arithmetic import add
-from meta_teleport.detection.units import ZERO, squeeze_repeats, varies
+from meta_teleport.detection.units import FIXED, ZERO, squeeze_repeats, varies
 from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
 
 
@@ -79,7 +79,7 @@ def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Val
     """New units from the units along ``axis`` of x, by a weight whose axis ``reads``, of the first two, runs along
     them."""
     step.refuse(x)
-    right = _units_along(step, x, axis)
+    right = units_along(step, x, axis)
     made = step.units.fresh(weight.shape[1 - reads], step.node)
 
     def along(units: Tensor, at: int) -> Tensor:
@@ -99,10 +99,11 @@ def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> V
     return add(step, result, bias)
 
 
-def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
+def units_along(step: Step, x: Value, axis: int) -> Tensor | None:
     """The unit that each row of a weight reads: one per place along ``axis``, joined over all other places."""
-    if x.is_zero:
-        return torch.tensor(ZERO).expand(x.shape[axis])
+    if x.constant is not None:
+        zero = (x.constant.movedim(axis, -1) == 0).reshape(-1, x.shape[axis]).all(0)
+        return torch.where(zero, ZERO, FIXED) if bool(zero.any()) else None
     if x.labels is None:
         return None
     labels = squeeze_repeats(x.labels.movedim(axis, -1))[0]
@@ -128,7 +129,7 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
     step.refuse(x)
     made, read = weight.shape[:2]
     groups = (x.shape[-space - 1]) // read
-    right = _units_along(step, x, -space - 1)
+    right = units_along(step, x, -space - 1)
     units = step.units.fresh(made, step.node)
     if groups > 1:
         step.units.forbid_labels(units, ["mix", "permute"], f"belong to groups in {step.place}", odd=True)

@@ -142,9 +142,7 @@ class Units:
         self.uses.append(new)
 
     def _share(self, old: Use, new: Use) -> None:
-        same = all(
-            a.shape == b.shape and not differ(a, b) for a, b in zip(old.coordinates, new.coordinates, strict=True)
-        )
+        same = is_same(old, new)
         place = f"'{old.parameter}', which {old.place} and {new.place} share"
         for a, b in ((old.left, new.left), (old.right, new.right)):
             if same and a is not None and b is not None and a.shape == b.shape:
@@ -189,6 +187,13 @@ def differ(a: Tensor, b: Tensor) -> bool:
     """Whether two label tensors, broadcast against each other, differ anywhere."""
     x, y = squeeze_repeats(*torch.broadcast_tensors(a, b))
     return bool((x != y).any())
+
+
+def is_same(a: Use, b: Use) -> bool:
+    """Whether two uses see the same entries of the same parameter in the same order."""
+    return a.parameter == b.parameter and all(
+        x.shape == y.shape and not differ(x, y) for x, y in zip(a.coordinates, b.coordinates, strict=True)
+    )
 
 
 def _disjoint(a: Use, b: Use) -> bool:

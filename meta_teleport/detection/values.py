@@ -23,7 +23,7 @@ class Value:
 
     ``labels``: the unit of every entry, in the tensor's shape, mostly expanded. A parameter, or a view of one, has
     ``coordinates`` instead: which entry of ``parameter`` every entry is. A tensor with neither does not move;
-    ``constant`` holds its numbers where they are known.
+    ``constant`` holds its numbers where they are known, and nan for those that are not.
     """
 
     shape: torch.Size

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from meta_teleport.detection.trace import Trace, place
-from meta_teleport.detection.units import KINDS, Units, differ
+from meta_teleport.detection.units import KINDS, ZERO, Units, differ, is_same
 from meta_teleport.detection.values import HANDLERS, SHAPES_ONLY, Step, Value, unknown
 
 WRAPPERS = ("wrap_with", "tag_activation_checkpoint", "wrap_activation_checkpoint")
@@ -31,12 +31,26 @@ class Walk:
         for value in tree_leaves(outputs):
             if isinstance(value, Value) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, "are outputs of the model")
+        self._forbid_blind()
         for use in self.units.uses:
             for labels in (use.left, use.right) if use.parameter in self.frozen else ():
                 if labels is not None:
                     reason = f"depend on '{use.parameter}', which {self.frozen[use.parameter]}"
                     self.units.forbid_labels(labels, KINDS, reason)
         return self.units
+
+    def _forbid_blind(self) -> None:
+        """A weight that has read nothing but zeros (the first state of a loop that runs once) may read units in a
+        longer loop: what it makes may not move."""
+        for use in self.units.uses:
+            if use.left is None or use.right is None or not bool((use.right == ZERO).any()):
+                continue
+            blind = use.right == ZERO
+            for other in self.units.uses:
+                if other.right is not None and is_same(other, use) and other.right.shape == blind.shape:
+                    blind = blind & (other.right == ZERO)
+            if bool(blind.any()):
+                self.units.forbid_labels(use.left, KINDS, f"are made by '{use.parameter}', which has read only zeros")
 
     def _walk(self, graph: torch.fx.Graph, inputs: list[Any] | None) -> Any:
         known: dict[Node, Any] = {}
