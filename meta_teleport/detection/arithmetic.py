@@ -75,7 +75,7 @@ def _seen_by(step: Step, value: Value, parameter: Value) -> Tensor:
     return labels.reshape(labels.shape[lead:])
 
 
-@handles("mul div true_divide")
+@handles("div true_divide")
 def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     """Products of units with numbers, with what does not move, with parameters, and with other units."""
     a, b = _value(a), _value(b)

@@ -8,13 +8,14 @@ for all units, *scaling* by positive numbers passes what is positively homogeneo
 from dataclasses import replace
 from typing import Any
 
-from meta_teleport.detection.units import Kind, varies
+from meta_teleport.detection.units import Kind, squeeze_repeats, varies
 from meta_teleport.detection.values import (
     Step,
     Value,
     differs_between_units,
     handles,
     labels_or_fixed,
+    unknown,
 )
 
 ODD = (
@@ -134,6 +135,21 @@ def reduce(step: Step, value: Value, axes: Any = None, keep_axes: bool = False, 
     for axis in reversed(along):
         labels = labels.narrow(axis, 0, 1) if keep_axes else labels.select(axis, 0)
     return step.labelled(labels)
+
+
+@handles("linalg_vector_norm")
+def length(step: Step, value: Value, order: Any = 2, axes: Any = None, *args: Any, **kwargs: Any) -> Value:
+    """The length of a row of units stays where they change places or signs among themselves."""
+    along = [axes] if isinstance(axes, int) else axes or range(len(value.shape))
+    labels = labels_or_fixed(value)
+    if len(along) != 1 or not varies(labels)[along[0]]:
+        result: Value = unknown(step, (value,), {})
+        return result
+    step.forbid(value, kinds=["mix", "scale"], reason="are measured together in", odd=True)
+    rows = squeeze_repeats(labels.movedim(along[0], -1))[0]
+    for i, row in enumerate(rows.reshape(-1, rows.shape[-1]).unique(dim=0).tolist()):
+        step.units.touch(row, (step.node, "", i))
+    return step.fixed()
 
 
 @handles("amax amin")

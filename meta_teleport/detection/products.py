@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.arithmetic import add
+from meta_teleport.detection.arithmetic import add, multiply
 from meta_teleport.detection.units import FIXED, ZERO, squeeze_repeats, varies
 from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
 
@@ -139,6 +139,30 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
         right = right.reshape(groups, 1, read).expand(groups, made // groups, read).reshape(made, read, *[1] * space)
     step.units.use(weight.parameter, weight.coordinates, units.reshape(-1, *[1] * (space + 1)), right, step.place)
     return _with_bias(step, step.labelled(units.reshape(-1, *[1] * space)), units, bias)
+
+
+@handles("mul")
+def multiply_or_dot(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
+    """A product entry by entry; where all that reads it is its sum over units, ``(u * v).sum(-1)``, one of rows."""
+    axis = _summed(step)
+    movers = [value for value in (a, b) if isinstance(value, Value) and value.moves]
+    if axis is None or len(movers) < 2:
+        return multiply(step, a, b, **kwargs)
+    x, y = (labels.movedim(axis, -1) for labels in torch.broadcast_tensors(*map(labels_or_fixed, movers)))
+    if not (varies(x)[-1] and varies(y)[-1]):
+        return multiply(step, a, b, **kwargs)
+    contract(step, Value(x.unsqueeze(-2).shape, x.unsqueeze(-2)), Value(y.unsqueeze(-1).shape, y.unsqueeze(-1)))
+    return step.fixed()
+
+
+def _summed(step: Step) -> int | None:
+    """The axis over which everything that reads the result sums it; None if there is no such axis."""
+    axes = set()
+    for user in step.node.users:
+        name = getattr(getattr(user.target, "_overloadpacket", None), "__name__", "")
+        given = user.args[1] if name in ("sum", "mean") and len(user.args) > 1 else None
+        axes.add(given[0] % len(step.shape) if isinstance(given, (list, tuple)) and len(given) == 1 else None)
+    return axes.pop() if len(axes) == 1 else None
 
 
 @handles("embedding")

@@ -86,7 +86,8 @@ class Cell:
         self.gates = self._fresh(weights[0].shape[0]).reshape(GATES[kind], -1)
         self.hidden = self.gates[STATE[kind]]
         for i, gate in enumerate(self.gates):
-            step.units.couple(gate, self.hidden)
+            for unit, state in zip(gate.tolist(), self.hidden.tolist(), strict=True):
+                step.units.permuted.join(unit, state, 1)
             if kind == "rnn_relu":
                 step.units.forbid_labels(gate, ["mix"], f"pass the relu of {step.place}")
             else:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from meta_teleport.detection.units import FIXED, KINDS, Units, squeeze_repeats, varies
+from meta_teleport.detection.units import FIXED, KINDS, ZERO, Units, squeeze_repeats, varies
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Value:
     @property
     def is_zero(self) -> bool:
         """Whether all numbers are known to be zero, so that every linear map leaves them alone."""
+        if self.labels is not None:
+            return bool((squeeze_repeats(self.labels)[0] == ZERO).all())
         return self.constant is not None and not bool(self.constant.any())
 
 
