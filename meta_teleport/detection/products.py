@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from meta_teleport.detection.arithmetic import add, multiply
 from meta_teleport.detection.units import FIXED, ZERO, squeeze_repeats, varies
@@ -41,6 +42,8 @@ def baddbmm(step: Step, start: Value, x: Value, y: Value, **kwargs: Any) -> Valu
 @handles("matmul mm bmm mv")
 def matmul(step: Step, x: Value, y: Value) -> Value:
     """A layer if one factor is a parameter, attention if both move."""
+    if y.pair is not None:
+        return look_up(step, x, *y.pair)
     if x.parameter and y.parameter and len(x.shape) == len(y.shape) == 2:
         return _factors(step, x, y)
     if y.parameter and len(y.shape) == 2:
@@ -144,7 +147,7 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
 @handles("mul")
 def multiply_or_dot(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     """A product entry by entry; where all that reads it is its sum over units, ``(u * v).sum(-1)``, one of rows."""
-    axis = _summed(step)
+    axis = _summed(step) if _name(step.node) == "mul" else None  # not in place
     movers = [value for value in (a, b) if isinstance(value, Value) and value.moves]
     if axis is None or len(movers) < 2:
         return multiply(step, a, b, **kwargs)
@@ -159,10 +162,13 @@ def _summed(step: Step) -> int | None:
     """The axis over which everything that reads the result sums it; None if there is no such axis."""
     axes = set()
     for user in step.node.users:
-        name = getattr(getattr(user.target, "_overloadpacket", None), "__name__", "")
-        given = user.args[1] if name in ("sum", "mean") and len(user.args) > 1 else None
+        given = user.args[1] if _name(user) in ("sum", "mean") and len(user.args) > 1 else None
         axes.add(given[0] % len(step.shape) if isinstance(given, (list, tuple)) and len(given) == 1 else None)
     return axes.pop() if len(axes) == 1 else None
+
+
+def _name(node: Node) -> str:
+    return str(getattr(getattr(node.target, "_overloadpacket", None), "__name__", ""))
 
 
 @handles("embedding")
@@ -199,6 +205,8 @@ def contract(step: Step, x: Value, y: Value) -> Value:
         step.forbid(x, y, reason="are multiplied with what does not move in")
         return step.fixed()
     a, b = labels_or_fixed(x), labels_or_fixed(y).mT
+    if all(varies(labels)[-2:] == [True, False] for labels in (a, b)) and _are_looked_up(step):
+        return Value(step.shape, pair=(a.select(-1, 0), b.select(-1, 0)))
     if varies(a)[-2] or varies(b)[-2]:
         step.forbid(x, y, reason="are multiplied place by place in")
         return step.fixed()
@@ -207,6 +215,21 @@ def contract(step: Step, x: Value, y: Value) -> Value:
     _group(step, b, "key")
     _group(step, a, "key")
     return Value(step.shape)
+
+
+def look_up(step: Step, queries: Value, keys: Tensor, values: Tensor) -> Value:
+    """``q (k^T v)``, linear attention: queries meet keys ``(..., d)``, and values ``(..., e)`` come out."""
+    step.refuse(queries)
+    contract(step, queries, Value(torch.Size((*keys.shape, 1)), keys.unsqueeze(-1)))
+    return weigh(step, Value(torch.Size((*values.shape[:-1], 1, values.shape[-1])), values.unsqueeze(-2)))
+
+
+def _are_looked_up(step: Step) -> bool:
+    """Whether all that reads the result multiplies it from the left."""
+    return all(
+        _name(user) in ("matmul", "bmm", "mm") and user.args[1] is step.node and user.args[0] is not step.node
+        for user in step.node.users
+    )
 
 
 def weigh(step: Step, y: Value, transposed: bool = False) -> Value:

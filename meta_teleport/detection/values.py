@@ -22,7 +22,8 @@ class Value:
     """What is known of a tensor of the graph.
 
     ``labels``: the unit of every entry, in the tensor's shape, mostly expanded. A parameter, or a view of one, has
-    ``coordinates`` instead: which entry of ``parameter`` every entry is. A tensor with neither does not move;
+    ``coordinates`` instead: which entry of ``parameter`` every entry is. Products of two units, ``k_i v_j`` summed over
+    places, have a ``pair`` instead: the units along the last two axes. A tensor with none of these does not move;
     ``constant`` holds its numbers where they are known, and nan for those that are not.
     """
 
@@ -31,6 +32,7 @@ class Value:
     parameter: str = ""
     coordinates: tuple[Tensor, ...] = ()
     constant: Tensor | None = None
+    pair: tuple[Tensor, Tensor] | None = None
 
     @property
     def moves(self) -> bool:
