@@ -29,6 +29,7 @@ from meta_teleport.detection.values import (
     handles,
     labels_or_fixed,
     unknown,
+    zeros,
 )
 
 MOST = 1 << 20
@@ -136,10 +137,12 @@ def _seen_by(step: Step, value: Value, parameter: Value) -> Tensor:
     return labels.reshape(labels.shape[lead:])
 
 
-@handles("mul div true_divide")
+@handles("div true_divide")
 def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     """Products of units with numbers, with what does not move, with parameters, and with other units."""
     a, b = _value(a), _value(b)
+    if a.is_zero or (b.is_zero and step.operation == "mul"):
+        return zeros(step.shape)
     if step.operation != "mul" and b.moves:
         step.forbid(b, reason="divide in")
         step.forbid(a, reason="are divided by units in")
@@ -153,8 +156,21 @@ def multiply(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
         return step.fixed()
     varying, other = (a, b) if a.moves else (b, a)
     if differs_between_units(varying, other):
-        step.forbid(varying, kinds=["mix", "permute"], reason="are multiplied by numbers of their own in", odd=True)
+        _tell_apart(step, varying, other)
     return step.labelled(labels_or_fixed(varying))
+
+
+def _tell_apart(step: Step, varying: Value, factor: Value) -> None:
+    """Units that a factor differs between: apart, if it is the same for some of them (those of a head), else alone."""
+    labels = labels_or_fixed(varying)
+    lead, along = labels.ndim - len(factor.shape), varies(labels)
+    between = [lead + i for i, n in enumerate(factor.shape) if n > 1 and along[lead + i]] if lead >= 0 else []
+    if not between or max(axis for axis, varied in enumerate(along) if varied) in between:
+        step.forbid(varying, kinds=["mix", "permute"], reason="are multiplied by numbers of their own in", odd=True)
+        return
+    rows = squeeze_repeats(labels)[0].movedim(between, list(range(len(between)))).flatten(0, len(between) - 1)
+    for i, row in enumerate(rows):
+        step.units.touch(row.unique().tolist(), (step.node, "", i))
 
 
 def gate(step: Step, held: Value, free: Value) -> Value:

@@ -13,6 +13,7 @@ from meta_teleport.detection import (  # noqa: F401  (they register what operati
     operations,
     products,
     rearrangements,
+    recurrences,
 )
 from meta_teleport.detection.check import Check, tried
 from meta_teleport.detection.graphs import Graphs
@@ -47,10 +48,10 @@ def find_symmetries(
     The groups are GL(k) where units meet only linear maps (linear pairs, low-rank factors, and head by head queries
     with keys, values with outputs), positive scalings where they meet positively homogeneous functions (ReLU and its
     kin, scales of norms, gated products, pairs rotated by their place), signs where they meet odd functions (tanh and
-    its kin), and permutations of units where GL does not contain them; none through dropout of any rate, whose masks
-    they do not move. Those through BatchNorm move its running statistics along: such a site names buffers among its
-    producers, and acts on the model's parameters and buffers together. ``refusals`` of the result say which parameters
-    make units that no continuous group moves, and why.
+    its kin), and permutations of units, those of recurrent layers among them, where GL does not contain them; none
+    through dropout of any rate, whose masks they do not move. Those through BatchNorm move its running statistics
+    along: such a site names buffers among its producers, and acts on the model's parameters and buffers together.
+    ``refusals`` of the result say which parameters make units that no continuous group moves, and why.
 
     With ``check`` all sites are tried with random elements in float64, in training and in evaluation, on the inputs
     given and on random ones of other sizes; a site that moves the outputs is refused.

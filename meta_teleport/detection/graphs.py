@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.detection.trace import Trace
-from meta_teleport.detection.units import KINDS, Units, Use, differ, disjoint, squeeze_repeats, varies
+from meta_teleport.detection.units import KINDS, ZERO, Units, Use, differ, disjoint, is_same, squeeze_repeats, varies
 from meta_teleport.detection.view_inference import on_parameter
 from meta_teleport.detection.walk import Walk
 
@@ -30,6 +30,8 @@ class Graphs:
         for i, walk in enumerate(self.walks):
             self.units.graph = i
             walk.run()
+        for uses in self._by_parameter().values():
+            self._forbid_blind(uses)
         self._freeze(frozen)
         self.units.uses = [use for uses in self._by_parameter().values() for use in self._joined(uses)]
 
@@ -53,6 +55,19 @@ class Graphs:
             for scope, units in walk.at_hand.items():
                 for name in (name for name, held in holders.items() if alias.get(scope) in held):
                     self.units.forbid(units, KINDS, f"could meet '{name}', which no trace has seen")
+
+    def _forbid_blind(self, uses: list[Use]) -> None:
+        """A weight that has read nothing but zeros (the first state of a loop that runs once) may read units in a
+        longer loop: what it makes may not move."""
+        for use in uses:
+            if use.left is None or use.right is None or not bool((use.right == ZERO).any()):
+                continue
+            blind = use.right == ZERO
+            for other in uses:
+                if other.right is not None and is_same(other, use) and other.right.shape == blind.shape:
+                    blind = blind & (other.right == ZERO)
+            if bool(blind.any()):
+                self.units.forbid_labels(use.left, KINDS, f"are made by '{use.parameter}', which has read only zeros")
 
     def _freeze(self, frozen: Mapping[str, str]) -> None:
         for use in self.units.uses:

@@ -151,6 +151,21 @@ def reduce(step: Step, value: Value, axes: Any = None, keep_axes: bool = False, 
     return step.labelled(labels)
 
 
+@handles("linalg_vector_norm")
+def length(step: Step, value: Value, order: Any = 2, axes: Any = None, *args: Any, **kwargs: Any) -> Value:
+    """The length of a row of units stays where they change places or signs among themselves."""
+    along = [axes] if isinstance(axes, int) else axes or range(len(value.shape))
+    labels = labels_or_fixed(value)
+    if len(along) != 1 or not varies(labels)[along[0]]:
+        result: Value = unknown(step, (value,), {})
+        return result
+    step.forbid(value, kinds=["mix", "scale"], reason="are measured together in", odd=True)
+    rows = squeeze_repeats(labels.movedim(along[0], -1))[0]
+    for i, row in enumerate(rows.reshape(-1, rows.shape[-1]).unique(dim=0).tolist()):
+        step.units.touch(row, (step.node, "", i))
+    return step.fixed()
+
+
 @handles("amax amin")
 def extreme(step: Step, value: Value, axes: Any = None, keep_axes: bool = False, **kwargs: Any) -> Value:
     """Positively homogeneous over the places of a unit."""

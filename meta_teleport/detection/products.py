@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
-from meta_teleport.detection.arithmetic import add
-from meta_teleport.detection.units import ZERO, Kind, squeeze_repeats, varies
+from meta_teleport.detection.arithmetic import add, multiply
+from meta_teleport.detection.units import FIXED, ZERO, Kind, squeeze_repeats, varies
 from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
 
 
@@ -45,6 +46,8 @@ def baddbmm(step: Step, start: Value, x: Value, y: Value, **kwargs: Any) -> Valu
 @handles("matmul mm bmm mv")
 def matmul(step: Step, x: Value, y: Value) -> Value:
     """A layer if one factor is a parameter, attention if both move."""
+    if y.pair is not None:
+        return look_up(step, x, *y.pair)
     if x.parameter and y.parameter and len(x.shape) == len(y.shape) == 2:
         return _factors(step, x, y)
     if y.parameter and len(y.shape) == 2:
@@ -85,7 +88,7 @@ def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Val
     """New units from the units along ``axis`` of x, by a weight whose axis ``reads``, of the first two, runs along
     them."""
     step.refuse(x)
-    right = _units_along(step, x, axis)
+    right = units_along(step, x, axis)
     made = step.units.fresh(weight.shape[1 - reads], step.node)
 
     def along(units: Tensor, at: int) -> Tensor:
@@ -116,10 +119,11 @@ def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> V
     return add(step, result, bias)
 
 
-def _units_along(step: Step, x: Value, axis: int) -> Tensor | None:
+def units_along(step: Step, x: Value, axis: int) -> Tensor | None:
     """The unit that each row of a weight reads: one per place along ``axis``, joined over all other places."""
-    if x.is_zero:
-        return torch.tensor(ZERO).expand(x.shape[axis])
+    if x.constant is not None:
+        zero = (x.constant.movedim(axis, -1) == 0).reshape(-1, x.shape[axis]).all(0)
+        return torch.where(zero, ZERO, FIXED) if bool(zero.any()) else None
     if x.labels is None or not x.labels.numel():
         return None
     labels = squeeze_repeats(x.labels.movedim(axis, -1))[0]
@@ -145,7 +149,7 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
     if groups == 1:
         return _layer(step, x, weight, channel, 0 if turned else 1, bias)
     step.refuse(x)
-    read = _units_along(step, x, channel)
+    read = units_along(step, x, channel)
     made = step.units.fresh(step.shape[channel], step.node)
     single = read is not None and len(read) == len(made) == groups
     for units in (made, read):
@@ -166,6 +170,33 @@ def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *ar
     right = None if read is None else placed(read, rows=turned)
     step.units.use(weight.parameter, weight.coordinates, placed(made, rows=not turned), right, step.place)
     return _with_bias(step, step.labelled(made.reshape(-1, *[1] * space)), made, bias)
+
+
+@handles("mul")
+def multiply_or_dot(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
+    """A product entry by entry; where all that reads it is its sum over units, ``(u * v).sum(-1)``, one of rows."""
+    axis = _summed(step) if _name(step.node) == "mul" else None  # not in place
+    movers = [value for value in (a, b) if isinstance(value, Value) and value.moves]
+    if axis is None or len(movers) < 2:
+        return multiply(step, a, b, **kwargs)
+    x, y = (labels.movedim(axis, -1) for labels in torch.broadcast_tensors(*map(labels_or_fixed, movers)))
+    if not (varies(x)[-1] and varies(y)[-1]):
+        return multiply(step, a, b, **kwargs)
+    contract(step, Value(x.unsqueeze(-2).shape, x.unsqueeze(-2)), Value(y.unsqueeze(-1).shape, y.unsqueeze(-1)))
+    return step.fixed()
+
+
+def _summed(step: Step) -> int | None:
+    """The axis over which everything that reads the result sums it; None if there is no such axis."""
+    axes = set()
+    for user in step.node.users:
+        given: Any = user.args[1] if _name(user) in ("sum", "mean") and len(user.args) > 1 else None
+        axes.add(given[0] % len(step.shape) if isinstance(given, (list, tuple)) and len(given) == 1 else None)
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _name(node: Node) -> str:
+    return str(getattr(getattr(node.target, "_overloadpacket", None), "__name__", ""))
 
 
 @handles("embedding")
@@ -214,6 +245,8 @@ def contract(step: Step, x: Value, y: Value) -> Value:
         step.forbid(x, y, reason="are multiplied with what does not move in")
         return step.fixed()
     a, b = labels_or_fixed(x), labels_or_fixed(y).mT
+    if all(varies(labels)[-2:] == [True, False] for labels in (a, b)) and _are_looked_up(step):
+        return Value(step.shape, pair=(a.select(-1, 0), b.select(-1, 0)))
     if varies(a)[-2] or varies(b)[-2]:
         step.forbid(x, y, reason="are multiplied place by place in")
         return step.fixed()
@@ -222,6 +255,21 @@ def contract(step: Step, x: Value, y: Value) -> Value:
     _group(step, b, "key")
     _group(step, a, "key")
     return Value(step.shape)
+
+
+def look_up(step: Step, queries: Value, keys: Tensor, values: Tensor) -> Value:
+    """``q (k^T v)``, linear attention: queries meet keys ``(..., d)``, and values ``(..., e)`` come out."""
+    step.refuse(queries)
+    contract(step, queries, Value(torch.Size((*keys.shape, 1)), keys.unsqueeze(-1)))
+    return weigh(step, Value(torch.Size((*values.shape[:-1], 1, values.shape[-1])), values.unsqueeze(-2)))
+
+
+def _are_looked_up(step: Step) -> bool:
+    """Whether all that reads the result multiplies it from the left."""
+    return all(
+        _name(user) in ("matmul", "bmm", "mm") and user.args[1] is step.node and user.args[0] is not step.node
+        for user in step.node.users
+    )
 
 
 def weigh(step: Step, y: Value, transposed: bool = False) -> Value:

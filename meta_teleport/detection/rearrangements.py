@@ -105,9 +105,12 @@ def nothing(step: Step, *args: Any, **kwargs: Any) -> Value:
 def join_tensors(step: Step, values: list[Value], *args: Any, **kwargs: Any) -> Value:
     """Tensors side by side."""
     values = [as_units(step, value) for value in values]
-    if not any(value.moves for value in values):
-        return step.fixed()
     target: Any = step.node.target
+    if not any(value.moves or value.is_zero for value in values):
+        return step.fixed()
+    if not any(value.moves for value in values):
+        known = [v.constant if v.is_zero else torch.tensor(torch.nan).expand(v.shape) for v in values]
+        return Value(step.shape, constant=target(known, *args, **kwargs))
     labels = [torch.tensor(ZERO).expand(v.shape) if v.is_zero else labels_or_fixed(v) for v in values]
     return step.labelled(target(labels, *args, **kwargs))
 

@@ -151,7 +151,7 @@ class Units:
                 return self._share(old, new, same=True)
         for old in kinds:
             if not disjoint(old, new):
-                self._share(old, new, _same_entries(old, new))
+                self._share(old, new, is_same(old, new))
         kinds.append(new)
 
     def _share(self, old: Use, new: Use, same: bool) -> None:
@@ -221,10 +221,13 @@ def _same_kind(a: Use, b: Use) -> bool:
     sides = zip((a.left, a.right), (b.left, b.right), strict=True)
     return all(
         (x is None and y is None) or (x is not None and y is not None and x.shape == y.shape) for x, y in sides
-    ) and _same_entries(a, b)
+    ) and is_same(a, b)
 
 
-def _same_entries(a: Use, b: Use) -> bool:
+def is_same(a: Use, b: Use) -> bool:
+    """Whether two uses see the same entries of the same parameter in the same order."""
+    if a.parameter != b.parameter:
+        return False
     return a.coordinates is b.coordinates or all(
         x.shape == y.shape and not differ(x, y) for x, y in zip(a.coordinates, b.coordinates, strict=True)
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from meta_teleport.detection.units import FIXED, KINDS, Units, squeeze_repeats, varies
+from meta_teleport.detection.units import FIXED, KINDS, ZERO, Units, squeeze_repeats, varies
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Value:
     """What is known of a tensor of the graph.
 
     ``labels``: the unit of every entry, in the tensor's shape, mostly expanded. A parameter, or a view of one, has
-    ``coordinates`` instead: which entry of ``parameter`` every entry is. A tensor with neither does not move;
-    ``constant`` holds its numbers where they are known. A ``buffer`` of the model does not move either, but where an
-    operation knows how it changes places with units (running statistics).
+    ``coordinates`` instead: which entry of ``parameter`` every entry is. Products of two units, ``k_i v_j`` summed over
+    places, have a ``pair`` instead: the units along the last two axes. A tensor with none of these does not move;
+    ``constant`` holds its numbers where they are known, and nan for those that are not. A ``buffer`` of the model does
+    not move either, but where an operation knows how it changes places with units (running statistics).
     """
 
     shape: torch.Size
@@ -32,6 +33,7 @@ class Value:
     parameter: str = ""
     coordinates: tuple[Tensor, ...] = ()
     constant: Tensor | None = None
+    pair: tuple[Tensor, Tensor] | None = None
     buffer: str = ""
 
     @property
@@ -46,6 +48,8 @@ class Value:
     @property
     def is_zero(self) -> bool:
         """Whether all numbers are known to be zero, so that every linear map leaves them alone."""
+        if self.labels is not None:
+            return bool((squeeze_repeats(self.labels)[0] == ZERO).all())
         return self.constant is not None and not bool(self.constant.any())
 
 

@@ -42,6 +42,17 @@ def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT) @ v / 5
 
 
+def looked_up(phi: Callable[[Tensor], Tensor], normalized: bool = False):
+    """Linear attention: ``phi(q) (phi(k)^T v)``, over the sum of its weights where it is normalized."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = phi(q), phi(k)
+        total = q @ k.sum(-2, keepdim=True).mT + 1e-3 if normalized else 5
+        return q @ (k.mT @ v) / total
+
+    return attend
+
+
 def rotary(h: Tensor) -> Tensor:
     angle = torch.arange(5.0).to(h)[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1]).to(h)
     return h * angle.cos() + torch.cat([-h[..., 2:], h[..., :2]], -1) * angle.sin()
@@ -141,6 +152,11 @@ WRITTEN = [
         ("gl 3x2: q > k", "gl 4x2: v > o"),
     ),
     Case("linear_attention", lambda: attention(linear), SEQUENCE, PLAIN),
+    Case("looked_up", lambda: attention(looked_up(lambda h: h)), SEQUENCE, PLAIN),
+    Case("looked_up_grouped", lambda: attention(looked_up(lambda h: h), repeated(3), queries=6), SEQUENCE, PLAIN),
+    Case("looked_up_relu", lambda: attention(looked_up(torch.relu, True)), SEQUENCE,
+         (queries("scale", "8"), f"gl 4x2: {OUTPUT}")),
+    Case("looked_up_elu", lambda: attention(looked_up(lambda h: F.elu(h) + 1, True)), SEQUENCE, (f"gl 4x2: {OUTPUT}",)),
     Case("one_head", lambda: attention(queries=1, keys=1), SEQUENCE, (queries("gl", "4"), f"gl 4: {OUTPUT}")),
     Case(
         "grouped_fused",
@@ -251,7 +267,7 @@ BROKEN = [
         "unit_vectors",
         lambda: attention(fused, lambda q, k, v: (F.normalize(q, dim=-1), k, v)),
         SEQUENCE,
-        (f"gl 4x2: {OUTPUT}",),
+        (queries("flip", "8"), f"gl 4x2: {OUTPUT}"),
         "linalg_vector_norm",
     ),
     Case(
@@ -296,6 +312,14 @@ BROKEN = [
         lambda: attention(fused, lambda q, k, v: (q, torch.cat([k[..., :2], k[..., 2:].roll(1, 2)], -1), v)),
         SEQUENCE,
         (queries("gl", "2x2"), queries("gl", "2x2"), f"gl 4x2: {OUTPUT}"),
+    ),
+    *(
+        Case(f"table_{name}", lambda attend=attend: attention(attend), SEQUENCE, sites, "multiplied place by place")
+        for name, attend, sites in (
+            ("passes_relu", lambda q, k, v: q @ (k.mT @ v).relu(), ()),
+            ("read_twice", lambda q, k, v: (lambda t: q @ t + t.sum(-2, keepdim=True))(k.mT @ v), ()),
+            ("of_itself", lambda q, k, v: (lambda t: v @ (t @ t))(k.mT @ v), ()),
+        )
     ),
     Case(
         "bias_of_scores_from_units",

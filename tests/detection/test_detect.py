@@ -142,7 +142,7 @@ LAYERS = [
         (),
         "'e.weight', which embedding in 'e' (Embedding) and matmul in 'model' (Net) share",
     ),
-    Case("recurrent", lambda: nn.LSTM(3, 4), ROWS, (), "lstm in 'model' (LSTM), on which no group acts"),
+    Case("recurrent", lambda: nn.LSTM(3, 4), ROWS, (), "lstm in 'model' (LSTM)"),
     Case("bilinear", lambda: Net(lambda net, x: net.b(net.a(x, x)), a=nn.Bilinear(3, 3, 4), b=Linear(4, 2)), ROWS),
 ]  # fmt: skip
 
