@@ -89,22 +89,7 @@ def dropout(step: Step, value: Value, p: float = 0.0, *args: Any) -> Any:
     return value if value.moves else step.fixed()
 
 
-ZERO_AT_ZERO = [
-    "gelu",
-    "silu",
-    "tanh",
-    "elu",
-    "celu",
-    "selu",
-    "mish",
-    "hardswish",
-    "relu6",
-    "sin",
-    "erf",
-    "square",
-    "softsign",
-    "sign",
-]
+ZERO_AT_ZERO = "gelu silu tanh elu celu selu mish hardswish relu6 sin erf square softsign sign"
 
 
 @handles(
@@ -120,7 +105,7 @@ def pointwise(step: Step, value: Any, *args: Any, **kwargs: Any) -> Value:
     kinds: list[Kind] = ["mix", "scale", "permute"] if others else ["mix", "scale"]
     step.forbid(value, kinds=kinds, reason="pass, and are not positively homogeneous:")
     labels = labels_or_fixed(value)
-    return step.labelled(labels if step.operation in ZERO_AT_ZERO else still_where_nothing(labels))
+    return step.labelled(labels if step.operation in ZERO_AT_ZERO.split() else still_where_nothing(labels))
 
 
 @handles("mean sum")
