@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -73,7 +74,10 @@ class Subject:
         params = {name: p for name, p in params.items() if name in self.trained}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
+            numpy_state = np.random.get_state()
+            np.random.seed(SEED)
             returned = functional_call(self.model, {**params, **buffers}, self.args, self.kwargs)
+            np.random.set_state(numpy_state)
         return [tensor for tensor in leaves(returned) if tensor.is_floating_point()]
 
 

@@ -378,7 +378,6 @@ MODULES = [
             *layer_sites("self_attn"),
             "scale 8: norm1.bias norm1.weight > self_attn.in_proj_weight",
             "scale 8: norm2.bias norm2.weight > linear1.weight",
-            "permute 12: linear1.bias linear1.weight > linear2.weight",
         ),
         "gelu",
     ),
@@ -389,7 +388,6 @@ MODULES = [
         (
             *layer_sites("self_attn", "multihead_attn"),
             "scale 12: linear1.bias linear1.weight > linear2.weight",
-            "permute 12: linear1.bias linear1.weight > linear2.weight",
         ),
         "normalized by layer_norm in 'norm3' (LayerNorm)",
     ),
