@@ -62,6 +62,7 @@ class Outputs(nn.Module):
             outputs = list(_tensors(self.model(*args, **kwargs)))
         if not outputs:
             raise UserError("the model returns no tensors: let its forward return a tensor, or a tuple or dict of them")
+        before |= {id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
         outputs += [tensor for tensor in _kept(self.model) if id(tensor) not in before]
         return outputs + (self.calls.tensors if self.calls else [])
 
@@ -161,7 +162,8 @@ def trace(model: nn.Module, setting: Setting, leaves: Sequence[str] = (), scoped
     constants = {
         place: state[name]
         for place, name in signature.inputs_to_lifted_tensor_constants.items()
-        if name.startswith(LIFTED) and isinstance(state[name], Tensor)  # an attribute may have other numbers later
+        if name.rpartition(".")[2].startswith(LIFTED)
+        and isinstance(state[name], Tensor)  # an attribute may have other numbers later
     }
     written = set(signature.buffers_to_mutate.values())
     for place, name in signature.inputs_to_buffers.items():  # zeros that are no weights: the key bias that there is not
