@@ -21,6 +21,7 @@ from meta_teleport.evaluation.methods import BASELINES, TELEPORT_BASELINES, Meth
 from meta_teleport.evaluation.statistics import Comparison, compare, curves, speed_up
 from meta_teleport.evaluation.tuning import tune
 from meta_teleport.registry import class_path
+from meta_teleport.rules.least_loss import require_not_negative
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
@@ -111,7 +112,7 @@ def evaluate(
     steps = steps or MULTIPLES[-1] * horizon
     tuned = tune(family, horizon, dtype, device, folder, report)
     batch = family.sample(tasks, torch.Generator().manual_seed(seed), "held_out", dtype, device)
-    _require_finite(batch)
+    _require_comparable(batch)
     methods, measured = {}, {}
     if rule is not None:
         method = Method(label, "learned", rule, _describe(rule))
@@ -152,11 +153,13 @@ def table(evaluation: Evaluation) -> Table:
     return shown
 
 
-def _require_finite(batch: Tasks) -> None:
-    """Raises ``UserError`` if no task has a first loss that is finite."""
+def _require_comparable(batch: Tasks) -> None:
+    """Raises ``UserError`` if no task has a first loss that is finite, or one has a negative one: ratios are compared."""
     step = torch.zeros(batch.count, dtype=torch.long, device=next(iter(batch.params.values())).device)
-    if not bool(batch.loss(batch.params, step).isfinite().any()):
+    losses = batch.loss(batch.params, step).detach()
+    if not bool(losses.isfinite().any()):
         raise UserError("no held-out task has a finite loss at its start: check the data and the loss of the family")
+    require_not_negative(losses, losses, "an evaluation takes", "add a constant to the loss of the family")
 
 
 def _others(rule: Rule | None, label: str, tuned: dict[str, Settings], batch: Tasks, seed: int) -> Iterator[Method]:
