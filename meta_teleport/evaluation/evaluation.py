@@ -154,7 +154,7 @@ def table(evaluation: Evaluation) -> Table:
 
 
 def _require_comparable(batch: Tasks) -> None:
-    """Raises ``UserError`` if no task has a first loss that is finite, or one has a negative one: ratios are compared."""
+    """Raises ``UserError`` if no task has a finite first loss, or one has a negative one: ratios are compared."""
     step = torch.zeros(batch.count, dtype=torch.long, device=next(iter(batch.params.values())).device)
     losses = batch.loss(batch.params, step).detach()
     if not bool(losses.isfinite().any()):
