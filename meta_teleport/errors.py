@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and whose program another one comes from."""
+"""The one exception that a user is meant to read, and in whose program any other one was raised."""
 
 import os
 import traceback
@@ -11,7 +11,7 @@ class UserError(ValueError):
     """
 
 
-def is_of_torch(error: BaseException) -> bool:
-    """Whether an error was raised in torch, not in a program that uses it."""
+def is_of_user(error: BaseException) -> bool:
+    """Whether an error was raised in somebody's program, neither in torch nor in this package."""
     *_, last = traceback.extract_tb(error.__traceback__)
-    return f"{os.sep}torch{os.sep}" in last.filename
+    return f"{os.sep}torch{os.sep}" not in last.filename and not last.filename.startswith(os.path.dirname(__file__))

@@ -22,6 +22,7 @@ from meta_teleport.evaluation.tuning import fingerprint, tune
 from meta_teleport.evaluation.verdict import Verdict, verdicts
 from meta_teleport.evaluation.workload import Workload, expected
 from meta_teleport.registry import class_path
+from meta_teleport.rules.least_loss import require_not_negative
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
@@ -124,7 +125,7 @@ def evaluate(
     label = _label(label, rule)
     steps = steps or MULTIPLES[-1] * horizon
     batch = family.sample(tasks, torch.Generator().manual_seed(seed), "held_out", dtype, device)
-    _require_finite(batch)
+    _require_comparable(batch)
     if report is not None:
         sites, closed = bool(batch.symmetry.sites), len(closed_form_controls(batch))
         report = Workload(report, horizon, steps, tasks, sites, expected(sites, closed, rule is not None))
@@ -160,11 +161,13 @@ def comparison_steps(horizon: int, steps: int) -> list[int]:
     return sorted({steps, *(m * horizon for m in MULTIPLES if m * horizon <= steps)})
 
 
-def _require_finite(batch: Tasks) -> None:
-    """Raises ``UserError`` if no task has a first loss that is finite."""
+def _require_comparable(batch: Tasks) -> None:
+    """Raises ``UserError`` if no task has a finite first loss, or one has a negative one: ratios are compared."""
     step = torch.zeros(batch.count, dtype=torch.long, device=next(iter(batch.params.values())).device)
-    if not bool(batch.loss(batch.params, step).isfinite().any()):
+    losses = batch.loss(batch.params, step).detach()
+    if not bool(losses.isfinite().any()):
         raise UserError("no held-out task has a finite loss at its start: check the data and the loss of the family")
+    require_not_negative(losses, losses, "an evaluation takes", "add a constant to the loss of the family")
 
 
 def _others(rule: Rule | None, label: str, tuned: dict[str, Settings], batch: Tasks, seed: int) -> Iterator[Method]:

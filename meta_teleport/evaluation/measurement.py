@@ -16,7 +16,6 @@ from torch import Tensor
 from meta_teleport.evaluation.methods import Method
 from meta_teleport.meta.unroll import Carry, failure_limit, start, unroll
 from meta_teleport.params import Params, where
-from meta_teleport.rules.least_loss import require_not_negative
 from meta_teleport.rules.rule import Proposal
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.teleportation.acceptance import is_safe, loss_drift, output_drift
@@ -175,8 +174,6 @@ class _Run:
     def result(self) -> Measurement:
         """The measurement so far, with the losses of failed tasks marked."""
         losses = torch.cat(self.losses).double().nan_to_num(LARGEST, LARGEST).clamp(max=LARGEST)
-        remedy = "add a constant to the loss of the family"
-        require_not_negative(torch.cat(self.losses), self.carry.initial, "an evaluation takes", remedy)
         steps = torch.arange(len(losses), device=losses.device).unsqueeze(1)
         if self.method.rule.monotone:
             losses = losses.cummin(0).values

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from meta_teleport.errors import UserError, is_of_torch
+from meta_teleport.errors import UserError, is_of_user
 from meta_teleport.optimizers.requirements import require_state
 from meta_teleport.optimizers.stacked import Factory, StackedOptimizer
 from meta_teleport.params import Params, run_side_by_side, where
@@ -122,16 +122,15 @@ class Ensemble:
             return functional_call(self.model, (params, buffers), (x,))
 
         def run() -> Tensor:
-            if getattr(self.model, "broadcasts", False):
-                return single(params, buffers, x)
-            return vmap(single, in_dims=(0, 0, None if shared else 0), randomness="different")(params, buffers, x)
+            mapped = vmap(single, (0, 0, None if shared else 0), randomness="different")
+            return (single if getattr(self.model, "broadcasts", False) else mapped)(params, buffers, x)
 
         def alone() -> Tensor:
-            p, b = ({name: t[0].clone() for name, t in held.items()} for held in (params, buffers))
+            weights, others = ({name: t[0].clone() for name, t in held.items()} for held in (params, buffers))
             try:
-                return single(p, b, x if shared else x[0])
+                return single(weights, others, x if shared else x[0])
             except RuntimeError as error:
-                if not is_of_torch(error):
+                if is_of_user(error):
                     raise
                 reason = str(error).splitlines()[0]
                 raise UserError(f"inputs of shape {tuple(x.shape)} do not fit the model: {reason}") from error

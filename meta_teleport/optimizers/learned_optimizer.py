@@ -54,8 +54,8 @@ class LearnedOptimizer(Optimizer):
     by more than ``tolerance`` (eps times the condition number of an element), and, where step is given a closure, if
     the loss on its batch does move by more. That takes two more evaluations of the closure, which must therefore see
     the same batch at every call, in full precision; ``checked=False`` leaves them out. Sites leave the outputs alone: a
-    loss that reads weights or activations as well does move, which ``step(loss)`` cannot see. Rules read the logarithm
-    of the loss: it should not be negative.
+    loss that reads weights or activations as well does move, which ``step(loss)`` cannot see. A rule that reads the
+    logarithm of the loss refuses a negative one.
 
     Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
     nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
