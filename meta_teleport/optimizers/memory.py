@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from meta_teleport.optimizers.requirements import names_of
+from meta_teleport.optimizers.requirements import names_of, optimizers_in
 from meta_teleport.optimizers.transport import Writes, moved_gradients, moved_state, reset_state
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import all_finite
@@ -34,7 +34,8 @@ class Memory:
         for tensor, value in writes:
             tensor.copy_(value)
         if self.state == "reset":
-            reset_state(self.optimizer, self.names(), trainable_sites(self.model, self.symmetry))
+            for optimizer in optimizers_in(self.optimizer):
+                reset_state(optimizer, self.names(), trainable_sites(self.model, self.symmetry))
 
     def names(self) -> dict[Tensor, str]:
         """The names of the model's parameters. Raises ``UserError`` if the optimizer holds a tensor that is not among

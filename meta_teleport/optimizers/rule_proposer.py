@@ -9,6 +9,7 @@ from meta_teleport.optimizers.bound_rule import BoundRule
 from meta_teleport.params import Params, value_and_grad
 from meta_teleport.rules.rule import Rule
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.teleportation.ascent import identities
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.objectives import Loss
 from meta_teleport.teleportation.progress import Progress
@@ -44,8 +45,11 @@ class RuleProposer(Proposer):
 
     def propose(self, symmetry: Symmetry, params: Params, loss: Loss) -> Found:
         bound = self._bound
+        fault = bound.fault()
         if params.keys() != bound.parameters.keys() or symmetry.sites != bound.symmetry.sites:
-            raise UserError("other parameters are trainable than when the rule began: make a wrapper for these")
+            fault = "other parameters are trainable than when the rule began: make a wrapper for these"
+        if fault:
+            return Found(params, identities(symmetry, params), fault=fault)
         seen, gradients, value = self._shown() or self._evaluate(params, loss)
         proposal = bound.propose(seen, gradients, bound.loss(value), self._progress.step)
         bound.release()
