@@ -1,7 +1,9 @@
 """A rule at one model: its copy there, what it observes, and its state."""
 
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.activation_hooks import GramHooks
+from meta_teleport.optimizers.requirements import new_parameter_fault
 from meta_teleport.params import Params
 from meta_teleport.rules.contract import require_proposal
 from meta_teleport.rules.least_loss import require_readable
@@ -21,16 +24,23 @@ from meta_teleport.teleportation.ranks import Ranks, mean
 
 class BoundRule:
     """A copy of ``rule``, in the precision and on the device of the named ``parameters`` of ``model``, and its state,
-    which begins with the first proposal. ``hooks`` read activations if the rule does. Losses and activations are those
-    of all ``ranks``, gradients those that are in ``.grad``.
+    which begins with the first proposal. ``hooks`` read activations if the rule does. What is ``frozen`` cannot join.
+    Losses and activations are those of all ``ranks``, gradients those that are in ``.grad``.
 
     Raises ``UserError`` for a rule that is built for another network, or reads the activations of single points.
     """
 
     def __init__(
-        self, rule: Rule, model: nn.Module, parameters: dict[str, nn.Parameter], symmetry: Symmetry, ranks: Ranks
+        self,
+        rule: Rule,
+        model: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        symmetry: Symmetry,
+        ranks: Ranks,
+        frozen: Mapping[str, nn.Parameter] = MappingProxyType({}),
     ) -> None:
-        self.parameters, self.symmetry, self.state, self.ranks = parameters, symmetry, None, ranks
+        self.parameters, self.symmetry, self.frozen, self.state = parameters, symmetry, dict(frozen), None
+        self.ranks = ranks
         if rule.observes_hidden:
             raise UserError(
                 f"{type(rule).__name__} reads the activations of every single point, which hooks do not keep: choose a "
@@ -38,43 +48,51 @@ class BoundRule:
             )
         _require_fit(rule, self.params(), symmetry)
         self.like = next(iter(parameters.values())).detach()
+        self._model, self._known = model, frozenset(name for name, _ in model.named_parameters())
         self.rule = deepcopy(rule).to(self.like).requires_grad_(False)
         self._warned = False
         self.hooks = GramHooks(model, symmetry if rule.observes_grams else Symmetry(()))
 
-    def require_unchanged(self) -> None:
-        """Raises ``UserError`` if the model is now in another precision or on another device."""
-        like, now = self.like, next(iter(self.parameters.values()))
-        if (now.dtype, now.device) != (like.dtype, like.device):
-            raise UserError(
-                f"the model is {now.dtype} on {now.device} now, and was {like.dtype} on {like.device} when the "
-                "optimizer was made: convert it first, and make the optimizer then"
-            )
+    def fault(self) -> str:
+        """What of the model has changed, so that the rule does not fit it; empty if it does."""
+        now = dict(self._model.named_parameters())
+        for name, p in self.parameters.items():
+            if now.get(name) is not p:
+                return f"parameter '{name}' is another object than when the optimizer was made: make a new optimizer"
+            if (p.dtype, p.device) != (self.like.dtype, self.like.device):
+                return (
+                    f"the model is {p.dtype} on {p.device} now, and was {self.like.dtype} on {self.like.device} when "
+                    "the optimizer was made: convert it first, and make the optimizer then"
+                )
+        for name, p in self.frozen.items():
+            if p.requires_grad:
+                return f"'{name}' was frozen when this optimizer was made and is trainable now: make a new optimizer"
+        return new_parameter_fault(self._model, self._known)
 
     def params(self) -> Params:
         """The parameters as ``(1, *shape)``, not copied."""
         return {name: p.detach().unsqueeze(0) for name, p in self.parameters.items()}
 
     def gradients(self) -> Params:
-        """What lies in ``.grad`` as ``(1, *shape)``, not copied; zero where there is none.
+        """What lies in ``.grad`` as ``(1, *shape)``, not copied; zero where there is none, or a frozen one.
 
         Raises ``UserError`` for a sparse gradient, and if there is none at all.
         """
-        if all(p.grad is None for p in self.parameters.values()):
+        if all(still(p) for p in self.parameters.values()):
             raise UserError("no parameter has a gradient: compute the loss from the model and call backward, then step")
         return {name: _gradient(name, p).unsqueeze(0) for name, p in self.parameters.items()}
 
     def loss(self, loss: Tensor | float) -> Tensor:
         """The loss as ``(1,)``, the mean over all ranks. Raises ``UserError`` if it is not one number, or negative and
         read as a logarithm."""
-        value = torch.as_tensor(loss).detach()
+        value = torch.as_tensor(loss, dtype=None if isinstance(loss, Tensor) else torch.float64).detach()
         if value.numel() != 1:
             raise UserError(f"the loss has shape {tuple(value.shape)}, not one number: take its .mean(), for instance")
         value = mean(value.to(self.like).reshape(1), self.ranks.group)
         require_readable(self.rule, value, torch.ones_like(value))
         return value
 
-    def fault(self, gradients: Params, loss: Tensor) -> str:
+    def unreadable(self, gradients: Params, loss: Tensor) -> str:
         """Why no rule can go by these gradients and this loss ``(1,)``; empty if one can. That reads one number on the
         host."""
         sizes = torch.stack([*torch._foreach_norm(list(gradients.values())), loss[0].abs()])
@@ -167,8 +185,13 @@ class BoundRule:
         return self.rule.init({name: p.clone() for name, p in self.params().items()}, self.symmetry)
 
 
+def still(p: Tensor) -> bool:
+    """Whether a parameter stays where it is: it has no gradient, or is frozen and has an old one."""
+    return p.grad is None or not p.requires_grad
+
+
 def _gradient(name: str, p: Tensor) -> Tensor:
-    if p.grad is None:
+    if p.grad is None or still(p):
         return torch.zeros_like(p)
     if p.grad.layout != torch.strided:
         raise UserError(f"the gradient of '{name}' is sparse, which rules do not read: use sparse=False")

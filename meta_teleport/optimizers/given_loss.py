@@ -73,8 +73,13 @@ class GivenLoss:
         """The loss of the gradients that are in ``.grad`` now."""
         self._reported = loss.detach() if isinstance(loss, Tensor) else loss
 
-    def evaluate(self, given: Tensor | Closure | None, parameters: Iterable[Tensor], zero_grad: Closure) -> Any:
-        """The loss; its gradients are in ``.grad`` afterwards. Raises ``UserError`` where there is none."""
+    def evaluate(
+        self, given: Tensor | Closure | None, parameters: Iterable[Tensor], zero_grad: Closure
+    ) -> tuple[Any, Closure | None]:
+        """The loss, and the closure if it can be asked for the loss again; the gradients are in ``.grad`` afterwards.
+
+        Lightning's closure does nothing where backward is called by hand. Raises ``UserError`` where there is no loss.
+        """
         if given is not None and not callable(given):
             self._reported = None
             if not isinstance(given, Tensor) or given.numel() != 1 or not given.requires_grad:
@@ -84,13 +89,13 @@ class GivenLoss:
             if not self._have_come(parameters):
                 zero_grad()
                 given.backward()
-            return given.detach()
+            return given.detach(), None
         loss = None if given is None else self.of(given)
-        known = (loss, self._reported, self.returned.take())
-        self._reported = None
-        for loss in known:
-            if loss is not None:
-                return loss
+        reported, self._reported = self._reported, None
+        known = (loss, given), (reported, None), (self.returned.take(), None)
+        for found, closure in known:
+            if found is not None:
+                return found, closure
         raise UserError(
             "a learned rule reads the loss: call step(loss), step(closure), or report(loss=...) before step(), or let "
             "the model return it as the loss of its output"

@@ -14,6 +14,7 @@ The last four need losses: those that ``step(closure)`` returns, or those that a
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import nan
 from typing import Any
 
 import torch
@@ -123,6 +124,11 @@ def describe(found: Teleport, symmetry: Symmetry, step: int, seconds: float) -> 
         reason=found.reason,
         signs=(ILL_CONDITIONED,) if any(_ill_conditioned(site.group, g) for site, g in pairs) else (),
     )
+
+
+def refused(reason: str, symmetry: Symmetry, step: int, seconds: float) -> TeleportRecord:
+    """The record of a teleport that was not even looked for."""
+    return TeleportRecord(step, {site.name: 0.0 for site in symmetry.sites}, nan, nan, nan, seconds, False, reason)
 
 
 def _ill_conditioned(group: Group, g: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meta_teleport.errors import UserError
-from meta_teleport.optimizers.bound_rule import BoundRule
+from meta_teleport.optimizers.bound_rule import BoundRule, still
 from meta_teleport.optimizers.closure_loss import ClosureLoss
 from meta_teleport.optimizers.compilation import run_as_written
 from meta_teleport.optimizers.given_loss import Closure, GivenLoss
@@ -40,10 +40,11 @@ class LearnedOptimizer(Optimizer):
     ``step(loss)`` takes the loss tensor. Gradients that have come since the last step, or since the optimizer was made,
     are used as they are: after ``loss.backward()``, clipping, or several losses that accumulate. Where none have, it
     clears the old ones and calls ``backward`` itself. ``report(loss=...)`` and then ``step()`` is the same for trainers
-    that pass no loss on. ``step(closure)`` takes a function that, as for any torch optimizer, clears the gradients,
-    computes the loss, calls ``backward`` and returns the loss. All return it, and ``.grad`` holds the gradients at
-    the weights before the step. Rules read the loss, so one of the three is needed; rules that backtrack take a closure
-    only, and evaluate it once more, or several times where lr f would raise the loss.
+    that pass no loss on; a loss that the model returns, as ``loss`` of its output, is known by itself.
+    ``step(closure)`` takes a function that, as for any torch optimizer, clears the gradients, computes the loss, calls
+    ``backward`` and returns the loss. All return it, and ``.grad`` holds the gradients at the weights before the step.
+    Rules that backtrack take a closure only, and evaluate it once more, or several times where lr f would raise the
+    loss.
 
     ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out, and without any site
     the update is all there is. ``params``: parameter groups as for any torch optimizer, by default all trainable
@@ -141,18 +142,18 @@ class LearnedOptimizer(Optimizer):
         if closure is None and only_fills_states(self, "learned"):
             bound.begin()
             return None
-        bound.require_unchanged()
-        self._require_frozen()
+        if fault := bound.fault():
+            raise UserError(fault)
         bound.warn_at_the_horizon(self.step_count)
-        if bound.rule.backtracking and not callable(closure):
+        loss, again = self._given_loss.evaluate(closure, bound.parameters.values(), self.zero_grad)
+        if bound.rule.backtracking and again is None:
             raise UserError("this rule shortens updates that raise the loss: call step(closure), so that it can look")
-        loss = self._given_loss.evaluate(closure, bound.parameters.values(), self.zero_grad)
         gradients, value = bound.gradients(), bound.loss(loss)
-        if fault := bound.fault(gradients, value):
+        if fault := bound.unreadable(gradients, value):
             self._skip(fault)
         else:
             self._fall.watch(value, self.step_count)
-            self._move(gradients, value, closure if callable(closure) else None)
+            self._move(gradients, value, again)
         self._given_loss.close(bound.parameters.values())
         return loss
 
@@ -193,18 +194,11 @@ class LearnedOptimizer(Optimizer):
                 "the same model object"
             )
         parameters = {name: p for name, p in known.items() if p in held and p.requires_grad}
-        self._frozen = {name: p for name, p in known.items() if p in held and not p.requires_grad}
+        frozen = {name: p for name, p in known.items() if p in held and not p.requires_grad}
         if not parameters:
             raise UserError("no group holds a trainable parameter: set requires_grad on those that may move")
         free = tuple(site for site in self._given.sites if set(site.parameters) <= parameters.keys())
-        return BoundRule(self._rule, self.model, parameters, Symmetry(free), self._ranks)
-
-    def _require_frozen(self) -> None:
-        for name, p in self._frozen.items():
-            if p.requires_grad:
-                raise UserError(
-                    f"'{name}' was frozen when this optimizer was made and is trainable now: make a new optimizer"
-                )
+        return BoundRule(self._rule, self.model, parameters, Symmetry(free), self._ranks, frozen)
 
     def _skip(self, fault: str) -> None:
         """Counts a step that is not taken, and warns of the first."""
@@ -242,9 +236,9 @@ class LearnedOptimizer(Optimizer):
         self.step_count += 1
 
     def _settings(self) -> dict[str, tuple[float, float]]:
-        """lr and weight decay by name; both 0 without a gradient."""
+        """lr and weight decay by name; both 0 for what stays."""
         found = {p: (float(g["lr"]), float(g["weight_decay"])) for g in self.param_groups for p in g["params"]}
-        return {name: (0.0, 0.0) if p.grad is None else found[p] for name, p in self._bound.parameters.items()}
+        return {name: (0.0, 0.0) if still(p) else found[p] for name, p in self._bound.parameters.items()}
 
     def _update(self, params: Params, update: Params, length: float) -> None:
         """Weight decay and ``length`` times the update, in place."""
@@ -267,9 +261,9 @@ class LearnedOptimizer(Optimizer):
     def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
         """The parameters moved by the proposed elements, with the state of the rule; or as they were."""
         bound = self._bound
-        still = {name for name, p in bound.parameters.items() if p.grad is None}
+        resting = {name for name, p in bound.parameters.items() if still(p)}
         algebra = tuple(
-            t if still.isdisjoint(site.parameters) else torch.zeros_like(t)
+            t if resting.isdisjoint(site.parameters) else torch.zeros_like(t)
             for site, t in zip(bound.symmetry.sites, algebra, strict=True)
         )
         loss = self._loss_at(closure) if closure and self._checked else None

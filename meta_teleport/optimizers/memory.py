@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from meta_teleport.optimizers.requirements import names_of
+from meta_teleport.optimizers.requirements import names_of, optimizers_in
 from meta_teleport.optimizers.transport import moved_gradients, moved_state, reset_state
 from meta_teleport.params import Writes, write_at_once
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -32,12 +32,14 @@ class Memory:
         """What acting with the elements comes to: parameters, gradients and state, all of it or nothing."""
         write_at_once(writes)
         if self.state == "reset":
-            reset_state(self.optimizer, self.names(), trainable_sites(self.model, self.symmetry))
+            for optimizer in optimizers_in(self.optimizer):
+                reset_state(optimizer, self.names(), trainable_sites(self.model, self.symmetry))
 
     def clear(self) -> None:
         """Begins the whole state anew and drops the gradients."""
         names = self.names()
-        reset_state(self.optimizer, names)
+        for optimizer in optimizers_in(self.optimizer):
+            reset_state(optimizer, names)
         for p in names:
             p.grad = None
 

@@ -52,11 +52,14 @@ class RuleProposer(Proposer):
 
     def propose(self, symmetry: Symmetry, params: Params, loss: Loss) -> Found:
         bound = self._bound
+        fault = bound.fault()
         if params.keys() != bound.parameters.keys() or symmetry.sites != bound.symmetry.sites:
-            raise UserError("other parameters are trainable than when the rule began: make a wrapper for these")
+            fault = "other parameters are trainable than when the rule began: make a wrapper for these"
+        if fault:
+            return Found(params, identities(symmetry, params), fault=fault)
         seen, gradients, value = self._shown() or self._evaluate(params, loss)
         observed = bound.loss(value)
-        if fault := bound.fault(gradients, observed):
+        if fault := bound.unreadable(gradients, observed):
             return Found(params, identities(symmetry, params), fault=fault)
         proposal = bound.propose(seen, gradients, observed, self._progress.step)
         bound.release()

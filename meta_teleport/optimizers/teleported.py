@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from meta_teleport.optimizers.compilation import run_as_written
 from meta_teleport.optimizers.delegate import Delegate
 from meta_teleport.optimizers.given_loss import ReturnedLoss
-from meta_teleport.optimizers.history import HARM, UNDONE, History, TeleportRecord, describe
+from meta_teleport.optimizers.history import HARM, UNDONE, History, TeleportRecord, describe, refused
 from meta_teleport.optimizers.memory import Memory, writes_fault
-from meta_teleport.optimizers.requirements import names_of, require_base, require_loss
+from meta_teleport.optimizers.requirements import model_fault, names_of, require_base, require_loss, require_none_kept
 from meta_teleport.optimizers.rule_proposer import RuleView
 from meta_teleport.optimizers.saved_states import embed, extract, only_fills_states, teleportation_of
 from meta_teleport.optimizers.schedules import Schedule, as_schedule
@@ -92,9 +92,13 @@ class TeleportedOptimizer(Delegate):
 
     Means of weights over time (EMA, SWA) must begin anew after a teleport, as they would mix coordinates.
 
-    ``teleports`` lists one :class:`TeleportRecord` per teleport tried, in order. Hooks run around the base optimizer's
-    step, before the teleport. Where a teleport is not accepted or fails by an exception, parameters, gradients and
-    state are bitwise what they were before it.
+    ``teleports`` lists one :class:`TeleportRecord` per teleport tried, in order. A model that has changed meanwhile
+    (layers frozen, parameters replaced or added, another precision) and cannot move has a record with the reason. Hooks
+    run around the base optimizer's step, before the teleport. Where a teleport is not accepted or fails by an
+    exception, parameters, gradients and state are bitwise what they were before it.
+
+    Bases that keep weights in their state (slow weights, means of weights) need ``state="reset"``; those that wrap
+    another optimizer and do are refused (Lookahead).
 
     A copy has a copy of the model: ``copy.deepcopy((model, optimizer))`` keeps the two together. It can be pickled
     where ``loss`` and ``batches`` can. Torch's own LBFGS cannot step after either, so it cannot here.
@@ -136,13 +140,14 @@ class TeleportedOptimizer(Delegate):
         settings: dict[str, Any] = {"direction": direction, "steps": steps, "tolerance": tolerance}
         self._search = partial(teleport, model, self.symmetry, choice, loss=loss, generator=generator, **settings)
         self._batches, self._generator, self._habit = batches, generator, Habit(patience)
-        self._ranks, self._retreat = Ranks(model, process_group), Retreat(model)
+        self._ranks, self._retreat, self._stepped = Ranks(model, process_group), Retreat(model), False
         self._size, self._tries = size, 1 + SHORTER if has_length(choice) else 1
         self._progress, self._history, self._started = Progress(), History(), perf_counter()
         self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None, self._ranks)
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
         self._memory = Memory(base_optimizer, model, self.symmetry, state)
         self._memory.names()
+        self._known = frozenset(name for name, _ in model.named_parameters())
         self._returned = ReturnedLoss(model)
         run_as_written(self, "step", "report", "teleport")
 
@@ -171,6 +176,9 @@ class TeleportedOptimizer(Delegate):
         self._view.before_step()
         value = super().step(closure)
         self._progress.step += 1
+        if not self._stepped:
+            require_none_kept(self.base, self._memory.state)
+            self._stepped = True
         returned = self._returned.take()
         if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
             self.report(loss=value)
@@ -196,8 +204,14 @@ class TeleportedOptimizer(Delegate):
 
     def teleport(self) -> TeleportRecord:
         """Teleports now, due or not, and records it."""
-        started = perf_counter()
-        self._memory.names()
+        started, step = perf_counter(), self._progress.step
+        require_none_kept(self.base, self._memory.state)
+        fault = model_fault(self.model, self.symmetry, self.param_groups, self._known)
+        record = refused(fault, self.symmetry, step, 0.0) if fault else self._searched(started)
+        self._history.add(record, self._progress)
+        return record
+
+    def _searched(self, started: float) -> TeleportRecord:
         batch = None if self._batches is None else self._batches()
         self._view.show(self._progress)
         self._judge(self._habit.judge())
@@ -214,9 +228,7 @@ class TeleportedOptimizer(Delegate):
             self._memory.write([*found.writes(self.model), *writes])
             self._view.accept()
             self._habit.teleported()
-        record = describe(found, self.symmetry, self._progress.step, perf_counter() - started)
-        self._history.add(record, self._progress)
-        return record
+        return describe(found, self.symmetry, self._progress.step, perf_counter() - started)
 
     def _found(self, batch: Any, size: float) -> tuple[Teleport, str]:
         """The end of a search of that length, and why it leads too far, if it does."""

@@ -20,15 +20,21 @@ def trainable_parameters(model: nn.Module) -> Params:
     and precision.
     """
     require_movable(model)
+    require_alike(model)
     params = {n: p.detach().clone().unsqueeze(0) for n, p in model.named_parameters() if p.requires_grad}
-    places = {(str(p.device), str(p.dtype).removeprefix("torch.")) for p in params.values()}
-    if len(places) > 1:
-        shown = ", ".join(" ".join(place) for place in sorted(places))
-        raise UserError(f"the trainable parameters are {shown}: bring them to one device and one precision")
     for name, parameter in params.items():
         if not all_finite(parameter):
             raise UserError(f"parameter '{name}' is not finite: go back to a checkpoint from before it diverged")
     return params
+
+
+def require_alike(model: nn.Module) -> None:
+    """Raises ``UserError`` where the trainable parameters are not all of one device and precision."""
+    trainable = (p for p in model.parameters() if p.requires_grad)
+    places = {(str(p.device), str(p.dtype).removeprefix("torch.")) for p in trainable}
+    if len(places) > 1:
+        shown = ", ".join(" ".join(place) for place in sorted(places))
+        raise UserError(f"the trainable parameters are {shown}: bring them to one device and one precision")
 
 
 def trainable_sites(model: nn.Module, symmetry: Symmetry) -> Symmetry:

@@ -430,3 +430,40 @@ def test_what_has_changed_since_it_was_made_is_named() -> None:
         optimizer.step(torch.ones(1, requires_grad=True).sum())
     with pytest.raises(UserError, match="needs one number with a graph"):
         LearnedOptimizer(trained(), RELU.build(), RELU.symmetry).step(1.0)  # type: ignore[arg-type]
+
+
+def test_a_frozen_layer_stays_and_training_goes_on() -> None:
+    model = RELU.build()
+    optimizer = LearnedOptimizer(trained(), model, RELU.symmetry)
+    train(RELU, model, optimizer, range(2))
+    network_cases.loss(model, RELU.batch(2)).backward()
+    model[0].requires_grad_(False)  # with a gradient that is old
+    before = parameters(model)
+    for seed in range(2, 5):
+        optimizer.step(network_cases.loss(model, RELU.batch(seed)))
+    after = parameters(model)
+    laws.same_bits([after[name] for name in ("0.weight", "0.bias")], [before[name] for name in ("0.weight", "0.bias")])
+    laws.must_fail(laws.same_bits, after["2.weight"], before["2.weight"])
+    model[0].requires_grad_(True)
+    train(RELU, model, optimizer, range(5, 7))
+    laws.must_fail(laws.same_bits, parameters(model)["0.weight"], before["0.weight"])
+
+
+@pytest.mark.parametrize("change", ["replaced", "added"])
+def test_what_is_not_the_model_that_it_was_made_for_is_refused(change: str) -> None:
+    model = RELU.build()
+    optimizer = LearnedOptimizer(trained(), model, RELU.symmetry)
+    train(RELU, model, optimizer, range(1))
+    for p in model.parameters():
+        p.data = p.data.clone()  # the same parameters
+    train(RELU, model, optimizer, range(1))
+    if change == "replaced":
+        model[2].weight = nn.Parameter(model[2].weight.detach().clone())
+        message = r"parameter '2.weight' is another object than when the optimizer was made: make a new optimizer"
+    else:
+        model.add_module("head", nn.Linear(4, 4).double())
+        message = r"'head.weight' is new since the symmetry was found"
+    before = parameters(model)
+    with pytest.raises(UserError, match=message):
+        train(RELU, model, optimizer, range(1))
+    laws.same_bits(parameters(model), before)
