@@ -64,7 +64,8 @@ class Ensemble:
     buffers. A copy that diverges harms no other.
 
     ``settings`` are functions from a list of parameters to an optimizer, such as ``partial(torch.optim.Adam,
-    lr=1e-3)``; :func:`meta_teleport.per_copy` marks those that do not work entry by entry. ``loss`` maps outputs
+    lr=1e-3)``; what is not known to work entry by entry is made for every copy (see :func:`meta_teleport.per_copy`).
+    ``loss`` maps outputs
     ``(copies, n, ...)`` and labels ``(copies, n, ...)`` to ``(copies,)``.
 
     Batches have one more leading dimension: inputs ``(1, n, ...)`` are seen by all copies, inputs ``(seeds, n, ...)``

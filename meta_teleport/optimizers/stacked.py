@@ -1,12 +1,26 @@
-"""One optimizer, and the copies of a network that it trains."""
+"""One setting of an optimizer, and the copies of a network that it trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import (
+    ASGD,
+    LBFGS,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.transport import moved_state, reset_state
@@ -16,10 +30,28 @@ from meta_teleport.symmetry.symmetry import Symmetry
 Factory = Callable[[list[nn.Parameter]], Optimizer]
 
 
+ENTRYWISE: tuple[type[Optimizer], ...] = (
+    SGD,
+    Adagrad,
+    RMSprop,
+    Adam,
+    AdamW,
+    NAdam,
+    RAdam,
+    Adamax,
+    Adadelta,
+    ASGD,
+    Rprop,
+)
+"""What works entry by entry, so that it does to stacked copies what it does to each of them."""
+
+
 def per_copy(factory: Factory) -> Factory:
-    """Marks the factory of an optimizer that works on whole matrices, such as Muon: in place of the stacked parameters
-    ``(copies, *shape)`` it is given those ``(*shape)`` of one copy after the other. SGD, Adagrad, RMSprop and the Adam
-    family work entry by entry, need no mark, and are faster without."""
+    """Marks the factory of an optimizer that is to be made for every copy, of its parameters ``(*shape)``, in place of
+    once for all, of the stacked ones ``(copies, *shape)``.
+
+    Optimizers that are not known to work entry by entry (``ENTRYWISE``, not their subclasses) are made so without a
+    mark; the others are faster together."""
 
     def build(parameters: list[nn.Parameter]) -> Optimizer:
         return factory(parameters)
@@ -30,60 +62,125 @@ def per_copy(factory: Factory) -> Factory:
 
 @dataclass(frozen=True)
 class StackedOptimizer:
-    """An optimizer and the copies ``rows`` that it trains.
+    """What trains the copies ``rows``: one optimizer of stacked tensors ``(copies, *shape)``, or one for every copy.
 
-    Its ``parameters`` share their memory with those of all copies: one dict of stacked tensors ``(copies, *shape)``, or
-    one dict per copy.
+    Each has a dict of its ``parameters``, which share their memory with those of all copies.
     """
 
     rows: slice
-    optimizer: Optimizer
+    optimizers: tuple[Optimizer, ...]
     parameters: tuple[dict[str, nn.Parameter], ...]
     stacked: bool
 
     @classmethod
     def of(cls, params: Params, rows: slice, factory: Factory) -> Self:
-        """The optimizer that ``factory`` makes of the ``rows`` of ``params``. Raises ``UserError`` for L-BFGS."""
-        stacked = not getattr(factory, "per_copy", False)
-        places: list[slice | int] = [rows] if stacked else list(range(rows.start, rows.stop))
+        """The optimizers that ``factory`` makes of the ``rows`` of ``params``. Raises ``UserError`` for L-BFGS."""
+        if not getattr(factory, "per_copy", False):
+            try:
+                together = cls._made(params, rows, factory, [rows])
+            except (TypeError, ValueError):  # some refuse tensors of more than two dimensions
+                together = None
+            if together is not None and type(together.optimizer) in ENTRYWISE:
+                return together
+        return cls._made(params, rows, factory, range(rows.start, rows.stop))
+
+    @classmethod
+    def _made(cls, params: Params, rows: slice, factory: Factory, places: Sequence[slice | int]) -> Self:
         parameters = tuple({name: nn.Parameter(p.detach()[at]) for name, p in params.items()} for at in places)
-        optimizer = factory([p for own in parameters for p in own.values()])
-        if isinstance(optimizer, LBFGS):
+        optimizers = tuple(factory(list(own.values())) for own in parameters)
+        if isinstance(optimizers[0], LBFGS):
             raise UserError("L-BFGS takes all its parameters for those of one network: train its runs one by one")
-        return cls(rows, optimizer, parameters, stacked)
+        return cls(rows, optimizers, parameters, stacked=places == [rows])
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The first one: all are of one class, with the same settings."""
+        return self.optimizers[0]
 
     def step(self, gradients: Mapping[str, Tensor | None]) -> None:
         """One step, with the gradients of all copies; None for parameters that the loss does not depend on."""
-        for number, parameters in enumerate(self.parameters):
+        for number, (optimizer, parameters) in enumerate(self._pairs()):
             for name, parameter in parameters.items():
                 gradient, at = gradients[name], self.rows if self.stacked else self.rows.start + number
                 # fused kernels take gradients to lie in memory as parameters do
                 parameter.grad = None if gradient is None else gradient[at].contiguous()
-        self.optimizer.step()
+            optimizer.step()
 
     def reset(self, symmetry: Symmetry) -> None:
         """Makes the state of what the symmetry moves what it was before the first step."""
-        for parameters in self.parameters:
-            reset_state(self.optimizer, {p: name for name, p in parameters.items()}, symmetry)
+        for optimizer, parameters in self._pairs():
+            reset_state(optimizer, {p: name for name, p in parameters.items()}, symmetry)
 
     @torch.no_grad()
     def transport(self, symmetry: Symmetry, elements: tuple[Tensor, ...]) -> None:
         """Moves the state along, by one element ``(copies, ...)`` per site. Raises ``UserError`` if it has no law."""
-        for number, parameters in enumerate(self.parameters):
+        for number, (optimizer, parameters) in enumerate(self._pairs()):
             own = elements if self.stacked else tuple(g[number] for g in elements)
             names: dict[Tensor, str] = {p: name for name, p in parameters.items()}
-            for tensor, value in moved_state(self.optimizer, names, symmetry, own):
+            for tensor, value in moved_state(optimizer, names, symmetry, own):
                 tensor.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's state, by the number of the parameter and the name of the entry."""
-        entries = self.optimizer.state_dict()["state"].items()
-        return {f"{i}.{key}": v for i, entry in entries for key, v in entry.items() if isinstance(v, Tensor)}
+        """The state of the optimizers: tensors by the number of the parameter and the name of the entry, the tensors of
+        a list by ``name.0`` and so on, numbers as tensors by ``name#``, those of a group by ``group.0.name#``."""
+        found: dict[str, Tensor] = {}
+        for first, optimizer in self._numbered():
+            content = optimizer.state_dict()
+            for i, entry in content["state"].items():
+                for key, value in entry.items():
+                    found |= _flat(f"{first + i}.{key}", value)
+            for group in content["param_groups"]:
+                for key, value in group.items():
+                    found |= _flat(f"group.{first + min(group['params'])}.{key}", value) if key != "params" else {}
+        return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Takes over what :meth:`state` gave."""
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            index, key = name.split(".", 1)
-            entries.setdefault(int(index), {})[key] = tensor.clone()
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        for first, optimizer in self._numbered():
+            content = optimizer.state_dict()
+            numbers = [i for group in content["param_groups"] for i in group["params"]]
+            entries = {i: _entries(f"{first + i}.", tensors) for i in numbers}
+            groups = [
+                {**group, **_entries(f"group.{first + min(group['params'])}.", tensors)}
+                for group in content["param_groups"]
+            ]
+            state = {i: entry for i, entry in entries.items() if entry}
+            optimizer.load_state_dict({**content, "state": state, "param_groups": groups})
+
+    def _pairs(self) -> list[tuple[Optimizer, dict[str, nn.Parameter]]]:
+        return list(zip(self.optimizers, self.parameters, strict=True))
+
+    def _numbered(self) -> Iterator[tuple[int, Optimizer]]:
+        """Every optimizer, and the number of its first parameter among those of all."""
+        first = 0
+        for optimizer in self.optimizers:
+            yield first, optimizer
+            first += sum(len(group["params"]) for group in optimizer.param_groups)
+
+
+def _flat(name: str, value: Any) -> dict[str, Tensor]:
+    """A tensor, a list of them (or of empty lists), or a number by names; nothing else is kept."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if isinstance(value, list):
+        parts = (torch.empty(0) if isinstance(v, list) else v for v in value)
+        return {f"{name}.{i}": v for i, v in enumerate(parts) if isinstance(v, Tensor)}
+    if isinstance(value, float):
+        return {f"{name}#": torch.tensor(value, dtype=torch.float64)}
+    return {f"{name}#": torch.tensor(value)} if isinstance(value, int) else {}
+
+
+def _entries(lead: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The inverse of :func:`_flat` for the names that begin with ``lead``."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(lead):
+            continue
+        key, _, number = name.removeprefix(lead).partition(".")
+        if number:
+            found.setdefault(key, []).append(tensor.clone())
+        elif key.endswith("#"):
+            found[key[:-1]] = tensor.item()
+        else:
+            found[key] = tensor.clone()
+    return found

@@ -25,10 +25,13 @@ uncorrelated; what correlates is left out. The fourth is the same for steps in p
 do not change under diagonal groups but for its eps). The fifth, too, is exact for diagonal groups; under GL it is the
 least bound that follows from the old one, too large where gradients cancel, until it has decayed (Adamax).
 
+Second moments in factors (Adafactor, Shampoo, SOAP): see the module ``preconditioners``. A weight that is averaged or
+looked ahead at (z of the schedule-free optimizers) is a weight.
+
 No law, and therefore left as they are: step counts; RMSprop's momentum buffer, which sums G / sqrt(v): that does not
 change under diagonal groups, and has no law under GL. Weight decay that is added to the gradient (SGD, Adam) puts
 multiples of the weights, which move otherwise, into the moments: transport is exact without it. Rprop (its step sizes
-belong to single coordinates), Adafactor and SparseAdam have no laws here.
+belong to single coordinates) and SparseAdam have no laws here.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,6 +42,7 @@ from torch import Tensor
 from torch.optim import ASGD, LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from meta_teleport.errors import UserError
+from meta_teleport.optimizers.preconditioners import moved_jointly
 from meta_teleport.params import Params, Writes, flatten, unflatten
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -92,13 +96,41 @@ LAWS: dict[type[Optimizer], dict[str, Law]] = {
 if hasattr(torch.optim, "Muon"):
     LAWS[torch.optim.Muon] = {"momentum_buffer": as_gradients}
 
+_MUON: dict[str, Law] = {"momentum_buffer": as_gradients, "exp_avg": as_gradients, "exp_avg_sq": as_squares}
+_SCHEDULE_FREE: dict[str, Law] = {"z": as_weights, "exp_avg_sq": as_squares}
+_ADAFACTOR: dict[str, Law] = {
+    "exp_avg": as_gradients,
+    "exp_avg_sq": as_squares,
+    "exp_avg_sq_hat": as_squares,
+    "variance": as_squares,
+}
+
+NAMED: dict[str, dict[str, Law]] = {
+    "Lion": {"exp_avg": as_gradients},
+    **dict.fromkeys(("Adafactor", "AdaFactor"), _ADAFACTOR),
+    **dict.fromkeys(("Muon", "SingleDeviceMuon", "MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam"), _MUON),
+    **dict.fromkeys(("SGDScheduleFree", "SGDScheduleFreeClosure", "ScheduleFreeSGD"), _SCHEDULE_FREE),
+    **dict.fromkeys(("AdamWScheduleFree", "AdamWScheduleFreeClosure", "ScheduleFreeAdamW"), _SCHEDULE_FREE),
+    **dict.fromkeys(("RAdamScheduleFree", "RAdamScheduleFreeClosure", "ScheduleFreeRAdam"), _SCHEDULE_FREE),
+    "SOAP": {"exp_avg": as_gradients},
+    "Shampoo": {},
+}
+"""The same for optimizers of other libraries, by the name of their class (schedulefree, pytorch_optimizer,
+transformers, Muon in one file). Where a state has an entry that is neither here nor in the module ``preconditioners``,
+the teleport is refused."""
+
 
 def laws_of(optimizer: Optimizer) -> dict[str, Law]:
     """The laws of the optimizer's state. Raises ``UserError`` for a class that has none."""
     for kind, laws in LAWS.items():
         if isinstance(optimizer, kind):
             return laws
-    name, known = type(optimizer).__name__, ", ".join(kind.__name__ for kind in LAWS)
+    found = _name(optimizer)
+    if found == "Shampoo" and any(group.get("momentum", 0) for group in optimizer.param_groups):
+        raise UserError("Shampoo with momentum keeps preconditioned gradients, which have no law: use momentum=0")
+    if found:
+        return NAMED[found]
+    name, known = type(optimizer).__name__, ", ".join(dict.fromkeys([*(kind.__name__ for kind in LAWS), *NAMED]))
     raise UserError(f"how the state of {name} moves is not known: use state='reset' or 'keep', or one of {known}")
 
 
@@ -141,7 +173,13 @@ def moved_state(
     for key, law in laws.items():
         entries = {names[p]: s[key] for p, s in optimizer.state.items() if p in names and s.get(key) is not None}
         writes += _moved(law, symmetry, entries, elements)
-    return writes
+    if _name(optimizer) is None:
+        return writes
+
+    def squares(name: str, vector: Tensor) -> Tensor:
+        return _moved(as_squares, symmetry, {name: vector}, elements)[0][1]
+
+    return writes + moved_jointly(optimizer, laws, names, symmetry, elements, squares)
 
 
 def reset_state(optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Symmetry | None = None) -> None:
@@ -161,6 +199,13 @@ def reset_state(optimizer: Optimizer, names: Mapping[Tensor, str], symmetry: Sym
                 optimizer.state[p]["sum"].fill_(optimizer.defaults["initial_accumulator_value"])
             else:
                 del optimizer.state[p]
+
+
+def _name(optimizer: Optimizer) -> str | None:
+    """Under what name the optimizer has laws, if it is not torch's."""
+    if isinstance(optimizer, tuple(LAWS)):
+        return None
+    return next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in NAMED), None)
 
 
 def _moved(law: Law, symmetry: Symmetry, tensors: dict[str, Tensor], elements: tuple[Tensor, ...]) -> Writes:

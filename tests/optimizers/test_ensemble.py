@@ -6,14 +6,15 @@ from typing import Any
 
 import laws
 import pytest
+import pytorch_optimizer
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adafactor, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from meta_teleport.errors import UserError
 from meta_teleport.models import MLP
 from meta_teleport.optimizers.ensemble import Ensemble, Moved, Search
-from meta_teleport.optimizers.stacked import Factory, per_copy
+from meta_teleport.optimizers.stacked import ENTRYWISE, Factory, per_copy
 from meta_teleport.optimizers.teleported import TeleportedOptimizer
 from meta_teleport.params import Params
 from meta_teleport.symmetry.groups import PositiveScaling
@@ -144,6 +145,82 @@ def test_muon_trains_every_copy_for_itself() -> None:
     for number, (model, _) in enumerate(runs):
         same_as_separate(copies, number, model)
     laws.must_fail(same_as_separate, copies, 0, runs[1][0])
+
+
+WHOLE: dict[str, Factory] = {
+    "adafactor": partial(Adafactor, lr=0.02),
+    "lamb": partial(pytorch_optimizer.Lamb, lr=0.02),
+    "soap": partial(pytorch_optimizer.SOAP, lr=0.02, precondition_frequency=2),
+    "shampoo": partial(pytorch_optimizer.Shampoo, lr=0.02, matrix_eps=0.1),
+}
+"""Optimizers that read more than one entry at a time: whole tensors, or all of them."""
+
+
+def square() -> nn.Module:
+    """Gradients of full rank: within a null space, SOAP's first basis is what rounding makes of it."""
+    return MLP((6, 6, 6), "leaky_relu").double()
+
+
+def mean_square(outputs: Tensor, labels: Tensor | None = None) -> Tensor:
+    return outputs.square().mean((-2, -1))
+
+
+def trained_as_squares(copies: Ensemble, runs: list[tuple[nn.Module, Optimizer]], steps: range) -> None:
+    for step in steps:
+        x, y = batch(step)
+        copies.step(x, y)
+        for model, optimizer in runs:
+            optimizer.zero_grad()
+            mean_square(model(x[0])).backward()
+            optimizer.step()
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_does_not_work_by_entries_trains_every_copy_for_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = Ensemble(square, SEEDS, [WHOLE[name]], mean_square)
+    runs = [separate(square, seed, WHOLE[name]) for seed in SEEDS]
+    trained_as_squares(copies, runs, range(6))
+    for number, (model, _) in enumerate(runs):
+        same_as_separate(copies, number, model, 1e-9)
+    there = Ensemble(square, SEEDS, [WHOLE[name]], mean_square)
+    there.restore(copies.state())
+    for step in range(6, 11):
+        laws.same_bits(copies.step(*batch(step)), there.step(*batch(step)))
+    laws.same_bits(copies.state(), there.state())
+    monkeypatch.setattr("meta_teleport.optimizers.stacked.ENTRYWISE", (*ENTRYWISE, type(runs[0][1])))
+    together = Ensemble(square, SEEDS, [WHOLE[name]], mean_square)
+    trained_as_squares(together, [], range(6))
+    laws.must_fail(same_as_separate, together, 0, runs[0][0], 1e-6)
+
+
+def test_muon_needs_no_mark() -> None:
+    """It refuses the stacked matrices when it is made."""
+    make = lambda p: torch.optim.Muon(p, 0.02)  # noqa: E731
+    copies = Ensemble(square, SEEDS, [make], mean_square)
+    runs = [separate(square, seed, make) for seed in SEEDS]
+    trained_as_squares(copies, runs, range(4))
+    for number, (model, _) in enumerate(runs):
+        same_as_separate(copies, number, model, 1e-9)
+
+
+def test_soap_is_transported_in_every_copy() -> None:
+    symmetry = mlp_symmetry(MLP((6, 6, 6)), "scaling")
+    copies = Ensemble(square, SEEDS, [WHOLE["soap"]], mean_square)
+    runs = [separate(square, seed, WHOLE["soap"]) for seed in SEEDS]
+    trained_as_squares(copies, runs, range(4))
+
+    def search(symmetry: Symmetry, params: Params, loss: Any, inputs: Tensor) -> Moved:
+        found = ascend(symmetry, params, None, loss, steps=4, size=0.3)
+        return Moved(found.params, found.length, found.elements)
+
+    x, y = batch(50)
+    assert bool(copies.teleport(0, symmetry, search, x[0], y[0]).kept.all())
+    for model, optimizer in runs:
+        options: dict[str, Any] = {"loss": lambda m, x: mean_square(m(x)), "batches": lambda: x[0]}
+        assert TeleportedOptimizer(optimizer, model, symmetry, steps=4, size=0.3, **options).teleport().accepted
+    trained_as_squares(copies, runs, range(60, 62))
+    for number, (model, _) in enumerate(runs):
+        same_as_separate(copies, number, model, 1e-8)
 
 
 def test_evaluation_leaves_everything_alone_and_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

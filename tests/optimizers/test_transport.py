@@ -4,10 +4,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
 import laws
 import network_cases
 import pytest
+import pytorch_optimizer
+import schedulefree
 import torch
 from network_cases import HEADS, LINEAR, NETWORKS, RELU, Network, parameters, write
 from torch import Tensor, nn
@@ -69,7 +72,54 @@ if hasattr(torch.optim, "Muon"):
     BASES["muon"] = lambda p, lr: torch.optim.Muon([q for q in p if q.ndim == 2], lr)
 
 
+class OneFileMuon(Optimizer):
+    """Muon as its author publishes it, in one file: what it keeps, and its steps but for the orthogonalization."""
+
+    def __init__(self, params: list[nn.Parameter], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            buffer.lerp_(p.grad, 0.05)
+            p.add_(p.grad.lerp(buffer, 0.95), alpha=-self.param_groups[0]["lr"])
+
+
+OneFileMuon.__name__ = "SingleDeviceMuon"
+
+
+def in_training(optimizer: Any) -> Optimizer:
+    optimizer.train()
+    return optimizer
+
+
+FOREIGN: dict[str, Make] = {
+    "lion": lambda p, lr: pytorch_optimizer.Lion(p, lr or 1e-30),
+    "schedule_free_adamw": lambda p, lr: in_training(schedulefree.AdamWScheduleFree(p, lr)),
+    "schedule_free_sgd": lambda p, lr: in_training(schedulefree.SGDScheduleFree(p, lr)),
+    "schedule_free_radam": lambda p, lr: in_training(schedulefree.RAdamScheduleFree(p, lr)),
+    "another_schedule_free_adamw": lambda p, lr: in_training(pytorch_optimizer.ScheduleFreeAdamW(p, lr or 1e-30)),
+    "one_file_muon": lambda p, lr: OneFileMuon(p, lr),
+    "another_muon": lambda p, lr: pytorch_optimizer.Muon(
+        [
+            {"params": [q for q in p if q.ndim == 2], "use_muon": True},
+            {"params": [q for q in p if q.ndim < 2], "use_muon": False},
+        ],
+        lr=lr or 1e-30,
+        adamw_lr=lr or 1e-30,
+    ),
+}
+"""Optimizers of other libraries."""
+
 KEYS = {
+    "lion": {"exp_avg"},
+    "schedule_free_adamw": {"z", "exp_avg_sq"},
+    "schedule_free_radam": {"z", "exp_avg_sq"},
+    "another_schedule_free_adamw": {"z", "exp_avg_sq"},
+    "schedule_free_sgd": {"z"},
+    "one_file_muon": {"momentum_buffer"},
+    "another_muon": {"momentum_buffer", "exp_avg", "exp_avg_sq"},
     "momentum": {"momentum_buffer"},
     "nesterov": {"momentum_buffer"},
     "muon": {"momentum_buffer"},
@@ -132,15 +182,16 @@ def test_gradients_move_by_the_dual_element(network: Network, generator: torch.G
     laws.must_fail(laws.memory_moves, here, there, lambda v: move(as_weights, network.symmetry, v, elements))
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [*BASES, *FOREIGN])
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_state_after_a_teleport_is_what_would_have_been_gathered_there(
     network: Network, base: str, generator: torch.Generator
 ) -> None:
     """Means of weights and gradients for every group, squares of gradients and bounds on them for diagonal ones."""
     start, elements = parameters(network.build()), network.elements(generator)
-    model, optimizer = trained(network, BASES[base], start)
-    other, reference = trained(network, BASES[base], network.symmetry.act(start, elements))
+    make = {**BASES, **FOREIGN}[base]
+    model, optimizer = trained(network, make, start)
+    other, reference = trained(network, make, network.symmetry.act(start, elements))
     laws_here = laws_of(optimizer)
     kept = {key: found for key in laws_here if (found := entries(model, optimizer, key))}
     assert set(kept) == KEYS.get(base, {"exp_avg", "exp_avg_sq"})
