@@ -11,6 +11,8 @@ from meta_teleport.detection.arithmetic import add, multiply
 from meta_teleport.detection.units import FIXED, ZERO, Kind, squeeze_repeats, varies
 from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
 
+MATRICES = ("matmul", "bmm", "mm")
+
 
 @handles("linear")
 def linear(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
@@ -59,6 +61,9 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
     if x.parameter or y.parameter or min(len(x.shape), len(y.shape)) < 2:
         return _two_varying(step, x, y)
     if x.moves and y.moves:
+        a, b = labels_or_fixed(x), labels_or_fixed(y).mT
+        if all(varies(labels)[-2:] == [True, False] for labels in (a, b)) and _is_looked_up(step.node):
+            return Value(step.shape, pair=(a.select(-1, 0), b.select(-1, 0)))
         return contract(step, x, y)
     if y.moves:
         return weigh(step, y)
@@ -188,7 +193,7 @@ def multiply_or_dot(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
 
 def _summed(step: Step) -> int | None:
     """The axis over which everything that reads the result sums it; None if there is no such axis."""
-    axes = set()
+    axes: set[int | None] = set()
     for user in step.node.users:
         given: Any = user.args[1] if _name(user) in ("sum", "mean") and len(user.args) > 1 else None
         axes.add(given[0] % len(step.shape) if isinstance(given, (list, tuple)) and len(given) == 1 else None)
@@ -245,8 +250,6 @@ def contract(step: Step, x: Value, y: Value) -> Value:
         step.forbid(x, y, reason="are multiplied with what does not move in")
         return step.fixed()
     a, b = labels_or_fixed(x), labels_or_fixed(y).mT
-    if all(varies(labels)[-2:] == [True, False] for labels in (a, b)) and _are_looked_up(step):
-        return Value(step.shape, pair=(a.select(-1, 0), b.select(-1, 0)))
     if varies(a)[-2] or varies(b)[-2]:
         step.forbid(x, y, reason="are multiplied place by place in")
         return step.fixed()
@@ -264,12 +267,10 @@ def look_up(step: Step, queries: Value, keys: Tensor, values: Tensor) -> Value:
     return weigh(step, Value(torch.Size((*values.shape[:-1], 1, values.shape[-1])), values.unsqueeze(-2)))
 
 
-def _are_looked_up(step: Step) -> bool:
-    """Whether all that reads the result multiplies it from the left."""
-    return all(
-        _name(user) in ("matmul", "bmm", "mm") and user.args[1] is step.node and user.args[0] is not step.node
-        for user in step.node.users
-    )
+def _is_looked_up(node: Node) -> bool:
+    """Whether a product of matrices is read, and all that reads it multiplies it from the left."""
+    readers = [user.args if _name(user) in MATRICES else () for user in node.users]
+    return _name(node) in MATRICES and bool(readers) and all(r[1:] == (node,) and r[0] is not node for r in readers)
 
 
 def weigh(step: Step, y: Value, transposed: bool = False) -> Value:

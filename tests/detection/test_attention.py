@@ -318,6 +318,8 @@ BROKEN = [
         for name, attend, sites in (
             ("passes_relu", lambda q, k, v: q @ (k.mT @ v).relu(), ()),
             ("read_twice", lambda q, k, v: (lambda t: q @ t + t.sum(-2, keepdim=True))(k.mT @ v), ()),
+            ("by_einsum", lambda q, k, v: q @ torch.einsum("bhnd,bhne->bhde", k, v), ()),
+            ("of_channels", lambda q, k, v: v @ F.scaled_dot_product_attention(q.mT, k.mT, v.mT) @ v, ()),
             ("of_itself", lambda q, k, v: (lambda t: v @ (t @ t))(k.mT @ v), ()),
         )
     ),
