@@ -1,4 +1,7 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what was probably meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class UserError(ValueError):
@@ -6,3 +9,10 @@ class UserError(ValueError):
 
     The command line prints it and ends with exit code 2; Python users catch it as a ``ValueError``.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the one of the known names that is most like ``name``; empty if none is."""
+    by_lower = {other.lower(): other for other in known}
+    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+    return f" (did you mean '{by_lower[found[0]]}'?)" if found else ""

@@ -25,9 +25,10 @@ from meta_teleport.cli.parser import (
     symmetries_parser,
     train_parser,
 )
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 from meta_teleport.learned.serialization import NAMED, load
 from meta_teleport.registry import PACKAGE, call_factory, import_module, import_path, resolve
+from meta_teleport.runs.checkpoint import names_beside
 from meta_teleport.runs.run import Run
 from meta_teleport.specs import check, shorten
 from meta_teleport.tasks.mixture import Mixture
@@ -162,7 +163,8 @@ def _read_config(name: str, modules: Sequence[str]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"config file {name} cannot be read ({error.strerror}): check the path") from None
+        near = nearest(Path(name).name, names_beside(Path(name)))
+        raise UserError(f"config file {name}{near} cannot be read ({error.strerror}): check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config file {name} is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or "config" in content:

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import torch
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.registry import construct, resolve
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
-from meta_teleport.runs.checkpoint import load_tensors, make_folder, save_tensors
+from meta_teleport.runs.checkpoint import load_tensors, make_folder, names_beside, save_tensors
 from meta_teleport.runs.run import FORMAT, Run, check_format
 from meta_teleport.specs import shorten
 
@@ -128,9 +128,9 @@ def shapes_from_json(content: dict[str, Any] | None) -> Shapes | None:
 
 def _file(path: Path) -> Path:
     if not path.exists() and len(path.parts) == 1:
-        names = ", ".join(NAMED)
+        names, near = ", ".join(NAMED), nearest(path.name, [*NAMED, *names_beside(path)])
         raise UserError(
-            f"there is no rule '{path}': give a run folder, a saved rule, or one of this package's: {names}"
+            f"there is no rule '{path}'{near}: give a run folder, a saved rule, or one of this package's: {names}"
         )
     if not path.is_dir():
         return path

@@ -15,7 +15,7 @@ from meta_teleport.optimizers.delegate import Delegate
 from meta_teleport.optimizers.history import History, TeleportRecord, describe
 from meta_teleport.optimizers.memory import Memory, writes_fault
 from meta_teleport.optimizers.old_states import teleportation_of
-from meta_teleport.optimizers.requirements import names_of, require_base, require_loss
+from meta_teleport.optimizers.requirements import names_of, next_batch, require_base, require_loss
 from meta_teleport.optimizers.rule_view import RuleView
 from meta_teleport.optimizers.schedules import Schedule, as_schedule
 from meta_teleport.symmetry.requirements import require_movable
@@ -154,7 +154,7 @@ class TeleportedOptimizer(Delegate):
         """Teleports now, due or not, and records it."""
         started = perf_counter()
         self._memory.names()
-        batch = None if self._batches is None else self._batches()
+        batch = None if self._batches is None else next_batch(self._batches)
         self._view.show(self._progress)
         with torch.enable_grad():
             found = self._search(batch=batch)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 
 HEADER_BYTES = 8
 
@@ -37,7 +37,7 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[s
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}: check the path") from None
+        raise UserError(f"there is no file {path}{nearest(path.name, names_beside(path))}: check the path") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
     header = _header(path, content)
@@ -50,6 +50,11 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[s
     except (KeyError, TypeError, ValueError):
         raise _foreign(path) from None
     return {name: tensor.to(device) for name, tensor in tensors.items()}, meta
+
+
+def names_beside(path: Path) -> list[str]:
+    """The names of what lies in the folder where ``path`` should be."""
+    return [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def make_folder(folder: Path) -> None:
