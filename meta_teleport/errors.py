@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+FILES = (".yaml", ".yml", ".json", ".safetensors")
+
 
 class UserError(ValueError):
     """What was asked cannot be done: the message is one line that names the cause and the remedy.
@@ -13,6 +15,7 @@ class UserError(ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the one of the known names that is most like ``name``; empty if none is."""
-    by_lower = {other.lower(): other for other in known}
-    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+    kind = next((ending for ending in FILES if name.endswith(ending)), "")  # what all names share says nothing
+    by_lower = {other.lower().removesuffix(kind): other for other in known}
+    found = get_close_matches(name.lower().removesuffix(kind), by_lower, n=1, cutoff=0.7)
     return f" (did you mean '{by_lower[found[0]]}'?)" if found else ""

@@ -444,7 +444,7 @@ def test_a_class_name_that_two_modules_define(workplace, capsys):
         (["--task=Regresion"], "there is no TaskFamily 'Regresion' (did you mean 'Regression'?): choose one of "),
         (["--rule=equivarient"], "there is no Rule 'equivarient' (did you mean 'Equivariant'?): choose one of "),
         (["--traning.tasks=5"], "--traning.tasks=5 (did you mean '--training.tasks'?)"),
-        (["--config=tpye.yaml"], "config file tpye.yaml (did you mean 'type.yaml'?) cannot be read"),
+        (["--config=neste.yaml"], "config file neste.yaml (did you mean 'nested.yaml'?) cannot be read"),
         (["--device=mps"], "there is no MPS device that torch can use: choose --device cpu"),
         (["--task.width=abc"], "'width': expected int. Got value: abc"),
         (["--task.width=0"], "width 0 and depth 2 do not make a network"),
@@ -673,7 +673,7 @@ def test_symmetries_refuses_what_it_cannot_use(workplace, capsys):
     (workplace / "own_models.py").write_text(FACTORIES)
     assert "write package.module:name" in error(capsys, "symmetries", "own_models")
     assert "cannot be imported" in error(capsys, "symmetries", "own_nothing:mlp")
-    assert "no callable 'mpl' (did you mean 'mlp'?)" in error(capsys, "symmetries", "own_models:mpl")
+    assert "no callable 'numbr' (did you mean 'number'?)" in error(capsys, "symmetries", "own_models:numbr")
     assert "failed (ValueError: no such file)" in error(capsys, "symmetries", "own_models:broken")
     assert "returned a int" in error(capsys, "symmetries", "own_models:number")
     assert "pass --shape" in error(capsys, "symmetries", "own_models:bare")
