@@ -26,9 +26,10 @@ RUN = "run folder; or pretrained or classification, rules of this package (a fol
 
 
 def shape(text: str | list[int]) -> list[int]:
-    """Sizes from ``2,3,64,64``, with or without brackets and blanks. Raises ``ValueError`` for anything else."""
+    """Sizes from ``2,3,64,64``, with or without brackets and blanks. Raises ``ArgumentTypeError`` for
+    anything else."""
     if not re.fullmatch(r"-?\d+(,-?\d+)*", sizes := re.sub(r"[\s\[\]()]", "", str(text)).replace("x", ",").rstrip(",")):
-        raise ValueError(f"'{text}' is no shape: write sizes with commas, as in 2,3,224,224")
+        raise argparse.ArgumentTypeError(f"'{text}' is no shape: write sizes with commas, as in 2,3,224,224")
     return [int(size) for size in sizes.split(",")]
 
 
