@@ -1,7 +1,11 @@
-"""The one exception that a user is meant to read, and in whose program any other one was raised."""
+"""The one exception that a user is meant to read, what was probably meant, and whose program another one came from."""
 
 import os
 import traceback
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+FILES = (".yaml", ".yml", ".json", ".safetensors")
 
 
 class UserError(ValueError):
@@ -15,3 +19,11 @@ def is_of_user(error: BaseException) -> bool:
     """Whether an error was raised in somebody's program, neither in torch nor in this package."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return f"{os.sep}torch{os.sep}" not in last.filename and not last.filename.startswith(os.path.dirname(__file__))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the one of the known names that is most like ``name``; empty if none is."""
+    kind = next((ending for ending in FILES if name.endswith(ending)), "")  # what all names share says nothing
+    by_lower = {other.lower().removesuffix(kind): other for other in known}
+    found = get_close_matches(name.lower().removesuffix(kind), by_lower, n=1, cutoff=0.7)
+    return f" (did you mean '{by_lower[found[0]]}'?)" if found else ""

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import Any
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 
 PACKAGE = "meta_teleport"
 ROOMS = ("rules", "learned", "equivariant", "tasks")
@@ -58,9 +58,10 @@ def resolve(name: str, base: type, trusted: bool = False) -> type:
             raise NotImportedError(name, module_name)
         cls = getattr(sys.modules[module_name], class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, base) and not inspect.isabstract(cls)):
+        near, offered = nearest(class_name, known(base)), ", ".join(_offered(base))
         raise UserError(
-            f"there is no {base.__name__} '{name}': choose one of {', '.join(_offered(base))}, or give the path of a "
-            "class of your own as package.module.Class"
+            f"there is no {base.__name__} '{name}'{near}: choose one of {offered}, or give the path of a class of your "
+            "own as package.module.Class"
         )
     return cls
 
@@ -140,7 +141,8 @@ def call_factory(path: str) -> Any:
     import_module(module)
     factory = getattr(sys.modules[module], name, None)
     if not callable(factory):
-        raise UserError(f"module '{module}' has no callable '{name}': check the name after the colon")
+        near = nearest(name, [other for other, value in vars(sys.modules[module]).items() if callable(value)])
+        raise UserError(f"module '{module}' has no callable '{name}'{near}: check the name after the colon")
     try:
         return factory()
     except Exception as error:

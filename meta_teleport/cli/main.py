@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from meta_teleport.rules.rule import Shapes
@@ -65,7 +65,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     if argv[0] not in commands:
-        raise UserError(f"unknown command '{argv[0]}': choose one of {', '.join(commands)}")
+        raise UserError(f"unknown command '{argv[0]}'{nearest(argv[0], commands)}: choose one of {', '.join(commands)}")
     return commands[argv[0]](argv[1:])
 
 

@@ -1,6 +1,7 @@
 """The flags of the commands, as jsonargparse parsers: names, types, defaults, help."""
 
 import argparse
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.registry import resolve
 from meta_teleport.rules.rule import Rule
@@ -19,23 +20,41 @@ from meta_teleport.tasks.family import TaskFamily
 PROGRAM = "meta-teleport"
 BASES: dict[str, type] = {"task": TaskFamily, "rule": Rule}
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)], docstring="A seed, from 0 to 2^63 - 1")
-Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "float64"]
 LONGEST = 400
 RUN = "run folder; or factors or classification, rules of this package (a folder of that name: ./factors)"
 
 
+def shape(text: str | list[int]) -> list[int]:
+    """Sizes from ``2,3,64,64``, with or without brackets and blanks. Raises ``ArgumentTypeError`` for
+    anything else."""
+    if not re.fullmatch(r"-?\d+(,-?\d+)*", sizes := re.sub(r"[\s\[\]()]", "", str(text)).replace("x", ",").rstrip(",")):
+        raise argparse.ArgumentTypeError(f"'{text}' is no shape: write sizes with commas, as in 2,3,224,224")
+    return [int(size) for size in sizes.split(",")]
+
+
 class Parser(ArgumentParser):
-    """A jsonargparse parser whose help lists the flags of the chosen classes too."""
+    """A jsonargparse parser whose help lists the flags of the chosen classes too, and examples."""
 
     chosen: Mapping[str, type] = MappingProxyType({})
+    examples: Sequence[str] = ()
 
     def parse(self, argv: Sequence[str]) -> Namespace:
         """The parsed flags. Raises ``UserError`` with jsonargparse's message on one line."""
         try:
             return self.parse_args(list(argv))
         except (ArgumentError, argparse.ArgumentError) as error:
-            raise UserError(f"{_one_line(str(error))} (see: {self.prog} --help)") from None
+            raise UserError(f"{_one_line(str(error))}{self._meant(str(error))} (see: {self.prog} --help)") from None
+
+    def _meant(self, message: str) -> str:
+        """The flag or the argument of a class that is most like the one which is not accepted."""
+        inner = {f"--{key}.{name}" for key, cls in self.chosen.items() for name in inspect.signature(cls).parameters}
+        flags = {flag for flag in self._option_string_actions if flag.startswith("--")} | inner
+        if found := re.search(r"[Uu]nrecognized arguments: (--[\w.]+)", message):
+            return nearest(found[1], flags)
+        if found := re.search(r"'(\w+)' is not accepted", message):
+            return nearest(found[1], {flag.rpartition(".")[2] for flag in flags if "." in flag})
+        return ""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """The help, and the flags of the chosen classes."""
@@ -46,7 +65,9 @@ class Parser(ArgumentParser):
             lines = inner.format_help().strip().splitlines()
             shown = [line for line in lines if not line.startswith(f"  --{key} CONFIG")]
             parts.append("\n".join([f"flags of --{key} {cls.__name__}:", "", *shown, ""]))
-        return "\n".join(parts)
+        if self.examples:
+            parts.append("\n".join(["examples:", *(f"  {PROGRAM} {example}" for example in self.examples), ""]))
+        return plain("\n".join(parts))
 
 
 def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Parser:
@@ -77,6 +98,12 @@ def train_parser(specs: dict[str, dict[str, Any]], stored: dict[str, Any]) -> Pa
         parser.set_defaults({"training.horizon": None})  # see parse_with_one_horizon
     parser.set_defaults({f"training.{key}": value for key, value in stored.get("training", {}).items()})
     parser.chosen = {key: resolve(spec["class_path"], BASES[key]) for key, spec in specs.items()}
+    parser.examples = (
+        "train --out runs/small --task.width 8 --training.meta_steps 200",
+        "train --out runs/any --rule Equivariant --rule.update adam --task Factorization",
+        "train --out runs/small --resume --training.meta_steps 400",
+        "train --rule Equivariant --task Functions --help    (the flags of these two)",
+    )
     return parser
 
 
@@ -87,6 +114,11 @@ def evaluate_parser() -> Parser:
         "Compare a trained rule with controls and tuned baselines on held-out tasks. Further flags "
         "--task NAME and --task.NAME VALUE, those of train, choose another member of the family; a "
         "rule that was trained on several is evaluated on the first if none is named.",
+    )
+    parser.examples = (
+        "evaluate runs/small",
+        "evaluate runs/small --tasks 64 --steps 300 --seed 1 --json",
+        "evaluate pretrained --task Regression --task.width 20",
     )
     parser.add_argument("run", type=str, help=RUN)
     parser.add_argument(
@@ -108,12 +140,14 @@ def family_parser(spec: dict[str, Any]) -> Parser:
     """The flags ``--task...`` alone, with the class and presets of ``spec``."""
     parser = _parser("evaluate")
     parser.add_subclass_arguments(TaskFamily, "task", default=spec)
+    parser.chosen = {"task": resolve(spec["class_path"], TaskFamily)}
     return parser
 
 
 def info_parser() -> Parser:
     """What ``info`` accepts."""
     parser = _parser("info", "What a run is and where it stands.")
+    parser.examples = ("info runs/small", "info pretrained --json")
     parser.add_argument("run", type=str, help=RUN)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
@@ -125,10 +159,11 @@ def symmetries_parser() -> Parser:
         "symmetries",
         "Find the symmetries of a model: where which group acts, on which parameters, what is refused and why.",
     )
+    parser.examples = ("symmetries torchvision.models:resnet18 --shape 2,3,64,64 --eval", "symmetries own:model --json")
     parser.add_argument(
         "factory", type=str, help="package.module:name of a callable that returns a model, or (model, example_inputs)"
     )
-    parser.add_argument("--shape", type=list[int] | None, help="shape of a random example input, as [2,3,224,224]")
+    parser.add_argument("--shape", type=shape, help="shape of a random example input: 2,3,224,224")
     parser.add_argument("--eval", action="store_true", help="put the model into evaluation mode first")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser
@@ -139,8 +174,16 @@ def _parser(command: str, description: str = "") -> Parser:
 
 
 def _add_common(parser: ArgumentParser) -> None:
-    parser.add_argument("--device", type=Device, default="auto", help="where to compute; auto: CUDA where there is one")
+    where = "where to compute: auto (CUDA where there is one), cpu, cuda, cuda:1 (by its number) or mps"
+    parser.add_argument("--device", type=str, default="auto", help=where)
     parser.add_argument("--import", nargs="*", type=str, default=[], help="modules of your own to import first")
+
+
+def plain(text: str) -> str:
+    """The text without the marks of docstrings: no pointer to another one, names without roles and quotes."""
+    text = re.sub(r"[,;]?\s+see\s+:\w+:`[^`]*`", "", text)
+    text = re.sub(r":\w+:`~?([^`]*)`", lambda found: "".join(found[1].split()).rpartition(".")[2], text)
+    return re.sub(r"<class\s+'(\w+)'>", r"\1", text.replace("`", ""))
 
 
 def _one_line(message: str) -> str:

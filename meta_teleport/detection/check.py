@@ -15,7 +15,7 @@ from meta_teleport.detection.settings import Setting, fresh, grown, run
 from meta_teleport.detection.trace import Examples, Outputs, given, shortened
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.symmetry.requirements import require_movable
+from meta_teleport.symmetry.requirements import described, require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 
@@ -41,6 +41,8 @@ def verify(
     Raises ``UserError`` if the model cannot move, the inputs do not run, or the outputs are not numbers.
     """
     require_movable(model)
+    if not isinstance(symmetry, Symmetry):
+        raise UserError(f"the symmetry is {described(symmetry)}: give what find_symmetries(model, inputs) returns")
     symmetry.require_fit(model)
     generator = generator or torch.Generator().manual_seed(0)
     examples = [given(model, example) for example in (example_inputs, *also)]

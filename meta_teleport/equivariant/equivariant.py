@@ -60,9 +60,11 @@ class Equivariant(LearnedRule):
     """A learned teleport beside an update, learned or not; fits every network.
 
     Args:
-        update: One of :mod:`updates`.
-        bases: What T is made of, names as in the module's docstring; all but balance, axes and steepest if not given,
-            none for no teleport.
+        update: polyak, adam, muon or curvature (learned step lengths along that direction), coordinatewise (a learned
+            update of every entry), gd, plain_adam or decaying_adam (nothing learned).
+        bases: What T is made of, some of activations, incoming, outgoing, incoming_gradient, outgoing_gradient,
+            symmetric, skew, identity, balance, axes and steepest, as in [activations,skew]; all but the last three if
+            not given, [] for no teleport.
         hidden_size: Units of the LSTMs.
         horizon: Steps it is trained for.
         size: Bound on |T|, in units of the square root of its number of rows.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from meta_teleport.errors import UserError, nearest
 from meta_teleport.params import Params, per_task
 from meta_teleport.rules.classical import Adam, GradientDescent, Momentum
 from meta_teleport.rules.lbfgs import LBFGS
@@ -91,7 +92,13 @@ def baseline(name: str, settings: Mapping[str, Any], generator: torch.Generator)
     ``settings`` are numbers, or tensors ``(tasks,)`` where a grid of them runs as one batch: those of its entry in
     ``BASELINES``; ``at`` (the steps that a teleport precedes) and ``size`` (first step size of the
     ascent) or ``sizes`` (norm of the random element at each step in ``at``). ``generator`` draws random elements.
+
+    Raises ``UserError`` for a name that is none of these.
     """
+    teleported = [key for key, entry in BASELINES.items() if entry.teleports]
+    names = [*BASELINES, *(f"{key}+{how}" for how in ("ascent", "random") for key in teleported)]
+    if name not in names:
+        raise UserError(f"there is no baseline '{name}'{nearest(name, names)}: choose one of {', '.join(names)}")
     optimizer, _, how = name.partition("+")
     entry = BASELINES[optimizer]
     rule = entry.make(**{setting: settings[setting] for setting in entry.grids})

@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import torch
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.registry import construct, is_ours, resolve
 from meta_teleport.rules.experience import Experience
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
 from meta_teleport.runs.checkpoint import load_tensors, make_folder, read_header, save_tensors
+from meta_teleport.runs.files import names_beside
 from meta_teleport.runs.run import FORMAT, Run, check_format
 from meta_teleport.specs import shorten, spec_of
 
@@ -172,9 +173,9 @@ def _place(path: str | Path) -> Path:
 
 def _file(path: Path) -> Path:
     if not path.exists() and len(path.parts) == 1:
-        names = ", ".join(NAMED)
+        names, near = ", ".join(NAMED), nearest(path.name, [*NAMED, *names_beside(path)])
         raise UserError(
-            f"there is no rule '{path}': give a run folder, a saved rule, or one of this package's: {names}"
+            f"there is no rule '{path}'{near}: give a run folder, a saved rule, or one of this package's: {names}"
         )
     if not path.is_dir():
         return path

@@ -1,6 +1,6 @@
 """What must hold before an optimizer may have teleports between its steps, or it is refused."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.delegate import Delegate
 from meta_teleport.optimizers.transport import LAWS, laws_of
-from meta_teleport.symmetry.requirements import require_movable
+from meta_teleport.symmetry.requirements import described, require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.conditions import require_alike, trainable_sites
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
-from meta_teleport.teleportation.strategies import Choice, ProposesElements
+from meta_teleport.teleportation.strategies import CHOICES, Choice, ProposesElements
 
 STATES = ("keep", "reset", "transport")
 NEED_NO_LOSS = (*GAUGES, "random")
@@ -35,7 +35,7 @@ def require_state(state: str, optimizer: Optimizer) -> None:
 def require_base(base: Any, state: str) -> None:
     """Raises ``UserError`` for what is no optimizer, or teleports already, and where :func:`require_state` does."""
     if not isinstance(base, Optimizer):
-        raise UserError(f"the base optimizer is {base!r}: give an instance of torch.optim.Optimizer")
+        raise UserError(f"the base optimizer is {described(base)}: give an instance of torch.optim.Optimizer")
     if isinstance(base, Delegate):
         raise UserError("the base optimizer teleports already: wrap the one inside it (.base)")
     require_none_kept(base, state)
@@ -84,7 +84,8 @@ def require_loss(objective: Choice | ProposesElements, loss: Any, batches: Any) 
         if function is not None and not callable(function):
             raise UserError(f"{name} is a {type(function).__name__}: give a function, loss(model, batch) and batches()")
     named = isinstance(objective, str) and objective in NEED_NO_LOSS
-    needs_loss = not named and not isinstance(objective, Gauge | ProposesElements)
+    unknown = isinstance(objective, str) and objective not in CHOICES  # which is what the user will be told
+    needs_loss = not named and not unknown and not isinstance(objective, Gauge | ProposesElements)
     if needs_loss and (loss is None or batches is None):
         raise UserError(
             f"objective {objective!r} needs a loss on a batch: give loss=... (called with the model and a batch) and "
@@ -113,6 +114,16 @@ def new_parameter_fault(model: nn.Module, known: Collection[str]) -> str:
         if name not in known:
             return f"'{name}' is new since the symmetry was found: find that of the model as it is, and begin with that"
     return ""
+
+
+def next_batch(batches: Callable[[], Any]) -> Any:
+    """The batch that ``batches()`` gives. Raises ``UserError`` where an iterator behind it has come to its end."""
+    try:
+        return batches()
+    except StopIteration:
+        raise UserError(
+            "batches() has no batch left: let it go on for ever, as itertools.cycle(loader).__next__ does"
+        ) from None
 
 
 def names_of(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:

@@ -17,7 +17,14 @@ from meta_teleport.optimizers.delegate import Delegate
 from meta_teleport.optimizers.given_loss import ReturnedLoss
 from meta_teleport.optimizers.history import HARM, UNDONE, History, TeleportRecord, describe, refused
 from meta_teleport.optimizers.memory import Memory, writes_fault
-from meta_teleport.optimizers.requirements import model_fault, names_of, require_base, require_loss, require_none_kept
+from meta_teleport.optimizers.requirements import (
+    model_fault,
+    names_of,
+    next_batch,
+    require_base,
+    require_loss,
+    require_none_kept,
+)
 from meta_teleport.optimizers.rule_proposer import RuleView
 from meta_teleport.optimizers.saved_states import embed, extract, only_fills_states, teleportation_of
 from meta_teleport.optimizers.schedules import Schedule, as_schedule
@@ -212,7 +219,7 @@ class TeleportedOptimizer(Delegate):
         return record
 
     def _searched(self, started: float) -> TeleportRecord:
-        batch = None if self._batches is None else self._batches()
+        batch = None if self._batches is None else next_batch(self._batches)
         self._view.show(self._progress)
         self._judge(self._habit.judge())
         for halvings in range(self._tries):

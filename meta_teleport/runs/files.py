@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 
 MEGABYTE = 2**20
 TEXT = 64 * MEGABYTE
@@ -38,7 +38,7 @@ def opened(path: Path, limit: int = TENSORS) -> Iterator[BinaryIO]:
     try:
         file = open(path, "rb", opener=_open)  # noqa: SIM115  (closed below)
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}: check the path") from None
+        raise UserError(f"there is no file {path}{nearest(path.name, names_beside(path))}: check the path") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path} cannot be read ({reason}): check the path and its permissions") from None
@@ -55,6 +55,11 @@ def opened(path: Path, limit: int = TENSORS) -> Iterator[BinaryIO]:
             yield file
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
+
+
+def names_beside(path: Path) -> list[str]:
+    """The names of what lies in the folder where ``path`` should be."""
+    return [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _open(path: str, flags: int) -> int:

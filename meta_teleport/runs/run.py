@@ -20,9 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 from meta_teleport.runs.checkpoint import make_folder, write_atomically
-from meta_teleport.runs.files import parse_json, read_text
+from meta_teleport.runs.files import names_beside, parse_json, read_text
 from meta_teleport.runs.overwriting import clear
 
 FORMAT = 1
@@ -64,7 +64,9 @@ class Run:
         """
         folder = Path(os.path.expanduser(folder))
         if not folder.is_dir():
-            raise UserError(f"there is no run folder {folder}: check the path, or make one by: train --out {folder}")
+            near = nearest(folder.name, names_beside(folder))
+            make = f"make one by: train --out {folder}"
+            raise UserError(f"there is no run folder {folder}{near}: check the path, or {make}")
         path = folder / "config.json"
         if not path.is_file():
             raise UserError(f"{folder} is not a run folder (no config.json in it): give the --out of a training run")

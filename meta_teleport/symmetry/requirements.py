@@ -1,5 +1,7 @@
 """What a model must be like for its parameters to be moved."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -13,11 +15,13 @@ WHOLE = (torch.float32, torch.float64)
 def require_movable(model: nn.Module) -> None:
     """Refuses a model whose parameters cannot be moved, before anything happens to it.
 
-    Raises ``UserError`` with the cause and the remedy for a model that is compiled or wrapped for many processes, in
-    whole or in part, for one without trainable parameters, and for parameters that have no numbers yet (meta device,
-    lazy modules), are spread over processes, quantised, or trainable and of half precision. Complex parameters,
-    integers and truth values stay where they are.
+    Raises ``UserError`` with the cause and the remedy for what is no model, for one that is compiled or wrapped for
+    many processes, in whole or in part, for one without trainable parameters, and for parameters that have no numbers
+    yet (meta device, lazy modules), are spread over processes, quantised, or trainable and of half precision. Complex
+    parameters, integers and truth values stay where they are.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is {described(model)}: give an instance of torch.nn.Module")
     for name, module in model.named_modules():
         _require_plain(f"module '{name}'" if name else "the model", f"model.{name}" if name else "model", module)
     parameters = dict(model.named_parameters())
@@ -44,6 +48,11 @@ def require_movable(model: nn.Module) -> None:
 def is_movable(parameter: torch.Tensor) -> bool:
     """Whether numbers of this kind can move: not complex ones, integers, or truth values."""
     return parameter.dtype in (*WHOLE, *HALF)
+
+
+def described(value: Any) -> str:
+    """What stands in the place of something else, in few words."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _require_plain(what: str, path: str, module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
-from meta_teleport.symmetry.requirements import require_movable
+from meta_teleport.symmetry.requirements import described, require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import all_finite
 from meta_teleport.teleportation.moment_map import has_moment_map
@@ -40,8 +40,11 @@ def require_alike(model: nn.Module) -> None:
 def trainable_sites(model: nn.Module, symmetry: Symmetry) -> Symmetry:
     """The continuous sites whose parameters are all trainable.
 
-    Raises ``UserError`` if there are none, if a site belongs to another model, or if its action depends on data.
+    Raises ``UserError`` if that is no symmetry, if there are none, if a site belongs to another model, or if its action
+    depends on data.
     """
+    if not isinstance(symmetry, Symmetry):
+        raise UserError(f"the symmetry is {described(symmetry)}: give what find_symmetries(model, inputs) returns")
     continuous = symmetry.continuous
     known = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     require_linear(continuous)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import element_fault
@@ -111,7 +111,9 @@ def as_strategy(
         return objective.propose
     known = objective in CHOICES if isinstance(objective, str) else isinstance(objective, Gauge) or callable(objective)
     if not known or isinstance(objective, type):
-        raise UserError(f"unknown objective {objective!r}: choose one of {', '.join(CHOICES)}, or give a function")
+        near = nearest(objective, CHOICES) if isinstance(objective, str) else ""
+        shown = f"the class {objective.__name__}" if isinstance(objective, type) else repr(objective)
+        raise UserError(f"unknown objective {shown}{near}: choose one of {', '.join(CHOICES)}, or give a function")
     if direction not in get_args(Direction):
         raise UserError(f"unknown direction '{direction}': choose one of {', '.join(get_args(Direction))}")
     if not isinstance(steps, int) or steps < 1:

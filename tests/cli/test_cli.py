@@ -440,7 +440,12 @@ def test_a_class_name_that_two_modules_define(workplace, capsys):
         (["--rule=Nope"], "there is no Rule 'Nope': choose one of "),
         (["--rule=Whitening"], "Whitening has no meta-parameters to train"),
         (["--rule=Adam", "--rule.lr=0.1"], "Adam has no meta-parameters to train"),
-        (["--task.witdh=3"], "'witdh' is not accepted (see: meta-teleport train --help)"),
+        (["--task.witdh=3"], "'witdh' is not accepted (did you mean 'width'?) (see: meta-teleport train --help)"),
+        (["--task=Regresion"], "there is no TaskFamily 'Regresion' (did you mean 'Regression'?): choose one of "),
+        (["--rule=equivarient"], "there is no Rule 'equivarient' (did you mean 'Equivariant'?): choose one of "),
+        (["--traning.tasks=5"], "--traning.tasks=5 (did you mean '--training.tasks'?)"),
+        (["--config=neste.yaml"], "config file neste.yaml (did you mean 'nested.yaml'?) cannot be read"),
+        (["--device=mps"], "there is no MPS device that torch can use: choose --device cpu"),
         (["--task.width=abc"], "'width': expected int. Got value: abc"),
         (["--task.width=0"], "width 0 and depth 2 do not make a network"),
         (["--task.points=-1"], "no task can be drawn with these --task settings"),
@@ -450,11 +455,11 @@ def test_a_class_name_that_two_modules_define(workplace, capsys):
         (["--rule.features=cooked"], "'features': expected one of 'raw', 'normalized'. Got value: cooked"),
         (["--training.window=3"], "is no multiple of window 3"),
         (["--training.meta_steps=0"], "training.meta_steps is 0: give 1 or more"),
-        (["--training.meta_step=5"], "unrecognized arguments: --training.meta_step=5"),
+        (["--training.meta_step=5"], "--training.meta_step=5 (did you mean '--training.meta_steps'?)"),
         (["--nope", "3"], "unrecognized arguments: --nope 3"),
         (["--seed=x"], "'seed': Not of type Seed: "),
         (["--dtype=float16"], "'dtype': expected one of 'float32', 'float64'. Got value: float16"),
-        (["--device=tpu"], "'device': expected one of 'auto', 'cpu', 'cuda'. Got value: tpu"),
+        (["--device=tpu"], "unknown device 'tpu': choose auto, cpu, cuda, cuda:1 (by its number) or mps"),
         (["--config=none.yaml"], "config file none.yaml cannot be read (No such file or directory)"),
         (["--config=bad.yaml"], "config file bad.yaml is not valid YAML"),
         (["--config=list.yaml"], "config file list.yaml must hold settings"),
@@ -486,6 +491,10 @@ def test_cuda_where_there_is_none(workplace, capsys, monkeypatch):
         assert "there is no CUDA device that torch can use: choose --device cpu" in error(
             capsys, *command, "--device", "cuda"
         )
+        assert "there is no CUDA device that torch can use" in error(capsys, *command, "--device", "cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "there is no cuda:2, the last CUDA device is cuda:1" in error(capsys, *command, "--device", "cuda:2")
     assert not (workplace / "b").exists()
 
 
@@ -494,11 +503,17 @@ def test_other_refusals(workplace, capsys):
     assert "the following arguments are required: run" in error(capsys, "evaluate")
     assert "unknown command 'frob': choose one of train, evaluate, info, symmetries, doctor" in error(capsys, "frob")
     assert "doctor takes no arguments" in error(capsys, "doctor", "x")
+    assert "unknown command 'trian' (did you mean 'train'?)" in error(capsys, "trian")
     assert "there is no run folder none" in error(capsys, "info", "none")
     assert "is not a run folder" in error(capsys, "info", ".")
     assert "there is no rule 'none'" in error(capsys, "evaluate", "none")
     assert "is neither a run folder nor a saved rule" in error(capsys, "evaluate", ".")
     assert train("a") == 0
+    os.rename("a", "runs-small")
+    assert "there is no run folder runs-smal (did you mean 'runs-small'?)" in error(capsys, "info", "runs-smal")
+    assert "there is no rule 'runs-smal' (did you mean 'runs-small'?)" in error(capsys, "evaluate", "runs-smal")
+    assert "(did you mean '--tasks'?)" in error(capsys, "evaluate", "runs-small", "--taks", "3")
+    os.rename("runs-small", "a")
     before = sorted(os.listdir("a"))
     assert "folder a is not empty: choose another --out" in error(capsys, "train", "--out", "a", *TINY)
     assert "'tasks': expected int. Got value: x" in error(capsys, "evaluate", "a", "--tasks", "x")
@@ -646,7 +661,11 @@ def test_symmetries_prints_what_was_found(workplace, capsys):
     assert found["refusals"] == [
         {"parameters": ["2.weight", "2.bias"], "reason": "makes units that are outputs of the model"}
     ]
-    assert main(["symmetries", "own_models:bare", "--shape", "[2,4]", "--eval"]) == 0
+    for shape in ("[2,4]", "2,4", "(2, 4)"):
+        assert main(["symmetries", "own_models:bare", "--shape", shape, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["sites"] == found["sites"]
+    assert "is no shape: write sizes with commas" in error(capsys, "symmetries", "own_models:bare", "--shape", "2;4")
+    assert main(["symmetries", "own_models:bare", "--shape", "2,4", "--eval"]) == 0
     shown = capsys.readouterr().out
     assert "PositiveScaling(6)" in shown and "every input" in shown and "outputs of the model" in shown
 
@@ -655,7 +674,7 @@ def test_symmetries_refuses_what_it_cannot_use(workplace, capsys):
     (workplace / "own_models.py").write_text(FACTORIES)
     assert "write package.module:name" in error(capsys, "symmetries", "own_models")
     assert "cannot be imported" in error(capsys, "symmetries", "own_nothing:mlp")
-    assert "no callable 'mpl'" in error(capsys, "symmetries", "own_models:mpl")
+    assert "no callable 'numbr' (did you mean 'number'?)" in error(capsys, "symmetries", "own_models:numbr")
     assert "failed (ValueError: no such file, own_models.py line 15)" in error(
         capsys, "symmetries", "own_models:broken"
     )

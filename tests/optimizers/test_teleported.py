@@ -604,7 +604,7 @@ def other_model(model: nn.Module) -> Optimizer:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"base": Adam},
-        "the base optimizer is <class 'torch.optim.adam.Adam'>: give an instance of torch.optim.Optimizer",
+        "the base optimizer is the class Adam: give an instance of torch.optim.Optimizer",
     ),
     ({"base": other_model}, "the optimizer holds a tensor that is not a parameter of the model: make it from"),
     ({"state": "drop"}, "unknown state 'drop': choose one of keep, reset, transport"),
