@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import yaml
 
 from meta_teleport.cli.parser import BASES, PROGRAM
-from meta_teleport.errors import UserError
+from meta_teleport.errors import UserError, nearest
 from meta_teleport.registry import PACKAGE, NotImportedError, import_path, is_module_name, resolve
+from meta_teleport.runs.files import names_beside
 from meta_teleport.runs.run import IMPORTED, check_format
 from meta_teleport.specs import check
 from meta_teleport.tasks.mixture import Mixture
@@ -29,7 +30,8 @@ def read_config(name: str, modules: Sequence[str], command: Sequence[str]) -> Co
     try:
         content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"config file {name} cannot be read ({error.strerror}): check the path") from None
+        near = nearest(Path(name).name, names_beside(Path(name)))
+        raise UserError(f"config file {name}{near} cannot be read ({error.strerror}): check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config file {name} is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or "config" in content:
