@@ -8,6 +8,7 @@ from torch import nn
 from meta_teleport.detection import (  # noqa: F401  (they register what operations mean)
     arithmetic,
     contractions,
+    norms,
     operations,
     products,
     rearrangements,

@@ -38,6 +38,28 @@ def repeat(step: Step, value: Value, times: Any, *args: Any, **kwargs: Any) -> A
     return rearranged(step, (value, times, *args), kwargs, value)
 
 
+@handles("index")
+def index(step: Step, value: Value, places: list[Any]) -> Any:
+    """Entries at other places, whichever: units that are the same at all of them stay what they are."""
+    drawn = _drawn(step, value, places)
+    return unknown(step, (value, places), {}) if drawn is None else drawn
+
+
+def _drawn(step: Step, value: Value, places: list[Any]) -> Value | None:
+    """Units at places that do not depend on units; None where the units differ between places."""
+    axes = [axis for axis, place in enumerate(places) if place is not None]
+    if value.labels is None or axes != list(range(axes[0], axes[-1] + 1)) or any(places[axis].moves for axis in axes):
+        return None
+    if any(varies(value.labels)[axis] for axis in axes):
+        return None
+    labels = value.labels
+    for axis in reversed(axes):
+        labels = labels.select(axis, 0)
+    for _ in range(len(step.shape) - labels.ndim):
+        labels = labels.unsqueeze(axes[0])
+    return step.labelled(labels)
+
+
 @handles("roll")
 def roll(step: Step, value: Value, shifts: Any, axes: Any = (), **kwargs: Any) -> Any:
     """Entries change places, along given axes only: a roll over all axes at once takes units from other places."""

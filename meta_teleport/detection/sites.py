@@ -115,6 +115,8 @@ class Sites:
         sides: dict[int, list[View]] = {1: [], -1: []}
         for i in sorted(set().union(*(self.at[unit] for unit in marks.units))):
             use, labels, side = self.sides[i]
+            if use.permutes_only and group.has_algebra:
+                continue
             for way in (1, -1):
                 ranks = torch.where(marks.sign[labels] == way, marks.rank[labels], -1)  # in the shape of the labels
                 if bool((ranks < 0).all()):

@@ -29,7 +29,8 @@ class Use:
 
     ``coordinates``, one tensor per axis of the parameter, say which of its entries the operation saw, in the shape in
     which it saw them. ``left`` are the units that an entry makes, ``right`` those that it reads, both broadcastable to
-    that shape; None where there are none.
+    that shape; None where there are none. If it ``permutes_only``, entries change places with the units, and stay as
+    they are when units are scaled.
     """
 
     parameter: str
@@ -37,6 +38,18 @@ class Use:
     left: Tensor | None
     right: Tensor | None
     place: str
+    permutes_only: bool = False
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """What stands behind a weight that is normalized over all axes but one: a ``parameter`` whose size does not matter,
+    and a ``gain`` (a parameter and its coordinates) for every index along that ``axis``, if there is one."""
+
+    parameter: str
+    axis: int
+    gain: str = ""
+    coordinates: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -80,6 +93,7 @@ class Units:
         self.forbidden: dict[Kind, dict[int, str]] = {kind: {} for kind in KINDS}
         self.touched: list[set[object]] = []
         self.uses: list[Use] = []
+        self.normalized: dict[str, Normalized] = {}
 
     def fresh(self, count: int, touch: object) -> Tensor:
         """``count`` new units, touched by the operation that makes them."""
@@ -132,16 +146,36 @@ class Units:
         left: Tensor | None,
         right: Tensor | None,
         place: str,
+        permutes_only: bool = False,
     ) -> None:
         """Notes a use of a parameter. A second use of the same entries must say the same of them."""
-        new = Use(parameter, coordinates, left, right, place)
+        new = Use(parameter, coordinates, left, right, place, permutes_only)
         for old in self.uses:
             if old.parameter == parameter and not _disjoint(old, new):
                 self._share(old, new)
         self.uses.append(new)
 
+    def resolve(self) -> None:
+        """Replaces the uses of normalized weights by those of the parameters behind them: units that stand along the
+        axis of the gain are scaled by it, all others cannot be scaled, and none can be mixed."""
+        uses, self.uses = self.uses, []
+        for use in uses:
+            weight = self.normalized.get(use.parameter)
+            if weight is None:
+                self.use(use.parameter, use.coordinates, use.left, use.right, use.place)
+                continue
+            ends: list[Tensor | None] = []
+            for labels in (use.left, use.right):
+                ends.append(None if labels is None else _per_index(use.coordinates[weight.axis], labels))
+                kinds: tuple[Kind, ...] = ("mix",) if weight.gain and ends[-1] is not None else ("mix", "scale")
+                if labels is not None:
+                    self.forbid_labels(labels, kinds, f"meet a normalized weight in {use.place}")
+            self.use(weight.parameter, use.coordinates, use.left, use.right, use.place, permutes_only=True)
+            if weight.gain:
+                self.use(weight.gain, weight.coordinates, ends[0], ends[1], use.place)
+
     def _share(self, old: Use, new: Use) -> None:
-        same = all(
+        same = old.permutes_only == new.permutes_only and all(
             a.shape == b.shape and not differ(a, b) for a, b in zip(old.coordinates, new.coordinates, strict=True)
         )
         place = f"'{old.parameter}', which {old.place} and {new.place} share"
@@ -165,6 +199,14 @@ def distinct(*labels: Tensor) -> list[tuple[int, ...]]:
     a, b = (tensor.reshape(-1) + 2 for tensor in squeezed)
     base = int(b.max()) + 1 if b.numel() else 1
     return [(pair // base - 2, pair % base - 2) for pair in (a * base + b).unique().tolist()]
+
+
+def _per_index(coordinate: Tensor, labels: Tensor) -> Tensor | None:
+    """The label that belongs to every index along an axis; None if there are several."""
+    pairs = distinct(coordinate, labels)
+    if [i for i, _ in pairs] != list(range(len(pairs))):
+        return None
+    return torch.tensor([label for _, label in pairs])
 
 
 def squeeze_repeats(*labels: Tensor) -> list[Tensor]:

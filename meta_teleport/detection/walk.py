@@ -26,6 +26,7 @@ class Walk:
         """The units of the model with all marks on them. What parameters that must not move see or make, and
         what the model returns, may not move."""
         outputs = self._walk(self.trace.graph, None)
+        self.units.resolve()
         for value in tree_leaves(outputs):
             if isinstance(value, Value) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, "are outputs of the model")
@@ -97,6 +98,8 @@ class Walk:
         """A tensor of the model that a handler has neither noted nor passed on is used in a way nobody thought of."""
         known = {use.parameter for use in self.units.uses[noted:]}
         known |= {value.name for value in tree_leaves(result) if isinstance(value, Value)}
+        for weight in [self.units.normalized[name] for name in known if name in self.units.normalized]:
+            known |= {weight.parameter, weight.gain}
         step.refuse(*(v for v in tree_leaves(given) if isinstance(v, Value) and v.name not in known))
 
 
