@@ -219,49 +219,16 @@ def _refused(step: Step, value: Value, parameter: Value) -> Value:
 @handles("layer_norm rms_norm")
 def layer_norm(step: Step, value: Value, shape: Any, weight: Any = None, shift: Any = None, *args: Any) -> Value:
     """Normalizes over units, so they stand still; its scale and shift make new units."""
-    return _affine(step, value, weight, shift if isinstance(shift, Value) else None, lead=len(value.shape) - len(shape))
-
-
-@handles("batch_norm instance_norm")
-def batch_norm(step: Step, value: Value, weight: Any = None, shift: Any = None, *args: Any) -> Value:
-    """Normalizes channel by channel: units change places together with the scale, the shift and the running statistics
-    of their channels. ``args`` begin with the running mean and variance."""
-    if not value.moves or not (weight is None or weight.parameter) or not (shift is None or shift.parameter):
-        return _affine(step, value, weight, shift, lead=1)
-    step.forbid(value, kinds=["mix", "scale"], reason="are normalized by")
-    read = _channels(step, value)
-    for statistic in (other for other in args[:2] if isinstance(other, Value)):
-        if not statistic.buffer:
-            step.forbid(value, statistic, reason="are normalized by computed statistics in")
-        else:
-            step.units.use(statistic.buffer, statistic.coordinates, read, None, step.place)
-    made = torch.where(read < 0, FIXED, read) if weight is None else labels_or_fixed(as_units(step, weight, read))
-    if weight is not None:
-        step.units.couple(read, made, step.place)
-        step.units.forbid_labels(made, ["mix"], f"are scaled one by one in {step.place}")
-    if shift is not None:
-        step.units.use(shift.parameter, shift.coordinates, made, None, step.place)
-    return step.labelled(made.reshape(-1, *[1] * (len(step.shape) - 2)))
-
-
-def _channels(step: Step, value: Value) -> Tensor:
-    """The unit of every channel, joined over all places."""
-    count = value.shape[1]
-    labels = squeeze_repeats(labels_or_fixed(value).movedim(1, -1))[0]
-    labels = labels.expand(*labels.shape[:-1], count).reshape(-1, count)
-    units = labels.amax(0)
-    if bool((labels != units).any()):
-        step.units.join(labels, units, step.place)
-    return units
+    return affine(step, value, weight, shift if isinstance(shift, Value) else None, lead=len(value.shape) - len(shape))
 
 
 @handles("group_norm")
 def group_norm(step: Step, value: Value, groups: int, weight: Any = None, shift: Any = None, *args: Any) -> Value:
     """Normalizes over groups of channels."""
-    return _affine(step, value, weight, shift, lead=1)
+    return affine(step, value, weight, shift, lead=1)
 
 
-def _affine(step: Step, value: Value, weight: Any, shift: Any, lead: int) -> Value:
+def affine(step: Step, value: Value, weight: Any, shift: Any, lead: int) -> Value:
     """The scale and shift of a norm, along the axes from ``lead`` on."""
     step.forbid(value, reason="are normalized by")
     step.forbid(*(other for other in (weight, shift) if isinstance(other, Value)))

@@ -10,6 +10,7 @@ from torch import nn
 from meta_teleport.detection import (  # noqa: F401  (they register what operations mean)
     arithmetic,
     contractions,
+    norms,
     operations,
     products,
     rearrangements,

@@ -1,6 +1,7 @@
 """What products mean for units: layers with weights, embeddings, and the two products of attention."""
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -58,6 +59,11 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
         return _layer(step, y, x, axis=-2, reads=1)
     if y.parameter and len(y.shape) == 1 and not x.parameter:
         return _vector(step, x, y)
+    if x.shape[:-2] == y.shape[:-2] and len(x.shape) > 2 and y.parameter and not x.parameter:
+        return _each_layer(step, x, y)
+    if x.shape[:-2] == y.shape[:-2] and len(x.shape) > 2 and x.parameter and not y.parameter:
+        turned = _each_layer(replace(step, shape=_turned(step.shape)), *(_transposed(value) for value in (y, x)))
+        return step.labelled(labels_or_fixed(turned).mT)
     if x.parameter or y.parameter or min(len(x.shape), len(y.shape)) < 2:
         return _two_varying(step, x, y)
     if x.moves and y.moves:
@@ -68,8 +74,7 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
     if y.moves:
         return weigh(step, y)
     if x.moves:
-        turned = weigh(step, Value(x.shape[:-2] + x.shape[-2:][::-1], labels_or_fixed(x).mT), transposed=True)
-        return turned
+        return weigh(step, Value(_turned(x.shape), labels_or_fixed(x).mT), transposed=True)
     return step.fixed()
 
 
@@ -113,6 +118,44 @@ def _vector(step: Step, x: Value, weight: Value) -> Value:
     )
     made = _layer(replace(step, shape=torch.Size((*step.shape, 1))), x, row, axis=-1, reads=1)
     return step.labelled(labels_or_fixed(made).squeeze(-1))
+
+
+def _each_layer(step: Step, x: Value, weight: Value) -> Value:
+    """``x_e W_e`` with W ``(*experts, d, m)``, for every e along the axes in front: units of its own."""
+    step.refuse(x)
+    right = None
+    if x.moves:
+        read = labels_or_fixed(x).amax(-2, keepdim=True)  # (*experts, 1, d)
+        step.units.join(labels_or_fixed(x), read, step.place)
+        for i, row in enumerate(read.flatten(0, -2).unique(dim=0).tolist()):
+            step.units.touch(row, (step.node, "", i))
+        right = read.mT
+    shape = (*weight.shape[:-2], 1, weight.shape[-1])
+    made = step.units.fresh(prod(shape), step.node).reshape(shape)
+    step.units.use(weight.parameter, weight.coordinates, made, right, step.place)
+    return step.labelled(made)
+
+
+@handles("grouped_mm grouped_mm_fallback")
+def route(step: Step, x: Value, weight: Value, ends: Value | None = None, *args: Any, **kwargs: Any) -> Value:
+    """``x_s W_e(s)`` with W ``(experts, d, m)``: every row by the weight of the expert that it is sent to. A unit is
+    the same column of all experts, which move alike."""
+    if not weight.parameter or x.parameter or len(weight.shape) != 3 or args or kwargs.get("bias") is not None:
+        result: Value = unknown(step, (x, weight, ends, args), kwargs)
+        return result
+    step.forbid(*([ends] if ends is not None else []))
+    coordinates = tuple(c.permute(1, 2, 0) for c in weight.coordinates)
+    columns = Value(torch.Size(coordinates[0].shape), parameter=weight.parameter, coordinates=coordinates)
+    return _layer(step, x, columns, axis=-1, reads=0)
+
+
+def _turned(shape: torch.Size) -> torch.Size:
+    return shape[:-2] + shape[-2:][::-1]
+
+
+def _transposed(value: Value) -> Value:
+    labels = None if value.labels is None else value.labels.mT
+    return Value(_turned(value.shape), labels, value.parameter, tuple(c.mT for c in value.coordinates))
 
 
 def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> Value:
@@ -234,7 +277,7 @@ def attend(step: Step, q: Value, k: Value, v: Value, *args: Any, enable_gqa: boo
         return _two_varying(step, q, k, v)
     if enable_gqa:
         k, v = (_repeat(value, q.shape[-3] // value.shape[-3]) for value in (k, v))
-    contract(step, q, Value(k.shape[:-2] + k.shape[-2:][::-1], None if k.labels is None else k.labels.mT))
+    contract(step, q, _transposed(k))
     return weigh(step, v) if v.moves else step.fixed()
 
 

@@ -42,11 +42,30 @@ def repeat(step: Step, value: Value, times: Any, *args: Any, **kwargs: Any) -> A
 
 @handles("index")
 def index(step: Step, value: Value, places: list[Any]) -> Any:
-    """Entries at places that must be known, along one axis: parts of a tensor."""
+    """Entries at other places, whichever: units that are the same at all of them stay what they are. At places that are
+    known, along one axis: parts of a tensor."""
+    drawn = _drawn(step, value, places)
+    if drawn is not None:
+        return drawn
     along = [i for i, place in enumerate(places) if place is not None]
     if len(along) != 1 or places[along[0]].constant is None:
         return unknown(step, (value, places), {})
     return _parts(step, value, rearranged(step, (value, places), {}, value))
+
+
+def _drawn(step: Step, value: Value, places: list[Any]) -> Value | None:
+    """Units at places that do not depend on units; None where the units differ between places."""
+    axes = [axis for axis, place in enumerate(places) if place is not None]
+    if value.labels is None or axes != list(range(axes[0], axes[-1] + 1)) or any(places[axis].moves for axis in axes):
+        return None
+    if any(varies(value.labels)[axis] for axis in axes):
+        return None
+    labels = value.labels
+    for axis in reversed(axes):
+        labels = labels.select(axis, 0)
+    for _ in range(len(step.shape) - labels.ndim):
+        labels = labels.unsqueeze(axes[0])
+    return step.labelled(labels)
 
 
 @handles("roll")

@@ -125,6 +125,8 @@ class Sites:
         sides: dict[int, dict[tuple[int, View], None]] = {1: {}, -1: {}}  # ordered sets of (made or read, view)
         for i in sorted(set().union(*(self.at[unit] for unit in marks.units))):
             use, labels, side = self.sides[i]
+            if use.permutes_only and group.has_algebra:
+                continue
             for way in (1, -1):
                 ranks = torch.where(marks.sign[labels] == way, marks.rank[labels], -1)  # in the shape of the labels
                 if bool((ranks < 0).all()):

@@ -29,7 +29,8 @@ class Use:
 
     ``coordinates``, one tensor per axis of the parameter, say which of its entries the operation saw, in the shape in
     which it saw them. ``left`` are the units that an entry makes, ``right`` those that it reads, both broadcastable to
-    that shape; None where there are none. ``graph`` is the number of the graph that the operation belongs to.
+    that shape; None where there are none. ``graph`` is the number of the graph that the operation belongs to. If it
+    ``permutes_only``, entries change places with the units, and stay as they are when units are scaled.
     """
 
     parameter: str
@@ -38,6 +39,18 @@ class Use:
     right: Tensor | None
     place: str
     graph: int = 0
+    permutes_only: bool = False
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """What stands behind a weight that is normalized over all axes but one: a ``parameter`` whose size does not matter,
+    and a ``gain`` (a parameter and its coordinates) for every index along that ``axis``, if there is one."""
+
+    parameter: str
+    axis: int
+    gain: str = ""
+    coordinates: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -83,6 +96,7 @@ class Units:
         self.uses: list[Use] = []
         self.graph = 0
         self.kinds: dict[tuple[int, str], list[Use]] = {}  # of each parameter in a graph, the first use of each kind
+        self.normalized: dict[str, Normalized] = {}
 
     def fresh(self, count: int, touch: object) -> Tensor:
         """``count`` new units, touched by the operation that makes them."""
@@ -139,11 +153,12 @@ class Units:
         left: Tensor | None,
         right: Tensor | None,
         place: str,
+        permutes_only: bool = False,
     ) -> None:
         """Notes a use of a parameter. A second use of the same entries in a graph must say the same of them."""
         if any(not axis.numel() for axis in coordinates):
             return None
-        new = Use(parameter, coordinates, left, right, place, self.graph)
+        new = Use(parameter, coordinates, left, right, place, self.graph, permutes_only)
         self.uses.append(new)
         kinds = self.kinds.setdefault((self.graph, parameter), [])
         for old in kinds:
@@ -151,8 +166,25 @@ class Units:
                 return self._share(old, new, same=True)
         for old in kinds:
             if not disjoint(old, new):
-                self._share(old, new, is_same(old, new))
+                self._share(old, new, old.permutes_only == new.permutes_only and is_same(old, new))
         kinds.append(new)
+
+    def resolve(self) -> None:
+        """Replaces the uses of normalized weights by those of the parameters behind them: units that stand along the
+        axis of the gain are scaled by it, all others cannot be scaled, and none can be mixed."""
+        normalized, self.normalized = self.normalized, {}
+        uses, self.uses = self.uses, [use for use in self.uses if use.parameter not in normalized]
+        for use in (use for use in uses if use.parameter in normalized):
+            weight = normalized[use.parameter]
+            ends: list[Tensor | None] = []
+            for labels in (use.left, use.right):
+                ends.append(None if labels is None else _per_index(use.coordinates[weight.axis], labels))
+                kinds: tuple[Kind, ...] = ("mix",) if weight.gain and ends[-1] is not None else ("mix", "scale")
+                if labels is not None:
+                    self.forbid_labels(labels, kinds, f"meet a normalized weight in {use.place}")
+            self.use(weight.parameter, use.coordinates, use.left, use.right, use.place, permutes_only=True)
+            if weight.gain:
+                self.use(weight.gain, weight.coordinates, ends[0], ends[1], use.place)
 
     def _share(self, old: Use, new: Use, same: bool) -> None:
         place = f"'{old.parameter}', which {old.place} and {new.place} share"
@@ -176,6 +208,14 @@ def distinct(*labels: Tensor) -> list[tuple[int, ...]]:
     a, b = (tensor.reshape(-1) + 2 for tensor in squeezed)
     base = int(b.max()) + 1 if b.numel() else 1
     return [(pair // base - 2, pair % base - 2) for pair in (a * base + b).unique().tolist()]
+
+
+def _per_index(coordinate: Tensor, labels: Tensor) -> Tensor | None:
+    """The label that belongs to every index along an axis; None if there are several."""
+    pairs = distinct(coordinate, labels)
+    if [i for i, _ in pairs] != list(range(len(pairs))):
+        return None
+    return torch.tensor([label for _, label in pairs])
 
 
 def squeeze_repeats(*labels: Tensor) -> list[Tensor]:
@@ -217,11 +257,11 @@ def differ(a: Tensor, b: Tensor) -> bool:
 
 
 def _same_kind(a: Use, b: Use) -> bool:
-    """Whether two uses see the same entries and have units on the same sides, in the same shape."""
+    """Whether two uses see the same entries and have units on the same sides, in the same shape, to the same end."""
     sides = zip((a.left, a.right), (b.left, b.right), strict=True)
     return all(
         (x is None and y is None) or (x is not None and y is not None and x.shape == y.shape) for x, y in sides
-    ) and is_same(a, b)
+    ) and (a.permutes_only == b.permutes_only and is_same(a, b))
 
 
 def is_same(a: Use, b: Use) -> bool:

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from detection.drift import drifts
 from detection.nets import Case, Net, chain, described, found, normal, weight
+from timm.layers import ScaledStdConv2d, StdConv2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.integrations import moe  # noqa: F401  (it registers grouped_mm_fallback)
 
 from meta_teleport.detection import operations
 from meta_teleport.detection.detect import find_symmetries
@@ -22,6 +24,25 @@ def hidden(kind: str, *extra: str) -> tuple[str, ...]:
     """The sites of one hidden layer ``0`` of four units that ``2`` reads, with more parameters that make them."""
     made = " ".join(("0.weight", "0.bias", *extra))
     return tuple(f"{group} 4: {made} > 2.weight" for group in kind.split())
+
+
+grouped_mm_fallback = torch.ops.transformers.grouped_mm_fallback
+
+
+def routed(between):
+    """Rows sorted by the expert that a router chooses, two layers of that expert, and the rows in order again."""
+
+    def function(net: Net, x: Tensor) -> Tensor:
+        chosen, order = net.r(x).argmax(-1).sort()
+        ends = torch.nn.functional.one_hot(chosen, 5).sum(0).cumsum(0).to(torch.int32)
+        h = between(grouped_mm_fallback(x[order], net.u, ends))
+        return grouped_mm_fallback(h, net.v, ends)[order.argsort()]
+
+    return function
+
+
+ROWS_OF, GAIN = "{}.parametrizations.weight.original1", "{}.parametrizations.weight.original0"
+normed = nn.utils.parametrizations.weight_norm
 
 
 def tokens() -> Tensor:
@@ -133,6 +154,43 @@ LAYERS = [
         lambda: (normal(2, 3)(), tokens()),
         ("gl 4: e.weight > b.weight",),
         "sigmoid in 'model' (Net)",
+    ),
+    Case(
+        "experts_side_by_side",
+        lambda: Net(lambda net, x: torch.bmm((torch.bmm(x.expand(5, 6, 3), net.u) + net.c).relu(), net.v).sum(0),
+                    u=weight(5, 3, 4), c=weight(5, 1, 4), v=weight(5, 4, 2)),
+        normal(6, 3),
+        ("scale 20: u c > v", "permute 4x5: u c > v"),
+    ),
+    Case(
+        "experts_side_by_side_written_otherwise",
+        lambda: Net(lambda net, x: torch.einsum("eoi,ein->no", net.v, torch.einsum("eij,nj->ein", net.u, x)),
+                    u=weight(5, 4, 3), v=weight(5, 2, 4)),
+        normal(6, 3),
+        ("gl 20: u > v",),
+    ),
+    Case(
+        "experts_that_are_normalized_together",
+        lambda: Net(lambda net, x: torch.bmm(torch.bmm(x.expand(5, 6, 3), net.u).softmax(0), net.v),
+                    u=weight(5, 3, 4), v=weight(5, 4, 2)),
+        normal(6, 3),
+        (),
+        "softmax",
+    ),
+    *(
+        Case(
+            name,
+            lambda between=between: Net(routed(between), u=weight(5, 4, 4), v=weight(5, 4, 4), r=Linear(4, 5)),
+            normal(6, 4),
+            sites,
+        )
+        for name, between, sites in (
+            ("routed", torch.relu, ("scale 4: u > v", "permute 4: u > v")),
+            ("routed_linearly", lambda h: 2 * h, ("gl 4: u > v",)),
+            ("routed_in_part", lambda h: torch.cat([h[:2].tanh(), h[2:]]), ("permute 4: u > v",)),
+            ("routed_with_numbers", lambda h: h + torch.arange(4.0).to(h), ()),
+            ("routed_and_normalized", lambda h: h.softmax(-1), ()),
+        )
     ),
     Case("table", lambda: chain(nn.Embedding(7, 4), Linear(4, 2)), tokens, ("gl 4: 0.weight > 1.weight",)),
     Case(
@@ -305,10 +363,68 @@ NORMS = [
     ),
     Case(
         "weight_norm",
-        lambda: chain(nn.utils.parametrizations.weight_norm(Linear(3, 4)), nn.ReLU(), Linear(4, 2)),
+        lambda: chain(normed(Linear(3, 4)), nn.ReLU(), Linear(4, 2)),
+        ROWS,
+        (
+            f"scale 4: 0.bias {GAIN.format(0)} > 2.weight",
+            f"permute 4: 0.bias {GAIN.format(0)} {ROWS_OF.format(0)} > 2.weight",
+        ),
+    ),
+    Case(
+        "weight_norm_that_reads",
+        lambda: chain(Conv(3, 4, 3), nn.ReLU(), normed(Conv(4, 2, 3))),
+        IMAGE,
+        (f"permute 4: 0.bias 0.weight > {ROWS_OF.format(2)}",),
+        "meet a normalized weight in conv2d in '2'",
+    ),
+    Case(
+        "weight_norm_of_linear_maps",
+        lambda: chain(normed(Linear(3, 4)), Linear(4, 2)),
+        ROWS,
+        (
+            f"scale 4: 0.bias {GAIN.format(0)} > 1.weight",
+            f"permute 4: 0.bias {GAIN.format(0)} {ROWS_OF.format(0)} > 1.weight",
+        ),
+    ),
+    Case(
+        "weight_norm_of_columns",
+        lambda: chain(Linear(3, 4), nn.ReLU(), normed(Linear(4, 2), dim=1)),
+        ROWS,
+        (
+            f"scale 4: 0.bias 0.weight > {GAIN.format(2)}",
+            f"permute 4: 0.bias 0.weight > {GAIN.format(2)} {ROWS_OF.format(2)}",
+        ),
+    ),
+    Case(
+        "weight_norm_of_everything",
+        lambda: chain(normed(Linear(3, 4), dim=None), nn.ReLU(), Linear(4, 2)),
         ROWS,
         (),
         "weight_norm in '0.parametrizations.weight.0' (_WeightNorm), on which no group acts",
+    ),
+    Case(
+        "weight_norm_and_the_weight_itself",
+        lambda: Net(lambda net, x: net.b(net.a(x).relu()) + net.a.parametrizations.weight.original1.sum(),
+                    a=normed(Linear(3, 4)), b=Linear(4, 2)),
+        ROWS,
+        (),
+    ),
+    Case(
+        "standardized_convolution",
+        lambda: chain(ScaledStdConv2d(3, 4, 3), nn.ReLU(), ScaledStdConv2d(4, 5, 3), nn.ReLU(), Conv(5, 2, 1)),
+        IMAGE,
+        (
+            "permute 4: 0.bias 0.gain 0.weight > 2.weight",
+            "scale 5: 2.bias 2.gain > 4.weight",
+            "permute 5: 2.bias 2.gain 2.weight > 4.weight",
+        ),
+        "meet a normalized weight in conv2d in '2'",
+    ),
+    Case(
+        "standardized_convolution_without_gain",
+        lambda: chain(StdConv2d(3, 4, 3, bias=False), nn.ReLU(), Conv(4, 2, 3)),
+        IMAGE,
+        ("permute 4: 0.weight > 2.weight",),
     ),
 ]  # fmt: skip
 

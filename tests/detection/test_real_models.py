@@ -127,6 +127,15 @@ def beit() -> nn.Module:
     return model
 
 
+def mixtral() -> nn.Module:
+    config = transformers.MixtralConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=16, num_local_experts=4, num_experts_per_tok=2,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return transformers.MixtralForCausalLM(config)
+
+
 def gpt2_with_adapters() -> nn.Module:
     config = peft.LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
     return peft.get_peft_model(gpt2(), config)
@@ -235,6 +244,18 @@ SMALL = [
         ("is used by index in 'blocks.0.attn' (Attention)",),
     ),
 ]
+
+SMALL.append(
+    Real(
+        "mixtral",
+        mixtral,
+        text,
+        # as LLaMA, but the norm in front of the experts is read by them and by their router
+        {"gl 4x2 value-output": 2, "scale 24": 5, "scale 40": 2, "permute 40": 2},
+        1 - 1_200 / 28_824,
+        ("softmax in 'model.layers.0.mlp.gate'",),
+    )
+)
 
 # Slow ones: at the smallest images that they take.
 LARGE = [
