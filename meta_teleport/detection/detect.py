@@ -78,7 +78,8 @@ def find_symmetries(
     }
     frozen |= {name: CLOSED for name, parameter in model.named_parameters() if id(parameter) in closed}
     graphs = Graphs(model, [graph for _, graph in traced], frozen)
-    if unseen := [name for name in graphs.unseen() if frozen.get(name) != CLOSED]:
+    movable = {name for name, p in model.named_parameters() if is_movable(p) and frozen.get(name) != CLOSED}
+    if unseen := [name for name in graphs.unseen() if name in movable]:
         graphs = Graphs(model, [trace(model, setting, leaves, scoped=True) for setting, _ in traced], frozen)
         graphs.bar_unseen(unseen)
     found = Sites(graphs.units, graphs.shapes, graphs.buffers)

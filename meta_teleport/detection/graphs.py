@@ -12,7 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.detection.trace import Trace
-from meta_teleport.detection.units import KINDS, ZERO, Units, Use, differ, disjoint, is_same, squeeze_repeats, varies
+from meta_teleport.detection.units import (
+    KINDS,
+    ZERO,
+    Units,
+    Use,
+    differ,
+    disjoint,
+    has_nothing,
+    is_same,
+    squeeze_repeats,
+    varies,
+)
 from meta_teleport.detection.view_inference import on_parameter
 from meta_teleport.detection.walk import Walk
 
@@ -66,8 +77,8 @@ class Graphs:
             for other in uses:
                 if other.right is not None and is_same(other, use) and other.right.shape == blind.shape:
                     blind = blind & (other.right == ZERO)
-            if bool(blind.any()):
-                self.units.forbid_labels(use.left, KINDS, f"are made by '{use.parameter}', which has read only zeros")
+            left, blind = torch.broadcast_tensors(use.left, blind)
+            self.units.forbid_labels(left[blind], KINDS, f"are made by '{use.parameter}', which has read only zeros")
 
     def _freeze(self, frozen: Mapping[str, str]) -> None:
         for use in self.units.uses:
@@ -81,9 +92,11 @@ class Graphs:
         return uses
 
     def _joined(self, uses: list[Use]) -> list[Use]:
-        """The uses of a parameter in the first graph that sees it, the units of all others joined to theirs."""
+        """The uses of a parameter in one graph that sees it, the units of all others joined to theirs: in the one in
+        which it reads units most, as the first step of a loop reads zeros."""
         shape = self.shapes[uses[0].parameter]
         graphs = [[use for use in uses if use.graph == graph] for graph in dict.fromkeys(use.graph for use in uses)]
+        graphs.sort(key=lambda seen: sum(_reads_nothing(use) for use in seen) / len(seen))
         parts = [not _is_covered(seen, shape) for seen in graphs]
         extended = [
             [self._extended(use, shape) for use in seen] if part else seen
@@ -150,6 +163,10 @@ class Graphs:
         for labels in (use.left, use.right):
             if labels is not None:
                 self.units.forbid_labels(labels, KINDS, reason)
+
+
+def _reads_nothing(use: Use) -> bool:
+    return use.right is not None and has_nothing(use.right)
 
 
 def _placed(use: Use, labels: Tensor, shape: torch.Size) -> Tensor | None:

@@ -159,11 +159,10 @@ def trace(model: nn.Module, setting: Setting, leaves: Sequence[str] = (), scoped
         )
     )
     state = {**program.state_dict, **program.constants}
-    constants = {
+    constants = {  # of literals: an attribute may have other numbers later
         place: state[name]
         for place, name in signature.inputs_to_lifted_tensor_constants.items()
-        if name.rpartition(".")[2].startswith(LIFTED)
-        and isinstance(state[name], Tensor)  # an attribute may have other numbers later
+        if name.rpartition(".")[2].startswith(LIFTED) and isinstance(state[name], Tensor)
     }
     written = set(signature.buffers_to_mutate.values())
     for place, name in signature.inputs_to_buffers.items():  # zeros that are no weights: the key bias that there is not
@@ -234,10 +233,12 @@ def _require_sizes(graph: Graph) -> None:
 
 
 def _kept(model: nn.Module) -> Iterator[Tensor]:
-    """The tensors that the modules hold beside their parameters."""
+    """The tensors that the modules hold beside their parameters, and beside the weights that hooks of torch make of
+    these before every call (old weight norms, pruning)."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name != "_parameters" and isinstance(value, (Tensor, Mapping, list, tuple)):
+            made = {f"{name}_orig", f"{name}_g"} & module._parameters.keys()
+            if name != "_parameters" and not made and isinstance(value, (Tensor, Mapping, list, tuple)):
                 yield from _tensors(value)
 
 

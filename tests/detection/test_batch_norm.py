@@ -157,7 +157,9 @@ def read_elsewhere(net: Net, x: Tensor) -> Tensor:
 
 def computed(net: Net, x: Tensor) -> Tensor:
     h = net.a(x)
-    return net.b(nn.functional.batch_norm(h, 2 * net.n.running_mean, net.n.running_var, net.n.weight).relu())
+    return net.b(
+        nn.functional.batch_norm(h, 2 * net.n.running_mean, net.n.running_var, net.n.weight, net.n.bias).relu()
+    )
 
 
 def twice(net: Net, x: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ SHARED = (f"permute 4: {NAMES.replace('a.weight', 'a.weight c.bias c.weight')} >
 UNITS = ("scale 4: n.bias n.weight > b.weight",)
 MORE = [
     (lambda: between(read_elsewhere), UNITS),
-    (lambda: between(computed), ("scale 4: n.weight > b.weight",)),
+    (lambda: between(computed), UNITS),
     (lambda: between(twice, c=Conv(3, 4, 3)), SHARED),
     (lambda: between(lambda net, x: net.b(net.n(torch.cat([net.a(x)[:, :2], x[:, :2, 1:-1, 1:-1]], 1)))),
      ("permute 2: a.bias a.weight n.bias n.running_mean n.running_var n.weight > b.weight", *UNITS)),

@@ -187,7 +187,7 @@ LAYERS = [
         for name, between, sites in (
             ("routed", torch.relu, ("scale 4: u > v", "permute 4: u > v")),
             ("routed_linearly", lambda h: 2 * h, ("gl 4: u > v",)),
-            ("routed_in_part", lambda h: torch.cat([h[:2].tanh(), h[2:]]), ("permute 4: u > v",)),
+            ("routed_in_part", lambda h: torch.cat([h[:2].tanh(), h[2:]]), ("flip 4: u > v", "permute 4: u > v")),
             ("routed_with_numbers", lambda h: h + torch.arange(4.0).to(h), ()),
             ("routed_and_normalized", lambda h: h.softmax(-1), ()),
         )

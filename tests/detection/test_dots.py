@@ -19,13 +19,18 @@ def rows() -> tuple[Tensor, Tensor]:
     return normal(5, 3)(), normal(5, 3)().flip(0) * 2 + 1
 
 
-def tables(function) -> Net:
-    """Users, items, and a bias of users."""
-    return Net(function, u=nn.Embedding(5, 4), v=nn.Embedding(6, 4), b=nn.Embedding(5, 1))
+def tables(function, **more: nn.Module) -> Net:
+    """Users and items."""
+    return Net(function, u=nn.Embedding(5, 4), v=nn.Embedding(6, 4), **more)
 
 
 def layers(function, width: int = 4) -> Net:
-    return Net(function, a=nn.Linear(3, width), b=nn.Linear(3, width), c=nn.Linear(4, 2))
+    return Net(function, a=nn.Linear(3, width), b=nn.Linear(3, width))
+
+
+def read(function, names: str = "abc") -> Net:
+    """The layers of these names, of which c reads the others."""
+    return Net(function, **{name: nn.Linear(4, 2) if name == "c" else nn.Linear(3, 4) for name in names})
 
 
 def towers(same: bool) -> Net:
@@ -50,8 +55,8 @@ def hidden(*layers: tuple[str, str, int]) -> tuple[str, ...]:
 
 PAIR = "a.weight a.bias > b.weight b.bias"
 CASES = [
-    Case("factorization", lambda: tables(lambda net, i, j: (net.u(i) * net.v(j)).sum(-1) + net.b(i)[:, 0]), indices,
-         ("gl 4: u.weight > v.weight",)),
+    Case("factorization", lambda: tables(lambda net, i, j: (net.u(i) * net.v(j)).sum(-1) + net.b(i)[:, 0],
+                                         b=nn.Embedding(5, 1)), indices, ("gl 4: u.weight > v.weight",)),
     Case("mean", lambda: tables(lambda net, i, j: (net.u(i) * net.v(j)).mean(1)), indices,
          ("gl 4: u.weight > v.weight",)),
     Case("einsum", lambda: tables(lambda net, i, j: torch.einsum("bd,bd->b", net.u(i), net.v(j))), indices,
@@ -66,7 +71,7 @@ CASES = [
     Case("cosines", lambda: layers(lambda net, x, y: F.normalize(net.a(x), dim=-1) @ F.normalize(net.b(y), dim=-1).T),
          rows, (f"flip 4: {PAIR}",), "are measured together in linalg_vector_norm"),
     Case("measured_in_part",
-         lambda: layers(lambda net, x, y: net.c((h := net.a(x)) / h[:, :2].norm(dim=-1, keepdim=True))), rows,
+         lambda: read(lambda net, x, y: net.c((h := net.a(x)) / h[:, :2].norm(dim=-1, keepdim=True)), "ac"), rows,
          tuple(f"{group} 2: a.weight a.bias > c.weight" for group in ("gl", "flip", "permute")),
          "are measured together in linalg_vector_norm"),
     Case("one_tower", lambda: towers(True), rows, hidden(("a", "b", 6)), "meet their own inverse in mul"),
@@ -74,14 +79,14 @@ CASES = [
     Case("sigmoid", lambda: layers(lambda net, x, y: (net.a(x).sigmoid() * net.b(y)).sum(1)), rows, (), "sigmoid"),
     Case("all_at_once", lambda: layers(lambda net, x, y: (net.a(x) * net.b(y)).sum()), rows, (),
          "reduced over one another"),
-    Case("read_elsewhere", lambda: layers(lambda net, x, y: (lambda p: p.sum(1) + net.c(p)[:, 0])(net.a(x) * net.b(y))),
+    Case("read_elsewhere", lambda: read(lambda net, x, y: (lambda p: p.sum(1) + net.c(p)[:, 0])(net.a(x) * net.b(y))),
          rows, (), "held still as the gate"),
     Case("written_over", lambda: layers(lambda net, x, y: (lambda p: (p.add_(1.0), p.sum(1))[1])(net.a(x) * net.b(y))),
          rows, (), "held still as the gate"),
     Case("product_in_place",
-         lambda: layers(lambda net, x, y: (lambda u: u.mul_(net.b(y)).sum(1) + net.c(u)[:, 0])(net.a(x))), rows, (),
+         lambda: read(lambda net, x, y: (lambda u: u.mul_(net.b(y)).sum(1) + net.c(u)[:, 0])(net.a(x))), rows, (),
          "held still as the gate"),
-    Case("over_places", lambda: layers(lambda net, x, y: net.c((net.a(x) * net.b(y)).sum(0))), rows,
+    Case("over_places", lambda: read(lambda net, x, y: net.c((net.a(x) * net.b(y)).sum(0))), rows,
          ("permute 4: a.weight a.bias b.weight b.bias > c.weight", "scale 4: b.weight b.bias > c.weight"),
          "held still as the gate"),
     Case("distance", lambda: layers(lambda net, x, y: (net.a(x) - net.b(y)).square().sum(-1)), rows, (), "square"),

@@ -99,11 +99,12 @@ SIZES = [
         ("scale 4: p > b.weight", "scale 4: a.bias a.weight > p", "permute 4: a.bias a.weight p > b.weight")),
     Way("mixed_places", lambda: two(lambda net, x: net.b((net.p[: x.shape[1], : x.shape[1]] @ net.a(x)).relu()),
                                     p=weight(9, 9)), sequence(9), sequence(4),
-        ("scale 1: p > b.weight", "permute 1: p > b.weight", "gl 1: a.bias a.weight > p")),
+        ("scale 1: p > b.weight", "gl 1: a.bias a.weight > p")),
     Way("hidden_places", lambda: Net(
         lambda net, x: net.q[:, : x.shape[1]] @ (net.p[: x.shape[1], : x.shape[1]] @ x).relu(),
         p=weight(7, 7), q=weight(2, 7)), sequence(7), sequence(4)),
-    Way("unrolled", lambda: two(looped, h=Linear(4, 4)), sequence(1), sequence(4)),
+    Way("unrolled", lambda: two(looped, h=Linear(4, 4)), sequence(1), sequence(4),
+        tuple(f"{kind} 4: a.bias a.weight h.bias h.weight > b.weight h.weight" for kind in ("scale", "permute"))),
     Way("other_steps", lambda: two(leaky_state), sequence(1), sequence(4), hidden("permute")),
     Way("branch_by_size", lambda: two(lambda net, x: net.b(net.a(x).tanh() if x.shape[1] > 4 else net.a(x).relu())),
         sequence(4), sequence(5), hidden("permute")),
@@ -111,7 +112,7 @@ SIZES = [
         normal(1, 3), normal(5, 3)),
     Way("alibi", lambda: two(alibi), sequence(1), sequence(6), hidden("gl")),
     Way("sinusoids", lambda: two(sinusoids), sequence(1), sequence(6)),
-    Way("rotary", lambda: two(rotated), sequence(1), sequence(6)),
+    Way("rotary", lambda: two(rotated), sequence(1), sequence(6), ("scale 2: a.bias a.weight > b.weight",)),
 ]  # fmt: skip
 
 

@@ -160,8 +160,9 @@ BROKEN = [
                                               True, False, False)[0] @ net.o, a=weight(12, 3), b=weight(12, 4),
                      o=weight(4, 2)),
          SEQUENCE, (), "is used by gru in 'model' (Net), on which no group acts"),
-    Case("one_step_by_hand", lambda: by_hand(gru_by_hand, 3), ONE, (), "pass, and are not positively homogeneous"),
-    Case("one_step_side_by_side", side_by_side(torch.relu), ONE, (), "which has read only zeros"),
+    Case("one_step_by_hand", lambda: by_hand(gru_by_hand, 3), ONE, tuple(f"{k} 4: {HAND}" for k in BOTH.split())),
+    Case("one_step_side_by_side", side_by_side(torch.relu), ONE,
+         tuple(f"{kind} 4: h.weight h.bias > h.weight o.weight" for kind in SCALED.split())),
 ]  # fmt: skip
 
 

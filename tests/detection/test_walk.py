@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from meta_teleport.detection.check import verify
 from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.detection.sites import Sites
-from meta_teleport.detection.trace import Trace, trace
+from meta_teleport.detection.trace import Trace, given, trace
+from meta_teleport.detection.units import Units
 from meta_teleport.detection.walk import Walk
 from meta_teleport.errors import UserError
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -107,7 +108,8 @@ PLACES = [
 ODD = [
     Case("bias_without_axes", lambda: rows(lambda n, x: n.b(n.a(x) + n.p), p=torch.randn(())), ROWS,
          ("gl 1: a.weight a.bias p > b.weight",)),
-    Case("bias_of_all", lambda: rows(lambda n, x: n.b(F.linear(x, n.w, n.p)), w=weight(4, 3), p=torch.randn(())), ROWS,
+    Case("bias_of_all", lambda: Net(lambda n, x: n.b(F.linear(x, n.w, n.p)), w=weight(4, 3), p=torch.randn(()),
+                                    b=Linear(4, 2)), ROWS,
          ("gl 1: w p > b.weight",)),
     Case("returned", lambda: rows(lambda n, x: [n.b(n.a(x).relu()), n.a.weight]), ROWS, (),
          "which linear in 'a' (Linear) and the outputs of the model share"),
@@ -206,8 +208,16 @@ def weight_normed() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("build", [Keeps, pruned, weight_normed])
-def test_models_that_keep_activations(build) -> None:
+def test_what_a_model_keeps_is_an_output() -> None:
+    model = Keeps()
+    model(ROWS())  # what it has kept cannot be copied
+    symmetry = find_symmetries(model, ROWS())
+    assert not symmetry.sites
+    assert any("are outputs of the model" in reason for names, reason in symmetry.refusals if "a.weight" in names)
+
+
+@pytest.mark.parametrize("build", [pruned, weight_normed])
+def test_weights_that_hooks_make(build) -> None:
     model = build()
     model(ROWS())
     symmetry = find_symmetries(model, ROWS())
@@ -228,7 +238,7 @@ def test_the_work_of_a_walk_grows_with_the_graph() -> None:
     counts = []
     for steps in (20, 40):
         model = Net(unrolled, i=Linear(3, 4), h=Linear(4, 4), o=Linear(4, 2))
-        counts.append(calls(trace(model, torch.randn(2, steps, 3)), model))
+        counts.append(calls(trace(model, given(model, torch.randn(2, steps, 3))), model))
     assert counts[1] < 2.2 * counts[0]
 
 
@@ -243,7 +253,9 @@ def calls(traced: Trace, model: nn.Module) -> int:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     sys.setprofile(note)
     try:
-        sites = Sites(Walk(traced, {}).run(), shapes).sites()
+        units = Units()
+        Walk(traced, units).run()
+        sites = Sites(units, shapes).sites()
     finally:
         sys.setprofile(None)
     assert sorted(map(described, sites)) == [
