@@ -39,7 +39,7 @@ def teleported(model: nn.Module, symmetry: mt.Symmetry = RELU.symmetry) -> Optim
 
 
 def learned(model: nn.Module, symmetry: mt.Symmetry = RELU.symmetry) -> Optimizer:
-    return mt.load("pretrained").optimizer(model, symmetry=symmetry)
+    return mt.load("factors").optimizer(model, symmetry=symmetry)
 
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {"teleported": teleported, "learned": learned}

@@ -27,6 +27,7 @@ from meta_teleport.cli.class_choice import (
     with_command,
     without_others,
 )
+from meta_teleport.cli.device import chosen
 from meta_teleport.cli.parser import (
     BASES,
     evaluate_parser,
@@ -126,6 +127,7 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     """
     taken, rest = _split(argv)
     args = evaluate_parser().parse(rest)
+    args.device = chosen(args.device)
     for module in args["import"]:
         import_module(module)
     name = named(args.run) or expanduser(args.run)

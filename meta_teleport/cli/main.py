@@ -160,7 +160,7 @@ def _evaluate(argv: list[str]) -> int:
     import torch
 
     from meta_teleport.cli.arguments import parse_evaluate
-    from meta_teleport.cli.device import chosen, described
+    from meta_teleport.cli.device import described
     from meta_teleport.cli.terminal import evaluation_bar, show
     from meta_teleport.evaluation.evaluation import evaluate
     from meta_teleport.evaluation.results import keep
@@ -170,7 +170,7 @@ def _evaluate(argv: list[str]) -> int:
 
     asked = parse_evaluate(argv)
     args, folder = asked.flags, asked.folder
-    device, dtype = chosen(args.device), getattr(torch, args.dtype or asked.config.get("dtype", "float32"))
+    device, dtype = args.device, getattr(torch, args.dtype or asked.config.get("dtype", "float32"))
     rule, (family, shapes) = load(asked.rule), _family(asked.task)
     if shapes is not None:
         require_fit(rule, shapes)

@@ -118,7 +118,7 @@ def evaluate_parser() -> Parser:
     parser.examples = (
         "evaluate runs/small",
         "evaluate runs/small --tasks 64 --steps 300 --seed 1 --json",
-        "evaluate pretrained --task Regression --task.width 20",
+        "evaluate factors --task Regression --task.width 20",
     )
     parser.add_argument("run", type=str, help=RUN)
     parser.add_argument(
@@ -147,7 +147,7 @@ def family_parser(spec: dict[str, Any]) -> Parser:
 def info_parser() -> Parser:
     """What ``info`` accepts."""
     parser = _parser("info", "What a run is and where it stands.")
-    parser.examples = ("info runs/small", "info pretrained --json")
+    parser.examples = ("info runs/small", "info factors --json")
     parser.add_argument("run", type=str, help=RUN)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     return parser

@@ -21,6 +21,9 @@ from meta_teleport.symmetry.symmetry import Element, Symmetry
 from meta_teleport.teleportation.acceptance import all_finite
 from meta_teleport.teleportation.ranks import Ranks, mean
 
+PATIENCE = 5
+"""How many teleports in a row are undone before a warning."""
+
 
 class BoundRule:
     """A copy of ``rule``, in the precision and on the device of the named ``parameters`` of ``model``, and its state,
@@ -120,6 +123,12 @@ class BoundRule:
         require_proposal(self.rule, proposal, params, self.symmetry)
         return proposal
 
+    def resting(self, algebra: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The proposed elements, zero at sites of which a parameter stays where it is."""
+        still_ones = {name for name, p in self.parameters.items() if still(p)}
+        pairs = zip(self.symmetry.sites, algebra, strict=True)
+        return tuple(t if still_ones.isdisjoint(site.parameters) else torch.zeros_like(t) for site, t in pairs)
+
     def begin(self) -> None:
         """Makes the state, if there is none."""
         if self.state is None:
@@ -150,6 +159,23 @@ class BoundRule:
                 "rule.optimizer(..., steps=n) or rule.for_horizon(n)",
                 stacklevel=6,
             )
+
+    def warn_of_skipping(self, fault: str) -> None:
+        """A step is not taken."""
+        warnings.warn(
+            f"{fault}: this step is skipped, and so are others like it (see .skipped); if they go on, take a smaller "
+            "lr or go back to a checkpoint",
+            stacklevel=6,
+        )
+
+    def warn_of_undoing(self) -> None:
+        """A closure was looked at, and none of the last teleports is carried out."""
+        warnings.warn(
+            f"the last {PATIENCE} teleports were undone, as the loss did not stay where it was: let the closure "
+            "compute the same loss at every call (one batch, full precision, of the outputs alone), or call "
+            "step(loss), which does not look",
+            stacklevel=6,
+        )
 
     def transport(self, elements: tuple[Element, ...]) -> None:
         """The elements have acted: the state moves along."""

@@ -65,11 +65,8 @@ class Ensemble:
 
     ``settings`` are functions from a list of parameters to an optimizer, such as ``partial(torch.optim.Adam,
     lr=1e-3)``; what is not known to work entry by entry is made for every copy (see :func:`meta_teleport.per_copy`).
-    ``loss`` maps outputs
-    ``(copies, n, ...)`` and labels ``(copies, n, ...)`` to ``(copies,)``.
-
-    Batches have one more leading dimension: inputs ``(1, n, ...)`` are seen by all copies, inputs ``(seeds, n, ...)``
-    by the copies of their seed; labels alike.
+    ``loss`` maps outputs and labels, each ``(copies, n, ...)``, to ``(copies,)``. Batches have one more dimension:
+    inputs ``(1, n, ...)`` are seen by all copies, ``(seeds, n, ...)`` by the copies of their seed; labels alike.
 
     Raises ``UserError`` without seeds or settings, for L-BFGS, for models that vmap does not allow, and where inputs or
     labels do not fit the model; an error in a module of one's own is raised as it is.
@@ -95,8 +92,7 @@ class Ensemble:
             name: torch.stack([own[name] for own in drawn]).repeat(len(settings), *(1,) * tensor.ndim)
             for name, tensor in drawn[0].items()
         }
-        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        self.params: Params = {name: stacked.pop(name) for name in trained}
+        self.params: Params = {n: stacked.pop(n) for n, p in self.model.named_parameters() if p.requires_grad}
         self.buffers: Params = stacked
         starts = range(0, len(seeds) * len(settings), len(seeds))
         rows = [slice(start, start + len(seeds)) for start in starts]

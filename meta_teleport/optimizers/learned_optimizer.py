@@ -1,6 +1,5 @@
 """A rule as a ``torch.optim.Optimizer`` for a model of one's own."""
 
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -10,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from meta_teleport.errors import UserError
-from meta_teleport.optimizers.bound_rule import BoundRule, still
-from meta_teleport.optimizers.closure_loss import ClosureLoss
+from meta_teleport.optimizers.bound_rule import PATIENCE, BoundRule, still
 from meta_teleport.optimizers.compilation import run_as_written
-from meta_teleport.optimizers.given_loss import Closure, GivenLoss
+from meta_teleport.optimizers.given_loss import Closure, ClosureLoss, GivenLoss
+from meta_teleport.optimizers.requirements import names_of
 from meta_teleport.optimizers.saved_states import embed, extract, only_fills_states
 from meta_teleport.params import Params, write_at_once
 from meta_teleport.rules.backtracking import lengths
@@ -23,9 +22,6 @@ from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import LIMIT, Limits, teleported
 from meta_teleport.teleportation.conditions import require_linear, trainable_parameters
 from meta_teleport.teleportation.ranks import Processes, Ranks
-
-PATIENCE = 5
-"""How many teleports in a row are undone before a warning."""
 
 
 class LearnedOptimizer(Optimizer):
@@ -38,32 +34,27 @@ class LearnedOptimizer(Optimizer):
     per step at lr 1. Both may differ between parameter groups.
 
     ``step(loss)`` takes the loss tensor. Gradients that have come since the last step, or since the optimizer was made,
-    are used as they are: after ``loss.backward()``, clipping, or several losses that accumulate. Where none have, it
-    clears the old ones and calls ``backward`` itself. ``report(loss=...)`` and then ``step()`` is the same for trainers
-    that pass no loss on; a loss that the model returns, as ``loss`` of its output, is known by itself.
-    ``step(closure)`` takes a function that, as for any torch optimizer, clears the gradients, computes the loss, calls
-    ``backward`` and returns the loss. All return it, and ``.grad`` holds the gradients at the weights before the step.
-    Rules that backtrack take a closure only, and evaluate it once more, or several times where lr f would raise the
-    loss.
+    are used as they are (``loss.backward()``, clipping, losses that accumulate); where none have, it clears the old
+    ones and calls ``backward`` itself. ``report(loss=...)`` and then ``step()`` is the same for trainers that pass no
+    loss on; a loss that the model returns, as ``loss`` of its output, is known by itself. ``step(closure)`` takes a
+    function as any torch optimizer does. All return the loss, and ``.grad`` holds the gradients at the weights before
+    the step. Rules that backtrack take a closure only, and evaluate it again, more often where lr f raises the loss.
 
-    ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out, and without any site
-    the update is all there is. ``params``: parameter groups as for any torch optimizer, by default all trainable
-    parameters. A parameter in no group stays where it is, and so does one without a gradient at this step, with the
-    sites that it belongs to. What was frozen when the optimizer was made cannot join later.
+    ``symmetry``: exact sites; those with a parameter that is frozen, or in no group, are left out. ``params``:
+    parameter groups as for any torch optimizer, by default all trainable parameters. A parameter in no group stays
+    where it is, and so does one without a gradient at this step, with its sites. What was frozen cannot join later.
 
     A teleport is undone (``rejected`` counts them) if a parameter does not stay finite, if rounding could move the loss
     by more than ``tolerance`` (eps times the condition number of an element), and, where step is given a closure, if
-    the loss on its batch does move by more. That takes two more evaluations of the closure, which must therefore see
-    the same batch at every call, in full precision; ``checked=False`` leaves them out. Sites leave the outputs alone: a
-    loss that reads weights or activations as well does move, which ``step(loss)`` cannot see. A rule that reads the
-    logarithm of the loss refuses a negative one.
+    the loss on its batch does move by more. That takes two more evaluations of the closure, on the same batch and in
+    full precision; ``checked=False`` leaves them out. Sites leave the outputs alone: a loss that reads weights or
+    activations as well does move, which ``step(loss)`` cannot see. Rules that read log L refuse a negative loss.
 
     Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
-    nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device.
-    ``state_dict`` has all that changes, recurrent state included, and not the rule. A rule whose step lengths decay to
-    a horizon stands still after it; that is warned of once. So are a model whose activations no hook sees, one made of
-    what the rule has not met in training, and a loss that does not fall in the first steps. Compile the model after
-    this optimizer is made; ``step`` itself runs as written.
+    nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device. Warned of,
+    once, are a horizon after which a rule stands still, activations that no hook sees, a model made of what the rule
+    has not met in training, and a loss that does not fall in the first steps. Compile the model after this optimizer is
+    made; ``step`` itself runs as written.
 
     Under ``DistributedDataParallel`` (give the bare model) losses and activations are those of all processes; where
     gradients are averaged by other means, give the ``process_group``. Sharded parameters (FSDP) are refused.
@@ -181,18 +172,13 @@ class LearnedOptimizer(Optimizer):
         state = self._bound.checked_state(learned["state"])  # all is checked before anything changes
         super().load_state_dict(groups)
         self._bound.state = state
-        self.step_count, self.rejected = learned["taken"], learned["undone"]
-        self.skipped = learned.get("skipped", 0)
+        self.step_count, self.rejected, self.skipped = learned["taken"], learned["undone"], learned.get("skipped", 0)
 
     def _bind(self) -> BoundRule:
         """The rule at the parameters that are in a group, and at the sites that move no others."""
+        names_of(self.model, self.param_groups)
         known = dict(self.model.named_parameters())
         held = {p for group in self.param_groups for p in group["params"]}
-        if not held <= set(known.values()):
-            raise UserError(
-                "a group holds a tensor that is not a parameter of the model: take them from model.parameters(), of "
-                "the same model object"
-            )
         parameters = {name: p for name, p in known.items() if p in held and p.requires_grad}
         frozen = {name: p for name, p in known.items() if p in held and not p.requires_grad}
         if not parameters:
@@ -205,11 +191,7 @@ class LearnedOptimizer(Optimizer):
         self.skipped += 1
         self._bound.hooks.clear()
         if self.skipped == 1:
-            warnings.warn(
-                f"{fault}: this step is skipped, and so are others like it (see .skipped); if they go on, take a "
-                "smaller lr or go back to a checkpoint",
-                stacklevel=5,
-            )
+            self._bound.warn_of_skipping(fault)
 
     def _move(self, gradients: Params, value: Tensor, closure: Closure | None) -> None:
         """Update and teleport. Where anything raises, the rule's state is that from before."""
@@ -261,14 +243,9 @@ class LearnedOptimizer(Optimizer):
     def _teleported(self, updated: Params, algebra: tuple[Tensor, ...], closure: Closure | None) -> Params:
         """The parameters moved by the proposed elements, with the state of the rule; or as they were."""
         bound = self._bound
-        resting = {name for name, p in bound.parameters.items() if still(p)}
-        algebra = tuple(
-            t if resting.isdisjoint(site.parameters) else torch.zeros_like(t)
-            for site, t in zip(bound.symmetry.sites, algebra, strict=True)
-        )
         loss = self._loss_at(closure) if closure and self._checked else None
         with bound.hooks.reading(False):
-            found = teleported(bound.symmetry, updated, algebra, self._limits, loss)
+            found = teleported(bound.symmetry, updated, bound.resting(algebra), self._limits, loss)
         if found is None:
             self._reject(loss is not None)
             return updated
@@ -280,9 +257,4 @@ class LearnedOptimizer(Optimizer):
         """Counts a teleport that is not carried out, and warns where a closure has been looked at and none ever is."""
         self.rejected, self._in_a_row = self.rejected + 1, self._in_a_row + looked
         if looked and self._in_a_row == PATIENCE:
-            warnings.warn(
-                f"the last {PATIENCE} teleports were undone, as the loss did not stay where it was: let the closure "
-                "compute the same loss at every call (one batch, full precision, of the outputs alone), or call "
-                "step(loss), which does not look",
-                stacklevel=5,
-            )
+            self._bound.warn_of_undoing()

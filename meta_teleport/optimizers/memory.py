@@ -15,10 +15,12 @@ from meta_teleport.teleportation.conditions import trainable_sites
 
 class Memory:
     """The gradients in ``.grad``, which move with the weights, and the state of the ``optimizer``, of which ``state``
-    says what becomes: *transport* moves it, *reset* begins it anew, *keep* leaves it."""
+    says what becomes: *transport* moves it, *reset* begins it anew, *keep* leaves it. Raises ``UserError`` where
+    :meth:`names` does."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, symmetry: Symmetry, state: str) -> None:
         self.optimizer, self.model, self.symmetry, self.state = optimizer, model, symmetry, state
+        self.names()
 
     def moved(self, elements: Sequence[Tensor]) -> Writes:
         """What to write where the ``elements`` act, one per site: pairs of a tensor and its new value."""

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from meta_teleport.teleportation.habit import Habit
+
 State = dict[str, Any]
 
 
@@ -66,8 +68,9 @@ def only_fills_states(optimizer: Optimizer, name: str) -> bool:
 def teleportation_of(state: dict[str, Any]) -> dict[str, Any]:
     """What a :class:`TeleportedOptimizer` saves beside the state of its base optimizer.
 
-    In version 0.1 every reader of the losses kept its own, and there was no bound on the imbalance.
+    In version 0.1 every reader of the losses kept its own, and neither imbalance nor harm was watched.
     """
+    state = {"balance": {}, "habit": Habit().state_dict(), **state}
     if "progress" in state:
         return state
     records, sight = state["history"]["records"], state["sight"]
@@ -80,4 +83,4 @@ def teleportation_of(state: dict[str, Any]) -> dict[str, Any]:
         "latest": sight["loss"],
         "losses": state["history"]["losses"],
     }
-    return {"balance": {}, **state, "progress": progress, "rule": sight["rule"]}
+    return {**state, "progress": progress, "rule": sight["rule"]}

@@ -1,9 +1,7 @@
 """Any torch optimizer, with teleports between its steps."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from math import inf
 from time import perf_counter
 from typing import Any
@@ -31,27 +29,16 @@ from meta_teleport.optimizers.schedules import Schedule, as_schedule
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import IMBALANCE, LIMIT, Limits
+from meta_teleport.teleportation.aftermath import Aftermath, Outcome
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
-from meta_teleport.teleportation.habit import PATIENCE, Habit, Verdict
+from meta_teleport.teleportation.habit import PATIENCE
 from meta_teleport.teleportation.imbalance import Balance
-from meta_teleport.teleportation.progress import Progress
+from meta_teleport.teleportation.progress import Clock, Progress
 from meta_teleport.teleportation.ranks import Processes, Ranks, decided
-from meta_teleport.teleportation.retreat import Retreat
-from meta_teleport.teleportation.strategies import (
-    Choice,
-    Proposer,
-    ProposesElements,
-    as_choice,
-    as_strategy,
-    has_length,
-    is_gauge,
-)
-from meta_teleport.teleportation.teleport import Teleport, teleport
-
-SHORTER = 2
-"""How often a search that went too far is tried again with half its length."""
+from meta_teleport.teleportation.search import Search
+from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
 
 
 class TeleportedOptimizer(Delegate):
@@ -62,17 +49,13 @@ class TeleportedOptimizer(Delegate):
         w <- base step(w, grad L(w)),     then, if due:     g = search(w),  w <- g.w
 
     so the next gradient is computed at the moved weights, and clipping and gradient scaling see that one. A teleport
-    due at step 0 comes before the first base step. Gradients that are in ``.grad`` at a teleport move with the weights,
-    by the dual action; that is exact, so they need not be computed again.
+    due at step 0 comes before the first base step. Gradients in ``.grad`` move with the weights, by the dual action.
 
-    What one teleport may do without harm, many can pile up: a teleport is refused where it takes the imbalance of a
-    site (:func:`meta_teleport.teleportation.imbalance.imbalance`) beyond ``imbalance`` times that at the start, unless
-    it lowers it; ``inf`` sets no bound. Gauges are places, so they cannot pile up and are not bounded. A search that
-    goes too far is tried again with half its length, ``SHORTER`` times.
-
-    What follows a teleport is watched where losses are known (see :mod:`meta_teleport.teleportation.habit`): after one
-    that did harm the next is left out and those after it are shorter, and ``patience`` of them in a row end the habit,
-    with a warning; ``inf`` does not watch, and neither do processes that train one model together.
+    Many teleports can pile up: one is refused where it takes the imbalance of a site beyond ``imbalance`` times that at
+    the start (see :mod:`meta_teleport.teleportation.imbalance`), unless it lowers it, and the search is tried again
+    with half its length; ``inf`` sets no bound. Gauges are places, which do not pile up, and are not bounded. What
+    follows a teleport is watched where losses are known (see :mod:`meta_teleport.teleportation.habit`): ``patience``
+    harmful ones in a row end the habit; ``inf`` does not watch, and neither do processes that train one model together.
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
@@ -88,27 +71,22 @@ class TeleportedOptimizer(Delegate):
 
     ``state`` says what becomes of the base optimizer's state at a teleport: *transport* moves it along (see the module
     ``transport``), *reset* makes the state of the moved parameters new, step counts included, *keep* leaves it.
+    Bases that keep weights in their state (slow weights, means of weights) need *reset*; those that wrap another
+    optimizer and do are refused (Lookahead). Means of weights outside (EMA, SWA) must begin anew after a teleport.
 
     The base optimizer may own fewer parameters than the model has, as Muon does, beside a second optimizer. A parameter
     that a site moves is moved whoever owns it; what another optimizer remembers of it stays as it is.
 
-    Under ``DistributedDataParallel`` (around the model or what has it inside; give the bare model here) all processes
-    move alike, bitwise: by the mean of their losses, each on a batch of its own, when the schedule of the first one
-    says so. Where gradients are averaged by other means, give the ``process_group``; processes that train models of
-    their own need nothing. Parameters that are sharded (FSDP) are refused.
-
-    Means of weights over time (EMA, SWA) must begin anew after a teleport, as they would mix coordinates.
+    Under ``DistributedDataParallel`` (give the bare model here) all processes move alike, bitwise: by the mean of their
+    losses, each on a batch of its own, when the schedule of the first one says so. Where gradients are averaged by
+    other means, give the ``process_group``; processes with models of their own need none. FSDP is refused.
 
     ``teleports`` lists one :class:`TeleportRecord` per teleport tried, in order. A model that has changed meanwhile
     (layers frozen, parameters replaced or added, another precision) and cannot move has a record with the reason. Hooks
     run around the base optimizer's step, before the teleport. Where a teleport is not accepted or fails by an
-    exception, parameters, gradients and state are bitwise what they were before it.
-
-    Bases that keep weights in their state (slow weights, means of weights) need ``state="reset"``; those that wrap
-    another optimizer and do are refused (Lookahead).
-
-    A copy has a copy of the model: ``copy.deepcopy((model, optimizer))`` keeps the two together. It can be pickled
-    where ``loss`` and ``batches`` can. Torch's own LBFGS cannot step after either, so it cannot here.
+    exception, parameters, gradients and state are bitwise what they were before it. A copy has a copy of the model:
+    ``copy.deepcopy((model, optimizer))`` keeps the two together. It can be pickled where ``loss`` and ``batches`` can.
+    Torch's own LBFGS cannot step after either, so it cannot here.
 
     Raises ``UserError`` for models that cannot be moved, optimizers of other parameters, sites without a linear action,
     objectives without their loss, schedules that are none, and *transport* of a state that has no law.
@@ -144,26 +122,17 @@ class TeleportedOptimizer(Delegate):
         as_strategy(choice, direction, steps, size, generator)
         super().__init__(base_optimizer)
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
-        settings: dict[str, Any] = {"direction": direction, "steps": steps, "tolerance": tolerance}
-        self._search = partial(teleport, model, self.symmetry, choice, loss=loss, generator=generator, **settings)
-        self._batches, self._generator, self._habit = batches, generator, Habit(patience)
-        self._ranks, self._retreat, self._stepped = Ranks(model, process_group), Retreat(model), False
-        self._size, self._tries = size, 1 + SHORTER if has_length(choice) else 1
-        self._progress, self._history, self._started = Progress(), History(), perf_counter()
+        self._batches, self._generator, self._ranks = batches, generator, Ranks(model, process_group)
+        self._progress, self._history, self._aftermath = Progress(), History(), Aftermath(model, patience)
+        self._clock, self._stepped, self._known = Clock(), False, frozenset(dict(model.named_parameters()))
         self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None, self._ranks)
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
+        settings: dict[str, Any] = {"direction": direction, "steps": steps, "tolerance": tolerance}
+        settings |= {"loss": loss, "generator": generator}
+        self._search = Search(model, self.symmetry, choice, size, self._balance, self._ranks, **settings)
         self._memory = Memory(base_optimizer, model, self.symmetry, state)
-        self._memory.names()
-        self._known = frozenset(name for name, _ in model.named_parameters())
         self._returned = ReturnedLoss(model)
         run_as_written(self, "step", "report", "teleport")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_started": self._started - perf_counter()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._started += perf_counter()
 
     @property
     def teleports(self) -> list[TeleportRecord]:
@@ -197,15 +166,14 @@ class TeleportedOptimizer(Delegate):
     step.hooked = True  # type: ignore[attr-defined]  # hooks run in the base optimizer's step, and once
 
     def report(self, *, loss: Tensor | float | None = None, validation: Tensor | float | None = None) -> None:
-        """Tells the training or validation loss at the present weights, which plateaus and the signs in the records
-        go by. The loss that ``step(closure)`` returns is known already. A training loss that is a tensor is not read
-        before it is needed."""
+        """Tells the training or validation loss at the present weights, which plateaus and signs go by. What
+        ``step(closure)`` returns is known already. A training loss that is a tensor is not read before it is needed."""
         if loss is not None:
             loss = loss.detach() if isinstance(loss, Tensor) else loss
             self._progress.report(loss)
             self._history.watch(self._progress)
             if self._ranks.group is None:  # each process has losses of its own, and all must go the same way
-                self._judge(self._habit.report(loss))
+                self._sign(self._aftermath.report(loss))
         if validation is not None:
             self._history.validate(float(validation.detach() if isinstance(validation, Tensor) else validation))
 
@@ -221,44 +189,25 @@ class TeleportedOptimizer(Delegate):
     def _searched(self, started: float) -> TeleportRecord:
         batch = None if self._batches is None else next_batch(self._batches)
         self._view.show(self._progress)
-        self._judge(self._habit.judge())
-        for halvings in range(self._tries):
-            found, uneven = self._found(batch, self._size * self._habit.length * 0.5**halvings)
-            if not uneven:
-                break
-        writes = [] if found.reason or uneven else self._memory.moved(found.elements)
-        reason = found.reason or uneven or writes_fault(writes)
+        self._sign(self._aftermath.judge())
+        found = self._search(batch, self._aftermath.habit.length)
+        writes = [] if found.reason else self._memory.moved(found.elements)
+        reason = found.reason or writes_fault(writes)
         found = replace(found, accepted=not reason, reason=reason)
         if found.accepted:
-            if self._habit.patience < inf:
-                self._retreat.keep()
+            self._aftermath.keep()
             self._memory.write([*found.writes(self.model), *writes])
             self._view.accept()
-            self._habit.teleported()
+            self._aftermath.habit.teleported()
         return describe(found, self.symmetry, self._progress.step, perf_counter() - started)
 
-    def _found(self, batch: Any, size: float) -> tuple[Teleport, str]:
-        """The end of a search of that length, and why it leads too far, if it does."""
-        with torch.enable_grad():
-            found = self._search(batch=batch, size=size, process_group=self._ranks.group)
-        return found, "" if found.reason else self._balance.fault(found.params)
-
-    def _judge(self, verdict: Verdict) -> None:
-        """What follows from what the losses say of the last teleport."""
-        if verdict == "blow-up" and self._retreat.ready:
-            self._retreat.take()
+    def _sign(self, outcome: Outcome) -> None:
+        """Records what came of the last teleport; where it was undone, the optimizer begins anew."""
+        if outcome == "undone":
             self._memory.clear()
-            self._history.sign(UNDONE)
-        elif verdict:
-            self._history.sign(HARM)
-        if not self._habit.watching:
-            self._retreat.forget()
-        if verdict and self._habit.ended:
-            warnings.warn(
-                f"the loss rose after {self._habit.harms} teleports in a row: there are no more. A gauge such as "
-                "'balanced', or a smaller size, does less harm; patience=float('inf') goes on",
-                stacklevel=3,
-            )
+        if outcome:
+            self._history.sign(UNDONE if outcome == "undone" else HARM)
+            self._aftermath.warn_of_the_end()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """The base optimizer's. Raises ``UserError`` for tensors that are not parameters of the model."""
@@ -277,7 +226,7 @@ class TeleportedOptimizer(Delegate):
             "generator": None if self._generator is None else self._generator.get_state(),
             "rule": self._view.state_dict(),
             "balance": self._balance.state_dict(),
-            "habit": self._habit.state_dict(),
+            "habit": self._aftermath.habit.state_dict(),
         }
         return embed(self.base.state_dict(), "teleportation", ours)
 
@@ -289,13 +238,12 @@ class TeleportedOptimizer(Delegate):
             return
         ours = teleportation_of(ours)
         self._progress.load_state_dict(ours["progress"])
-        self._started = perf_counter() - self._progress.elapsed
+        self._clock = Clock(self._progress.elapsed)
         self.schedule.load_state_dict(ours["schedule"])
         self._history.load_state_dict(ours["history"])
         self._view.load_state_dict(ours["rule"])
         self._balance.load_state_dict(ours["balance"])
-        if "habit" in ours:
-            self._habit.load_state_dict(ours["habit"])
+        self._aftermath.habit.load_state_dict(ours["habit"])
         if self._generator is not None and ours["generator"] is not None:
             self._generator.set_state(ours["generator"].cpu())
 
@@ -303,10 +251,10 @@ class TeleportedOptimizer(Delegate):
         group = None if self.schedule.counts else self._ranks.group
         due = decided(lambda: self.schedule.due(self._timed()), self.model, group)
         self._progress.loss = None
-        if due and self._habit.allows():
+        if due and self._aftermath.habit.allows():
             self.teleport()
 
     def _timed(self) -> Progress:
         """The record, with the seconds until now."""
-        self._progress.elapsed = perf_counter() - self._started
+        self._progress.elapsed = self._clock()
         return self._progress

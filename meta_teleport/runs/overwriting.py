@@ -18,13 +18,12 @@ EVENTS, EVENT_FILES = "tensorboard", re.compile(r"events\.out\.tfevents\.\S+")
 def clear(folder: Path) -> None:
     """Removes the files of a run from its folder. Files of others stay, and so does what links lead to.
 
-    Raises ``UserError``, with nothing removed, for a folder that is none of a run.
+    Raises ``UserError``, with nothing removed, for a folder that is none of a run, and where :func:`events_of` does.
     """
     try:
         names = sorted(os.listdir(folder), key=lambda name: name == "config.json")  # last: it says what the folder is
         own = [folder / name for name in names if FILES.fullmatch(name)]
-        events = folder / EVENTS
-        if not events.is_symlink() and events.is_dir():
+        if (events := events_of(folder)).is_dir():
             own = [events / name for name in os.listdir(events) if EVENT_FILES.fullmatch(name)] + own
         if not (_is_run(folder) or {path.name for path in own if path.parent == folder} | {EVENTS} >= set(names)):
             raise UserError(f"{folder} is no run folder, and --overwrite removes only what a run wrote: choose another")
@@ -35,6 +34,14 @@ def clear(folder: Path) -> None:
             path.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be cleared ({error.strerror}): check its permissions") from None
+
+
+def events_of(folder: Path) -> Path:
+    """Where a run keeps the events of TensorBoard. Raises ``UserError`` if a link leads elsewhere from there."""
+    events = folder / EVENTS
+    if events.is_symlink():
+        raise UserError(f"{events} is a link to elsewhere, and nothing is written outside a run: remove it")
+    return events
 
 
 def _is_run(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 from meta_teleport.errors import UserError, nearest
 from meta_teleport.runs.checkpoint import make_folder, write_atomically
 from meta_teleport.runs.files import names_beside, parse_json, read_text
-from meta_teleport.runs.overwriting import clear
+from meta_teleport.runs.overwriting import clear, events_of
 
 FORMAT = 1
 IMPORTED = "import"
@@ -132,10 +132,7 @@ class Run:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            events = self.folder / "tensorboard"
-            if events.is_symlink():
-                raise UserError(f"{events} is a link to elsewhere, and nothing is written outside a run: remove it")
-            self._writer = SummaryWriter(str(events), purge_step=step)
+            self._writer = SummaryWriter(str(events_of(self.folder)), purge_step=step)
         return self._writer
 
 

@@ -1,6 +1,7 @@
 """What is known of a training run between whose steps a model teleports."""
 
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -47,3 +48,20 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave."""
         vars(self).update(vars(Progress(**state)))
+
+
+class Clock:
+    """The seconds since training began, ``elapsed`` of them before now; copies and pickles go on from where they are
+    made."""
+
+    def __init__(self, elapsed: float = 0.0) -> None:
+        self._began = perf_counter() - elapsed
+
+    def __call__(self) -> float:
+        return perf_counter() - self._began
+
+    def __getstate__(self) -> float:
+        return self()
+
+    def __setstate__(self, elapsed: float) -> None:
+        self._began = perf_counter() - elapsed

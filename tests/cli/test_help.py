@@ -8,15 +8,15 @@ from meta_teleport.cli.main import main
 from meta_teleport.cli.parser import plain
 from meta_teleport.equivariant.bases import BASES
 from meta_teleport.equivariant.updates import UPDATES
-from meta_teleport.registry import PACKAGE, known
+from meta_teleport.registry import PACKAGE, import_path, known
 from meta_teleport.rules.rule import Rule
 from meta_teleport.tasks.family import TaskFamily
 
 MARKS = re.compile(r"`|:(mod|class|func|meth|attr|data):|module's docstring|<class")
 CLASSES = [
-    (key, name)
+    (key, cls)
     for key, base in (("task", TaskFamily), ("rule", Rule))
-    for name, cls in known(base).items()
+    for cls in known(base).values()
     if cls.__module__.startswith(PACKAGE)
 ]
 
@@ -35,11 +35,11 @@ def test_commands_show_examples_that_they_take(command: str, capsys: pytest.Capt
     assert not MARKS.search(text) and f"examples:\n  meta-teleport {command} " in text
 
 
-@pytest.mark.parametrize(("key", "name"), CLASSES, ids=[name for _, name in CLASSES])
-def test_no_class_shows_marks_of_docstrings(key: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = shown(capsys, "train", f"--{key}={name}", "--help")
-    assert f"flags of --{key} {name}:" in text and not MARKS.search(text)
-    assert not MARKS.search(shown(capsys, "train", f"--{key}.help={name}"))
+@pytest.mark.parametrize(("key", "cls"), CLASSES, ids=[cls.__name__ for _, cls in CLASSES])
+def test_no_class_shows_marks_of_docstrings(key: str, cls: type, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "train", f"--{key}={cls.__name__}", "--help")
+    assert f"flags of --{key} {cls.__name__}:" in text and not MARKS.search(text)
+    assert not MARKS.search(shown(capsys, "train", f"--{key}.help={import_path(cls)}"))
 
 
 def test_names_that_an_argument_takes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,10 @@ def test_overwriting_removes_nothing_of_others(workplace, capsys):
     with pytest.raises(mt.UserError, match="is no run folder"):
         Run.create(workplace, {}, overwrite=True)
     assert "choose one of them" in error(capsys, "train", "--out=a", "--resume", *flags)
+    before = sorted(os.listdir("a"))
+    assert "a/tensorboard is a link to elsewhere, and nothing is written" in error(capsys, "train", "--out=a", *flags)
+    assert sorted(os.listdir("a")) == before
+    os.unlink("a/tensorboard")
     assert train("--overwrite") == 0
     assert (workplace / "kept.safetensors").stat().st_size > 0
     assert (workplace / "elsewhere/events.out.tfevents.1").read_text() == "precious"

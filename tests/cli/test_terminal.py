@@ -55,7 +55,7 @@ def test_the_time_left_of_a_resumed_run_counts_its_own_steps(
     monkeypatch.setattr(terminal, "time", Clock(20.0))
     capsys.readouterr()
     assert main(["train", "--out=a", "--resume", "--training.meta_steps=94"]) == 0
-    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in capsys.readouterr().err.splitlines() if LINE.fullmatch(line)]
     assert [line.split()[1] for line in lines] == ["92/94,", "93/94,", "94/94,"]
     assert [line.split(", ")[-1] for line in lines] == ["0:00:40 left", "0:00:20 left", "0:00:00 left"]
 

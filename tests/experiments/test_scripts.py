@@ -68,7 +68,7 @@ def test_symmetries(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     models = json.loads((tmp_path / "symmetries.json").read_text())["models"]
     assert {name: len(found["sites"]) for name, found in models.items()} == {
-        "transformers LLaMA": 11,
+        "transformers LLaMA": 13,
         "peft LoRA on GPT-2": 2,
         "nn.Transformer": 17,
     }

@@ -89,7 +89,7 @@ def test_the_name_is_not_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("factors/rule.safetensors").exists() and mt.load("factors").config != {"rule": spec}
     for path in ("./factors", "factors/", Path("factors")):
         assert mt.load(path).meta_step == 7
-    assert "is not a run folder" in error(capsys, "evaluate", "./factors")
+    assert "./factors does not say what it was trained on" in error(capsys, "evaluate", "./factors")
     text = "factors is the name of a rule that comes with this package: write --out ./factors, or another"
     assert text in error(capsys, "train", "--out", "factors")
 

@@ -65,7 +65,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_model_that_has_changed_has_a_record_and_training_goes_on(change: str, objective: str) -> None:
     model: Any = RELU.build()
-    rule: Any = mt.load("pretrained") if objective == "learned" else objective
+    rule: Any = mt.load("factors") if objective == "learned" else objective
     base = SGD(model.parameters(), 0.01)
     batches = {"loss": network_cases.loss, "batches": RELU.batch}
     optimizer = mt.TeleportedOptimizer(base, model, RELU.symmetry, rule, 2, **batches)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_a_model_that_has_changed_has_a_record_and_training_goes_on(change: str,
 @pytest.mark.parametrize("objective", ["balanced", "learned"])
 def test_teleports_go_on_where_a_layer_thaws_or_numbers_are_exchanged(objective: str) -> None:
     model: Any = RELU.build()
-    rule: Any = mt.load("pretrained") if objective == "learned" else objective
+    rule: Any = mt.load("factors") if objective == "learned" else objective
     batches = {"loss": network_cases.loss, "batches": RELU.batch}
     optimizer = mt.TeleportedOptimizer(SGD(model.parameters(), 0.01), model, RELU.symmetry, rule, 1, **batches)  # type: ignore[arg-type]
     freeze(model)

@@ -36,11 +36,11 @@ def teleported(model: nn.Module, base: Callable[..., Optimizer] = AdamW, objecti
 
 
 def learned(model: nn.Module) -> Optimizer:
-    return mt.load("pretrained").optimizer(model, symmetry=RELU.symmetry)
+    return mt.load("factors").optimizer(model, symmetry=RELU.symmetry)
 
 
 def proposed(model: nn.Module) -> Optimizer:
-    return teleported(model, objective=mt.load("pretrained"))
+    return teleported(model, objective=mt.load("factors"))
 
 
 MAKERS: dict[str, Callable[[nn.Module], Optimizer]] = {

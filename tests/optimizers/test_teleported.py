@@ -137,7 +137,7 @@ def test_what_becomes_of_the_state(network: Network) -> None:
         optimizer = teleported(network, model, "adam", state=state)
         train(network, model, optimizer)
         before = snapshot(model, optimizer)
-        found = optimizer._search(batch=network.batch(99))
+        found = optimizer._search(network.batch(99))
         names = {p: name for name, p in model.named_parameters()}
         writes = moved_gradients(names, optimizer.symmetry, found.elements)
         writes += moved_state(optimizer.base, names, optimizer.symmetry, found.elements)
@@ -282,7 +282,7 @@ def own_state(optimizer: TeleportedOptimizer) -> dict[str, Any]:
 
 def test_time_goes_on_where_another_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("meta_teleport.optimizers.teleported.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("meta_teleport.teleportation.progress.perf_counter", lambda: clock[0])
     optimizer = teleported(RELU, RELU.build(), batches=RELU.batch)
     clock[0] = 130.0
     saved = pickle.dumps(optimizer)

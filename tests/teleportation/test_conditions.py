@@ -95,7 +95,7 @@ REFUSED: list[tuple[str, Prepare, Symmetry, dict[str, Any], str]] = [
     ("size", nothing, ONE, {"size": torch.inf, **WITH_LOSS}, "size=inf: give a positive number"),
     ("word", nothing, ONE, {"size": "a", **WITH_LOSS}, "size='a': give a positive number"),
     ("number", nothing, ONE, {"objective": 3, **WITH_LOSS}, "unknown objective 3: choose one of gradient_norm"),
-    ("class", nothing, ONE, {"objective": mt.Sharpness, **WITH_LOSS}, "objective <class .*Sharpness'>: choose one of"),
+    ("class", nothing, ONE, {"objective": mt.Sharpness, **WITH_LOSS}, "objective the class Sharpness: choose one of"),
     ("tolerance", nothing, ONE, {"tolerance": -1.0, **WITH_LOSS}, "tolerance=-1.0: give a number that is not negative"),
     ("generator", nothing, ONE, {"objective": "random"}, "objective 'random' draws elements: pass generator="),
     ("no loss", nothing, ONE, {}, "the objective evaluates the loss: pass loss="),
