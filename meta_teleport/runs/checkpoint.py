@@ -32,14 +32,15 @@ class Header(NamedTuple):
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Writes ``tensors`` (any device, dtype, shape) and the JSON-able ``meta`` into one file.
+    """Writes ``tensors`` (any device, dtype, shape) and the JSON-able ``meta`` into one file, whose bytes follow from
+    them.
 
     Raises ``UserError`` if the folder cannot be written; an older file of that name is then left as it was.
     """
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta)
     content = safetensors.torch.save(copies, {"meta": text, "sha256": _checksum(copies, text)})
-    write_atomically(Path(path), content)
+    write_atomically(Path(path), _in_order(content))
 
 
 def read_header(path: Path) -> Header:
@@ -127,6 +128,16 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with what stands beside the tensors by name: the library writes that in any order."""
+    length = int.from_bytes(content[:HEADER_BYTES], "little")
+    header = json.loads(content[HEADER_BYTES : HEADER_BYTES + length])
+    header[METADATA] = dict(sorted(header[METADATA].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % HEADER_BYTES)
+    return len(text).to_bytes(HEADER_BYTES, "little") + text + content[HEADER_BYTES + length :]
 
 
 def _checksum(tensors: dict[str, Tensor], meta: str) -> str:
