@@ -72,7 +72,7 @@ def test_the_first_example_does_no_harm_in_two_thousand_steps(objective: str, se
         block = (
             blocks("python")[0]
             .replace("range(300)", "range(2000)")
-            .replace('"balanced", 100,', f'"{objective}", {schedule},')
+            .replace('"balanced", [0],', f'"{objective}", {schedule},')
         )
         names: dict[str, Any] = {}
         with torch.random.fork_rng(devices=[]):

@@ -5,7 +5,8 @@
 Every variant runs the same problem from the same weights on the same batches:
 
     plain              the optimizer alone
-    balanced           teleports to the balanced gauge, as in the README's example
+    at the start       one teleport to the balanced gauge before the first step, as in the README's example
+    balanced           the same every 100 steps
     gradient_norm      searches that raise the gradient norm, held by the bounds that are the default
     random             random elements as long as a search, under the same bounds
     unbounded          searches without any bound: the control that must do harm
@@ -46,6 +47,7 @@ SEED_OF_BATCHES = 10_000
 Settings = dict[str, Any]
 VARIANTS: dict[str, Settings | None] = {
     "plain": None,
+    "at the start": {"objective": "balanced", "schedule": [0]},
     "balanced": {"objective": "balanced"},
     "gradient_norm": {"objective": "gradient_norm"},
     "random": {"objective": "random", "size": 1.0},
@@ -78,16 +80,8 @@ def trained(problem: Problem, rate: float, settings: Settings | None, plan: Plan
     if settings is not None:
         symmetry = mt.find_symmetries(model, next(problem.batches(0))[0])
         generator = torch.Generator().manual_seed(seed)
-        optimizer = TeleportedOptimizer(
-            optimizer,
-            model,
-            symmetry,
-            schedule=EVERY,
-            loss=problem.loss,
-            batches=partial(next, others),
-            generator=generator,
-            **settings,
-        )
+        chosen = {"schedule": EVERY, "loss": problem.loss, "batches": partial(next, others), **settings}
+        optimizer = TeleportedOptimizer(optimizer, model, symmetry, generator=generator, **chosen)
     losses = []
     for _ in range(plan.steps):
         optimizer.zero_grad()
