@@ -11,13 +11,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from meta_teleport.detection.settings import Setting, fresh, grown, run
-from meta_teleport.detection.trace import Examples, Outputs, given, shortened
 from meta_teleport.errors import UserError
 from meta_teleport.params import Params
 from meta_teleport.symmetry.requirements import described, require_movable
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.tracing.outputs import Outputs
+from meta_teleport.tracing.settings import Setting, fresh, grown, run
+from meta_teleport.tracing.trace import Examples, given, shortened
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 1e-1}
 DRAWS = 16

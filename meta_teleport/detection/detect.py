@@ -7,23 +7,24 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from meta_teleport.detection import (  # noqa: F401  (they register what operations mean)
+from meta_teleport.detection.check import Check, tried
+from meta_teleport.detection.graphs import Graphs
+from meta_teleport.detection.sites import Sites
+from meta_teleport.errors import UserError
+from meta_teleport.operations import (  # noqa: F401  (they register what operations mean)
     arithmetic,
     contractions,
+    convolutions,
     norms,
-    operations,
+    pointwise,
     products,
     rearrangements,
     recurrences,
 )
-from meta_teleport.detection.check import Check, tried
-from meta_teleport.detection.graphs import Graphs
-from meta_teleport.detection.settings import Setting, grown, has_rates, is_settled
-from meta_teleport.detection.sites import Sites
-from meta_teleport.detection.trace import Examples, Trace, given, trace
-from meta_teleport.errors import UserError
 from meta_teleport.symmetry.requirements import is_movable, require_movable
 from meta_teleport.symmetry.symmetry import Refusal, Symmetry
+from meta_teleport.tracing.settings import Setting, grown, has_rates, is_settled
+from meta_teleport.tracing.trace import Examples, Trace, given, trace
 
 CLOSED = "a closed module uses"
 Traced = list[tuple[Setting, Trace]]
@@ -59,7 +60,7 @@ def find_symmetries(
 
     Raises ``UserError`` if the model cannot move, see
     :func:`meta_teleport.symmetry.requirements.require_movable`, or if it cannot be traced, see
-    :func:`meta_teleport.detection.trace.trace`.
+    :func:`meta_teleport.tracing.trace.trace`.
     """
     require_movable(model)
     leaves = (leaves,) if isinstance(leaves, str) else leaves

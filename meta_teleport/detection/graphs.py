@@ -11,21 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from meta_teleport.detection.trace import Trace
-from meta_teleport.detection.units import (
-    KINDS,
-    ZERO,
-    Units,
-    Use,
-    differ,
-    disjoint,
-    has_nothing,
-    is_same,
-    squeeze_repeats,
-    varies,
-)
 from meta_teleport.detection.view_inference import on_parameter
 from meta_teleport.detection.walk import Walk
+from meta_teleport.operations.labels import ZERO, differ, has_nothing, squeeze_repeats, varies
+from meta_teleport.operations.units import KINDS, Units, Use, disjoint, is_same
+from meta_teleport.tracing.trace import Trace
 
 UNSEEN = -3
 

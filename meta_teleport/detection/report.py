@@ -7,8 +7,8 @@ from torch import nn
 
 from meta_teleport.detection.check import verify
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.trace import Examples
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.tracing.trace import Examples
 
 WIDE = 120
 

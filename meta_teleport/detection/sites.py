@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import ZERO, Forest, Kind, Units, distinct
 from meta_teleport.detection.view_inference import view
+from meta_teleport.operations.labels import ZERO, distinct
+from meta_teleport.operations.units import Forest, Kind, Units
 from meta_teleport.symmetry.groups import GL, Group, Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Refusal

@@ -13,7 +13,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import Use, squeeze_repeats
+from meta_teleport.operations.labels import squeeze_repeats
+from meta_teleport.operations.units import Use
 from meta_teleport.symmetry.gathered import Gathered
 from meta_teleport.symmetry.views import View
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from meta_teleport.detection.trace import Trace, place, scope
-from meta_teleport.detection.units import KINDS, Units, differ, distinct
-from meta_teleport.detection.values import HANDLERS, SHAPES_ONLY, Step, Value, unknown
+from meta_teleport.operations.labels import differ, distinct
+from meta_teleport.operations.units import KINDS, Units
+from meta_teleport.operations.values import HANDLERS, SHAPES_ONLY, Step, Value, unknown
+from meta_teleport.tracing.trace import Trace, place, scope
 
 WRAPPERS = ("wrap_with", "tag_activation_checkpoint", "wrap_activation_checkpoint")
 

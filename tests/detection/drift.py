@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
-from meta_teleport.detection.trace import Examples, arguments
 from meta_teleport.symmetry.groups import Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.site import Site
+from meta_teleport.tracing.trace import Examples, arguments
 
 SEED, NOISE = 7, 0.05
 

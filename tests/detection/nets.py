@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.trace import Examples
 from meta_teleport.symmetry.groups import GL, Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.tracing.trace import Examples
 
 GROUPS = {GL: "gl", PositiveScaling: "scale", SignFlips: "flip", Permutation: "permute"}
 

@@ -14,12 +14,12 @@ from torch.nn.utils import prune
 
 from meta_teleport.detection.check import Check, tried, verify
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.trace import given
 from meta_teleport.errors import UserError
 from meta_teleport.symmetry.groups import GL, Permutation, PositiveScaling
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
+from meta_teleport.tracing.trace import given
 
 ROWS = normal(5, 3)
 

@@ -14,7 +14,7 @@ from transformers.integrations import moe  # noqa: F401  (it registers grouped_m
 
 from meta_teleport.detection import operations
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.values import HANDLERS
+from meta_teleport.operations.values import HANDLERS
 
 Linear, Conv = nn.Linear, nn.Conv2d
 ROWS, SEQUENCE, IMAGE = normal(5, 3), normal(2, 5, 3), normal(2, 3, 8, 8)

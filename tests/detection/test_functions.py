@@ -9,8 +9,8 @@ from detection.drift import drifts
 from detection.nets import GROUPS, Case, Net, found, normal
 from torch import Tensor, nn
 
-from meta_teleport.detection.operations import _is_odd, pointwise
-from meta_teleport.detection.values import HANDLERS
+from meta_teleport.operations.pointwise import _is_odd, pointwise
+from meta_teleport.operations.values import HANDLERS
 
 Function = Callable[..., Tensor]
 

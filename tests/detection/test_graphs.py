@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from meta_teleport.detection.check import verify
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.trace import Examples
+from meta_teleport.tracing.trace import Examples
 
 Linear = nn.Linear
 

@@ -10,8 +10,8 @@ from detection.programs import Program, draw, moved_by, shrink
 
 from meta_teleport.detection import operations
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.units import Units
-from meta_teleport.detection.values import HANDLERS
+from meta_teleport.operations.units import Units
+from meta_teleport.operations.values import HANDLERS
 from meta_teleport.symmetry.site import Site
 
 BOUND = 1e-7  # what is true moves outputs by rounding, 1e-16 times what the conditions of nine lines multiply to

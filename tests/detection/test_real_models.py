@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.detection.report import reached
-from meta_teleport.detection.trace import Examples
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
+from meta_teleport.tracing.trace import Examples
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from detection.nets import Net, chain, described, normal
 from torch import nn
 
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.trace import arguments, given, trace
 from meta_teleport.errors import UserError
+from meta_teleport.tracing.trace import arguments, given, trace
 
 Linear = nn.Linear
 ROWS = normal(5, 3)

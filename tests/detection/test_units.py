@@ -6,7 +6,8 @@ from detection.nets import Net
 from torch import Tensor, nn
 
 from meta_teleport.detection.detect import find_symmetries
-from meta_teleport.detection.units import FIXED, ZERO, Forest, Units, differ, distinct, squeeze_repeats, varies
+from meta_teleport.operations.labels import FIXED, ZERO, differ, distinct, squeeze_repeats, varies
+from meta_teleport.operations.units import Forest, Units
 
 
 def coordinates(*shape: int) -> tuple[Tensor, ...]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import Use
 from meta_teleport.detection.view_inference import view
+from meta_teleport.operations.units import Use
 from meta_teleport.symmetry.gathered import Gathered
 from meta_teleport.symmetry.views import View
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from meta_teleport.detection.check import verify
 from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.detection.sites import Sites
-from meta_teleport.detection.trace import Trace, given, trace
-from meta_teleport.detection.units import Units
 from meta_teleport.detection.walk import Walk
 from meta_teleport.errors import UserError
+from meta_teleport.operations.units import Units
 from meta_teleport.symmetry.symmetry import Symmetry
+from meta_teleport.tracing.trace import Trace, given, trace
 
 Linear, Conv = nn.Linear, nn.Conv2d
 ROWS, SEQUENCE, IMAGE = normal(5, 3), normal(2, 5, 3), normal(2, 3, 6, 6)

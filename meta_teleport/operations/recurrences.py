@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.products import units_along
-from meta_teleport.detection.values import Step, Value, as_units, handles, labels_or_fixed, unknown
+from meta_teleport.operations.products import units_along
+from meta_teleport.operations.values import Step, Value, as_units, handles, labels_or_fixed, unknown
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 STATE = {"lstm": 2, "gru": 2, "rnn_tanh": 0, "rnn_relu": 0}  # the gate whose units are those of the state

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import FIXED, ZERO, Kind, distinct, varies
-from meta_teleport.detection.values import (
+from meta_teleport.operations.labels import FIXED, ZERO, distinct, varies
+from meta_teleport.operations.units import Kind
+from meta_teleport.operations.values import (
     SHAPES_ONLY,
     Step,
     Value,

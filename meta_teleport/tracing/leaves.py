@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from meta_teleport.detection.settings import Setting, run
+from meta_teleport.tracing.settings import Setting, run
 
 _OUTPUTS: dict[int, list[Tensor]] = {}
 

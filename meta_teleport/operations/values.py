@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from meta_teleport.detection.units import FIXED, KINDS, ZERO, Units, squeeze_repeats, varies
+from meta_teleport.operations.labels import FIXED, ZERO, squeeze_repeats, varies
+from meta_teleport.operations.units import KINDS, Units
 
 
 @dataclass(frozen=True)

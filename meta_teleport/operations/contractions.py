@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph
 
-from meta_teleport.detection.arithmetic import multiply
-from meta_teleport.detection.products import matmul
-from meta_teleport.detection.values import Step, Value, handles, unknown
+from meta_teleport.operations.arithmetic import multiply
+from meta_teleport.operations.products import matmul
+from meta_teleport.operations.values import Step, Value, handles, unknown
 
 
 class Operand(NamedTuple):

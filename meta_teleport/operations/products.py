@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from meta_teleport.detection.arithmetic import add, multiply
-from meta_teleport.detection.units import FIXED, ZERO, Kind, squeeze_repeats, varies
-from meta_teleport.detection.values import Step, Value, handles, labels_or_fixed, unknown
+from meta_teleport.operations.arithmetic import add, multiply
+from meta_teleport.operations.attention import contract, look_up, weigh
+from meta_teleport.operations.labels import FIXED, ZERO, squeeze_repeats, varies
+from meta_teleport.operations.values import Step, Value, handles, labels_or_fixed, unknown
 
 MATRICES = ("matmul", "bmm", "mm")
 
@@ -19,11 +20,11 @@ MATRICES = ("matmul", "bmm", "mm")
 def linear(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """``x W^T + b`` with W ``(m, d)``."""
     if not weight.parameter:
-        return _two_varying(step, x, weight, bias)
+        return two_varying(step, x, weight, bias)
     if len(weight.shape) == 1:
         made = _vector(step, x, weight)
         return made if bias is None else add(step, made, bias)
-    return _layer(step, x, weight, axis=-1, reads=1, bias=bias)
+    return layer(step, x, weight, axis=-1, reads=1, bias=bias)
 
 
 @handles("addmm")
@@ -32,7 +33,7 @@ def addmm(step: Step, start: Value, x: Value, y: Value, **kwargs: Any) -> Value:
     if kwargs or not (y.parameter and start.parameter):
         result: Value = unknown(step, (start, x, y), kwargs)
         return result
-    return _layer(step, x, y, axis=-1, reads=0, bias=start)
+    return layer(step, x, y, axis=-1, reads=0, bias=start)
 
 
 @handles("baddbmm")
@@ -54,9 +55,9 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
     if x.parameter and y.parameter and len(x.shape) == len(y.shape) == 2:
         return _factors(step, x, y)
     if y.parameter and len(y.shape) == 2:
-        return _layer(step, x, y, axis=-1, reads=0)
+        return layer(step, x, y, axis=-1, reads=0)
     if x.parameter and len(x.shape) == 2 and len(y.shape) >= 2:
-        return _layer(step, y, x, axis=-2, reads=1)
+        return layer(step, y, x, axis=-2, reads=1)
     if y.parameter and len(y.shape) == 1 and not x.parameter:
         return _vector(step, x, y)
     if x.shape[:-2] == y.shape[:-2] and len(x.shape) > 2 and y.parameter and not x.parameter:
@@ -65,7 +66,7 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
         turned = _each_layer(replace(step, shape=_turned(step.shape)), *(_transposed(value) for value in (y, x)))
         return step.labelled(labels_or_fixed(turned).mT)
     if x.parameter or y.parameter or min(len(x.shape), len(y.shape)) < 2:
-        return _two_varying(step, x, y)
+        return two_varying(step, x, y)
     if x.moves and y.moves:
         a, b = labels_or_fixed(x), labels_or_fixed(y).mT
         if all(varies(labels)[-2:] == [True, False] for labels in (a, b)) and _is_looked_up(step.node):
@@ -78,7 +79,8 @@ def matmul(step: Step, x: Value, y: Value) -> Value:
     return step.fixed()
 
 
-def _two_varying(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
+def two_varying(step: Step, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    """A product whose factors both vary in a way that no layer and no pair of factors has: nothing of it moves."""
     for value in (x, weight, bias):
         if value is not None:
             step.forbid(value)
@@ -94,7 +96,7 @@ def _factors(step: Step, u: Value, v: Value) -> Value:
     return step.fixed()
 
 
-def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Value | None = None) -> Value:
+def layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Value | None = None) -> Value:
     """New units from the units along ``axis`` of x, by a weight whose axis ``reads``, of the first two, runs along
     them."""
     step.refuse(x)
@@ -106,7 +108,7 @@ def _layer(step: Step, x: Value, weight: Value, axis: int, reads: int, bias: Val
 
     read = None if right is None else along(right, reads)
     step.units.use(weight.parameter, weight.coordinates, along(made, 1 - reads), read, step.place)
-    return _with_bias(step, step.labelled(made.reshape(-1, *[1] * (-axis - 1))), made, bias)
+    return with_bias(step, step.labelled(made.reshape(-1, *[1] * (-axis - 1))), made, bias)
 
 
 def _vector(step: Step, x: Value, weight: Value) -> Value:
@@ -116,7 +118,7 @@ def _vector(step: Step, x: Value, weight: Value) -> Value:
         parameter=weight.parameter,
         coordinates=tuple(c.unsqueeze(0) for c in weight.coordinates),
     )
-    made = _layer(replace(step, shape=torch.Size((*step.shape, 1))), x, row, axis=-1, reads=1)
+    made = layer(replace(step, shape=torch.Size((*step.shape, 1))), x, row, axis=-1, reads=1)
     return step.labelled(labels_or_fixed(made).squeeze(-1))
 
 
@@ -146,7 +148,7 @@ def route(step: Step, x: Value, weight: Value, ends: Value | None = None, *args:
     step.forbid(*([ends] if ends is not None else []))
     coordinates = tuple(c.permute(1, 2, 0) for c in weight.coordinates)
     columns = Value(torch.Size(coordinates[0].shape), parameter=weight.parameter, coordinates=coordinates)
-    return _layer(step, x, columns, axis=-1, reads=0)
+    return layer(step, x, columns, axis=-1, reads=0)
 
 
 def _turned(shape: torch.Size) -> torch.Size:
@@ -158,7 +160,8 @@ def _transposed(value: Value) -> Value:
     return Value(_turned(value.shape), labels, value.parameter, tuple(c.mT for c in value.coordinates))
 
 
-def _with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> Value:
+def with_bias(step: Step, result: Value, made: Tensor, bias: Value | None) -> Value:
+    """A layer's result and its bias, whose entries make the units that the layer has ``made``."""
     if bias is None:
         return result
     if bias.parameter and bias.shape == made.shape:
@@ -182,42 +185,6 @@ def units_along(step: Step, x: Value, axis: int) -> Tensor | None:
     for i, row in enumerate(labels.unique(dim=0).tolist()):
         step.units.touch(row, (step.node, "", i))
     return units
-
-
-@handles("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
-def convolve(step: Step, x: Value, weight: Value, bias: Value | None = None, *args: Any) -> Value:
-    """A convolution ``(o, i / groups, ...)``: every output channel reads the input channels of its group, and changes
-    places with its only one (depthwise). Transposed ones ``(i, o / groups, ...)`` are layers whose weight stands the
-    other way round."""
-    if not weight.parameter or step.operation == "convolution":
-        return _two_varying(step, x, weight, bias)
-    space = len(weight.shape) - 2
-    channel, turned = -space - 1, "transpose" in step.operation
-    groups = (step if turned else x).shape[channel] // weight.shape[1]
-    if groups == 1:
-        return _layer(step, x, weight, channel, 0 if turned else 1, bias)
-    step.refuse(x)
-    read = units_along(step, x, channel)
-    made = step.units.fresh(step.shape[channel], step.node)
-    single = read is not None and len(read) == len(made) == groups
-    for units in (made, read):
-        if units is not None:
-            kinds: list[Kind] = ["mix"] if single else ["mix", "permute"]
-            step.units.forbid_labels(units, kinds, f"belong to groups in {step.place}", odd=True)
-    if read is not None and single:
-        step.units.couple(read, made, step.place)
-    across, within = weight.shape[0] // groups, weight.shape[1]
-
-    def placed(units: Tensor, rows: bool) -> Tensor:
-        """Units in the shape of the weight: along its rows, or along the columns of the rows of their group."""
-        if rows:
-            return units.reshape(-1, *[1] * (space + 1))
-        columns = units.reshape(groups, 1, within).expand(groups, across, within)
-        return columns.reshape(groups * across, within, *[1] * space)
-
-    right = None if read is None else placed(read, rows=turned)
-    step.units.use(weight.parameter, weight.coordinates, placed(made, rows=not turned), right, step.place)
-    return _with_bias(step, step.labelled(made.reshape(-1, *[1] * space)), made, bias)
 
 
 @handles("mul")
@@ -251,7 +218,7 @@ def _name(node: Node) -> str:
 def embed(step: Step, weight: Value, index: Value, *args: Any) -> Value:
     """Rows of a table: every column is a unit."""
     if not weight.parameter:
-        return _two_varying(step, weight, index)
+        return two_varying(step, weight, index)
     units = step.units.fresh(weight.shape[1], step.node)
     step.units.use(weight.parameter, weight.coordinates, units.unsqueeze(0), None, step.place)
     return step.labelled(units)
@@ -274,7 +241,7 @@ def attend(step: Step, q: Value, k: Value, v: Value, *args: Any, enable_gqa: boo
     """``softmax(q k^T / sqrt(d)) v`` over the last two axes, head by head."""
     step.forbid(*(mask for mask in (*args, *kwargs.values()) if isinstance(mask, Value)))
     if any(value.parameter for value in (q, k, v)):
-        return _two_varying(step, q, k, v)
+        return two_varying(step, q, k, v)
     if enable_gqa:
         k, v = (_repeat(value, q.shape[-3] // value.shape[-3]) for value in (k, v))
     contract(step, q, _transposed(k))
@@ -287,53 +254,7 @@ def _repeat(value: Value, times: int) -> Value:
     return Value(torch.Size(shape), labels)
 
 
-def contract(step: Step, x: Value, y: Value) -> Value:
-    """``x y`` of units along the contracted axis: queries and keys, which move by inverse elements."""
-    if not (x.moves and y.moves):
-        step.forbid(x, y, reason="are multiplied with what does not move in")
-        return step.fixed()
-    a, b = labels_or_fixed(x), labels_or_fixed(y).mT
-    if varies(a)[-2] or varies(b)[-2]:
-        step.forbid(x, y, reason="are multiplied place by place in")
-        return step.fixed()
-    a, b = torch.broadcast_tensors(a.select(-2, 0), b.select(-2, 0))
-    step.units.join(a, b, step.place, sign=-1)
-    _group(step, b, "key")
-    _group(step, a, "key")
-    return Value(step.shape)
-
-
-def look_up(step: Step, queries: Value, keys: Tensor, values: Tensor) -> Value:
-    """``q (k^T v)``, linear attention: queries meet keys ``(..., d)``, and values ``(..., e)`` come out."""
-    step.refuse(queries)
-    contract(step, queries, Value(torch.Size((*keys.shape, 1)), keys.unsqueeze(-1)))
-    return weigh(step, Value(torch.Size((*values.shape[:-1], 1, values.shape[-1])), values.unsqueeze(-2)))
-
-
 def _is_looked_up(node: Node) -> bool:
     """Whether a product of matrices is read, and all that reads it multiplies it from the left."""
     readers = [user.args if _name(user) in MATRICES else () for user in node.users]
     return _name(node) in MATRICES and bool(readers) and all(r[1:] == (node,) and r[0] is not node for r in readers)
-
-
-def weigh(step: Step, y: Value, transposed: bool = False) -> Value:
-    """Weights that do not move, times units along the last axis: the values of attention, place by place."""
-    labels = labels_or_fixed(y)
-    if varies(labels)[-2]:
-        step.forbid(y, reason="are added to one another by")
-        return step.fixed()
-    row = labels.narrow(-2, 0, 1)
-    _group(step, row.squeeze(-2), "value")
-    return step.labelled(row.mT if transposed else row)
-
-
-def _group(step: Step, labels: Tensor, role: str) -> None:
-    """Notes which units are treated alike: those along the last axis, for every place in the others."""
-    if not labels.numel():
-        return
-    rows = squeeze_repeats(labels)[0].expand(*[-1] * (labels.ndim - 1), labels.shape[-1]).reshape(-1, labels.shape[-1])
-    for row in rows.unique(dim=0).tolist():
-        units = [unit for unit in row if unit >= 0]
-        if units:
-            first = min(step.units.scaled.root(unit)[0] for unit in units)
-            step.units.touch(units, (step.node, role, first, min(units)))

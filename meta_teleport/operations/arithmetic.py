@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.units import (
+from meta_teleport.operations.labels import (
     FIXED,
-    KINDS,
     ZERO,
     distinct,
     has_nothing,
@@ -21,7 +20,8 @@ from meta_teleport.detection.units import (
     still_where_nothing,
     varies,
 )
-from meta_teleport.detection.values import (
+from meta_teleport.operations.units import KINDS
+from meta_teleport.operations.values import (
     Step,
     Value,
     as_units,

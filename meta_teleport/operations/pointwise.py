@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.arithmetic import larger, masked
-from meta_teleport.detection.units import FIXED, ZERO, Kind, squeeze_repeats, still_where_nothing, varies
-from meta_teleport.detection.values import (
+from meta_teleport.operations.arithmetic import larger, masked
+from meta_teleport.operations.labels import FIXED, ZERO, squeeze_repeats, still_where_nothing, varies
+from meta_teleport.operations.units import Kind
+from meta_teleport.operations.values import (
     Step,
     Value,
     handles,

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meta_teleport.detection.arithmetic import affine
-from meta_teleport.detection.units import FIXED, Normalized, differ, squeeze_repeats
-from meta_teleport.detection.values import Step, Value, as_units, handles, labels_or_fixed
+from meta_teleport.operations.arithmetic import affine
+from meta_teleport.operations.labels import FIXED, differ, squeeze_repeats
+from meta_teleport.operations.units import Normalized
+from meta_teleport.operations.values import Step, Value, as_units, handles, labels_or_fixed
 
 
 @handles("batch_norm instance_norm")

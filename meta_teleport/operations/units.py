@@ -18,9 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from meta_teleport.operations.labels import FIXED, differ, distinct, squeeze_repeats
+
 Kind = Literal["mix", "scale", "flip", "permute"]
 KINDS: tuple[Kind, ...] = ("mix", "scale", "flip", "permute")
-FIXED, ZERO = -1, -2
 
 
 @dataclass(frozen=True)
@@ -197,63 +198,12 @@ class Units:
                     self.forbid_labels(labels, KINDS, f"depend on {place}")
 
 
-def distinct(*labels: Tensor) -> list[tuple[int, ...]]:
-    """The distinct tuples of corresponding entries of label tensors that broadcast against each other.
-
-    Labels are mostly expanded, not stored; axes along which all of them repeat are looked at once.
-    """
-    squeezed = squeeze_repeats(*torch.broadcast_tensors(*labels))
-    if len(squeezed) == 1:
-        return [(value,) for value in squeezed[0].reshape(-1).unique().tolist()]
-    a, b = (tensor.reshape(-1) + 2 for tensor in squeezed)
-    base = int(b.max()) + 1 if b.numel() else 1
-    return [(pair // base - 2, pair % base - 2) for pair in (a * base + b).unique().tolist()]
-
-
 def _per_index(coordinate: Tensor, labels: Tensor) -> Tensor | None:
     """The label that belongs to every index along an axis; None if there are several."""
     pairs = distinct(coordinate, labels)
     if [i for i, _ in pairs] != list(range(len(pairs))):
         return None
     return torch.tensor([label for _, label in pairs])
-
-
-def squeeze_repeats(*labels: Tensor) -> list[Tensor]:
-    """Label tensors of one shape without the axes along which all of them repeat (kept with size 1)."""
-    result = list(labels)
-    for axis in range(labels[0].ndim):
-        if all(tensor.stride(axis) == 0 for tensor in labels):
-            result = [tensor.narrow(axis, 0, min(1, tensor.shape[axis])) for tensor in result]
-    return result
-
-
-def varies(labels: Tensor) -> list[bool]:
-    """Along which axes a label tensor is not constant."""
-    return [
-        labels.shape[axis] > 1 and labels.stride(axis) != 0 and differ(labels, labels.narrow(axis, 0, 1))
-        for axis in range(labels.ndim)
-    ]
-
-
-def has_nothing(labels: Tensor) -> bool:
-    """Whether some entries are zero whatever moves."""
-    return bool((squeeze_repeats(labels)[0] == ZERO).any())
-
-
-def nothing_where(nothing: Tensor, labels: Tensor) -> Tensor:
-    """The labels of a product with what is zero in some places."""
-    return torch.where(nothing == ZERO, ZERO, labels) if has_nothing(nothing) else labels
-
-
-def still_where_nothing(labels: Tensor) -> Tensor:
-    """The labels after a function that makes a number of zero."""
-    return torch.where(labels == ZERO, FIXED, labels) if has_nothing(labels) else labels
-
-
-def differ(a: Tensor, b: Tensor) -> bool:
-    """Whether two label tensors, broadcast against each other, differ anywhere."""
-    x, y = squeeze_repeats(*torch.broadcast_tensors(a, b))
-    return bool((x != y).any())
 
 
 def _same_kind(a: Use, b: Use) -> bool:

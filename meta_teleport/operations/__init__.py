@@ -1,0 +1,1 @@
+"""What tensor operations mean for the units of a network."""

@@ -1,0 +1,1 @@
+"""A model as graphs of tensor operations, in every setting that it runs in."""
