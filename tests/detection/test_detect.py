@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations import moe  # noqa: F401  (it registers grouped_mm_fallback)
 
-from meta_teleport.detection import operations
 from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.operations.values import HANDLERS
 
@@ -684,7 +683,7 @@ def test_what_is_found_is_checked_on_numbers() -> None:
 
 
 def test_a_wrong_meaning_is_caught_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(HANDLERS, "gelu", operations.homogeneous)
+    monkeypatch.setitem(HANDLERS, "gelu", pointwise.homogeneous)
     case = next(case for case in CASES if case.name == "gelu")
     model, inputs = case.model(), case.inputs()
     wrong = find_symmetries(model, inputs, check=False)

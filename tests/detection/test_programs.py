@@ -8,8 +8,8 @@ import torch
 from detection.nets import described
 from detection.programs import Program, draw, moved_by, shrink
 
-from meta_teleport.detection import operations
 from meta_teleport.detection.detect import find_symmetries
+from meta_teleport.operations import pointwise
 from meta_teleport.operations.units import Units
 from meta_teleport.operations.values import HANDLERS
 from meta_teleport.symmetry.site import Site
@@ -85,8 +85,8 @@ def without(owner: Any, name: str, stand_in: Any) -> Break:
 
 
 BROKEN: dict[str, Break] = {
-    "functions_pass_scalings": handled_as("tanh sigmoid gelu silu softplus cos", operations.homogeneous),
-    "softmax_passes_all": handled_as("softmax", operations.homogeneous),
+    "functions_pass_scalings": handled_as("tanh sigmoid gelu silu softplus cos", pointwise.homogeneous),
+    "softmax_passes_all": handled_as("softmax", pointwise.homogeneous),
     "sums_do_not_join": without(Units, "join", lambda *given, **named: None),
     "gates_do_not_couple": without(Units, "couple", lambda *given: None),
     "parameters_are_not_shared": without(Units, "_share", lambda *given, **named: None),
