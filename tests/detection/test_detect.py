@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.integrations import moe  # noqa: F401  (it registers grouped_mm_fallback)
 
 from meta_teleport.detection.detect import find_symmetries
+from meta_teleport.operations import pointwise
 from meta_teleport.operations.values import HANDLERS
 
 Linear, Conv = nn.Linear, nn.Conv2d
