@@ -172,7 +172,7 @@ def main() -> None:
     }
     parts = collect(work, args.out / "parts", key)
     rows = [row(p.name, parts, variant) for p in chosen for variant in VARIANTS if variant != "plain"]
-    curves = {name: [run["curve"] for run in part["runs"]] for name, part in parts.items()}
+    curves = {name: [[round(x, 4) for x in run["curve"]] for run in part["runs"]] for name, part in parts.items()}
     content = {"plan": asdict(plan), "tuning": tuning, "rows": rows, "curves": curves}
     finish(args, content, markdown(rows, [p.name for p in chosen]))
 
