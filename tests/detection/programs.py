@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from detection.vocabulary import KINDS, Draw
 from torch import Tensor, nn
 
-from meta_teleport.symmetry.groups import Permutation, PositiveScaling
+from meta_teleport.symmetry.groups import Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.site import Site
 
 LARGEST, TRIES, BOUND = 600, 40, 1e3
@@ -162,6 +162,10 @@ def moved_by(model: nn.Module, program: Program, site: Site, trials: int = 3) ->
         params = {
             name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in model.named_parameters()
         }
+        held = {name: buffer for name, buffer in model.named_buffers() if name in site.parameters}
+        params |= {
+            name: torch.rand(b.shape, generator=generator, dtype=torch.float64) + 0.5 for name, b in held.items()
+        }
         examples = program.examples(generator)
         inputs = tuple(x.double() if x.is_floating_point() else x for x in examples)
         moved = site.act(params, element(site, generator))
@@ -175,7 +179,8 @@ def moved_by(model: nn.Module, program: Program, site: Site, trials: int = 3) ->
 
 def outputs(model: nn.Module, params: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """What the model returns at these parameters, with the same random numbers every time."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = {**dict(model.named_buffers()), **params}
+    buffers = {name: state[name].clone() for name, _ in model.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         made: list[Tensor] = torch.func.functional_call(model, {**params, **buffers}, inputs)
@@ -183,11 +188,16 @@ def outputs(model: nn.Module, params: dict[str, Tensor], inputs: tuple[Tensor, .
 
 
 def element(site: Site, generator: torch.Generator) -> Tensor:
-    """Factors of 1/3 to 3, none near 1; a permutation that moves all; a matrix of condition number below 100."""
+    """Factors of 1/3 to 3, none near 1; a permutation that moves all; signs, the first negative; a matrix of condition
+    number below 100."""
     group, shape = site.group, (*site.group.blocks, site.group.k)
     if isinstance(group, Permutation):
         order = torch.rand(shape, generator=generator).argsort(-1)
         return order.gather(-1, order.argsort(-1).add(1).remainder(group.k))
+    if isinstance(group, SignFlips):
+        signs = torch.randint(2, shape, generator=generator).double() * 2 - 1
+        signs[..., 0] = -1
+        return signs
     if isinstance(group, PositiveScaling):
         power = 0.3 + 0.7 * torch.rand(shape, generator=generator, dtype=torch.float64)
         return 3.0 ** (power * (torch.randint(2, shape, generator=generator) * 2 - 1))
