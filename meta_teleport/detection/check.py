@@ -1,6 +1,6 @@
 """The numeric check of a symmetry: moved by random elements, the model must return what it returned."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -76,7 +76,7 @@ class Check:
         own |= {name: buffer for name, buffer in buffers.items() if name in moved}
         try:
             try:
-                self._prepare(_cast(own, torch.float64), _cast(buffers, torch.float64), torch.float64)
+                self._prepare(own, _cast(buffers, torch.float64), torch.float64)
             except (RuntimeError, TypeError, AssertionError):
                 self._prepare(own, buffers, None)
         except UserError:
@@ -87,8 +87,8 @@ class Check:
 
     def _prepare(self, own: Params, buffers: Params, dtype: torch.dtype | None) -> None:
         self.buffers, self.dtype = buffers, dtype
-        generator = torch.Generator().manual_seed(0)
-        for self.params in ({name: _near(p, generator, name in buffers) for name, p in own.items()}, own):
+        for params in self._weights(own):
+            self.params = params
             self.before: list[tuple[Setting, list[Tensor]]] = []
             self.lowest = next(p.dtype for p in own.values() if p.dtype in TOLERANCE)
             blank: list[bool] = []
@@ -111,6 +111,16 @@ class Check:
             f"the model's outputs are not numbers on the example inputs (in {'training' if blank[0] else 'evaluation'})"
             ": give inputs on which they are, and look for nan among inputs and parameters"
         )
+
+    def _weights(self, own: Params) -> Iterator[Params]:
+        """Weights near those of the model, then these; one copy at a time, as they may be large."""
+        generator = torch.Generator().manual_seed(0)
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor if self.dtype is None else _cast(tensor, self.dtype)
+
+        yield {name: _near(cast(p), generator, name in self.buffers) for name, p in own.items()}
+        yield {name: cast(p) for name, p in own.items()}
 
     def random_element(self, site: Site, generator: torch.Generator) -> Tensor:
         """A random element of a site's group that is not near the identity: scalings by factors between e^(1/4) and e

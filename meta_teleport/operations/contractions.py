@@ -47,7 +47,7 @@ def _product(step: Step, first: Operand, second: Operand, out: str) -> Value | N
     left, right = [c for c in a if c not in b], [c for c in b if c not in a]
     if sorted(out) != sorted(batch + left + right):
         return None
-    sizes = dict(zip(a + b, (*x.shape, *y.shape), strict=True))
+    sizes = {c: max(v.shape[o.index(c)] for o, v in (first, second) if c in o) for c in a + b}  # one broadcasts
     shape = torch.Size(sizes[c] for c in out)
     if not summed:
         x, y = (_arranged(v, o, [[c] if c in o else [] for c in out]) for o, v in (first, second))
