@@ -146,7 +146,7 @@ def dense_sites(width: int, layers: tuple[int, ...]) -> dict[str, int]:
     sites = Counter()
     for count in layers:
         sites[f"permute {width}"] += 1
-        sites.update({"permute 128": count, "permute 32": count, "scale 128": count})
+        sites.update({"permute 128": count, "scale 128": count})
         sites.update(f"scale {width + 32 * i}" for i in range(count + 1))
         width = (width + 32 * count) // 2
     return dict(sites)
@@ -308,9 +308,9 @@ LARGE = [
         "densenet121",
         vision("densenet121"),
         images(64),
-        # blocks of 6, 12, 24 and 16 layers. Permutations: the stem, in every layer a bottleneck of 128 and the 32 new
-        # channels that all later norms of the block read, 128, 256 and 512 channels between the blocks. Scales: both
-        # norms of every layer, and the one behind each block
+        # blocks of 6, 12, 24 and 16 layers. Permutations: the stem, in every layer a bottleneck of 128, 128, 256 and 512
+        # channels between the blocks; not the 32 new channels of a layer, which may be dropped. Scales: both norms of
+        # every layer, and the one behind each block
         dense_sites(64, (6, 12, 24, 16)),
         1 - (9_408 + 128 + 1_000) / 7_978_856,
         ("normalized by batch_norm in 'features.norm5' (BatchNorm2d)",),
@@ -333,8 +333,8 @@ LARGE = [
         "vit_b_16",
         vision("vit_b_16", image_size=64),
         images(64),
-        # 12 blocks as in GPT-2 and the last norm
-        {"gl 64x12 query-key": 12, "gl 64x12 value-output": 12, "scale 768": 25, "permute 3072": 12},
+        # 12 blocks as in GPT-2 and the last norm; no permutations of hidden layers, behind which there is dropout
+        {"gl 64x12 query-key": 12, "gl 64x12 value-output": 12, "scale 768": 25},
         57_457_152 / 86_429_416,
         ("normalized by layer_norm in 'encoder.layers.encoder_layer_0.ln_1' (LayerNorm)",),
     ),
@@ -355,13 +355,13 @@ LARGE = [
         "swin_t",
         vision("swin_t"),
         images(64),
-        # 2, 2, 6, 2 blocks with two norms each; merging norms of 384, 768 and 1536 between the stages; the last norm
+        # 2, 2, 6, 2 blocks with two norms each; merging norms of 384, 768 and 1536 between the stages; the last norm;
+        # dropout behind the hidden layers
         {
             "gl 32x3 query-key": 2, "gl 32x6 query-key": 2, "gl 32x12 query-key": 6, "gl 32x24 query-key": 2,
             "gl 32x3 value-output": 2, "gl 32x6 value-output": 2, "gl 32x12 value-output": 6,
             "gl 32x24 value-output": 2,
             "scale 96": 4, "scale 192": 4, "scale 384": 13, "scale 768": 6, "scale 1536": 1,
-            "permute 384": 2, "permute 768": 2, "permute 1536": 6, "permute 3072": 2,
         },
         19_606_464 / 28_288_354,
         ("is used by index in 'features.1.0.attn' (ShiftedWindowAttention), on which no group acts",),
