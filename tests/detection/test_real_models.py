@@ -308,9 +308,9 @@ LARGE = [
         "densenet121",
         vision("densenet121"),
         images(64),
-        # blocks of 6, 12, 24 and 16 layers. Permutations: the stem, in every layer a bottleneck of 128, and 128, 256 and
-        # 512 channels between the blocks; not the 32 new channels of a layer, which may be dropped. Scales: both norms of
-        # every layer, and the one behind each block
+        # blocks of 6, 12, 24 and 16 layers. Permutations: the stem, in every layer a bottleneck of 128, and 128, 256
+        # and 512 channels between the blocks, not the 32 new channels of a layer, which may be dropped. Scales: both
+        # norms of every layer, and the one behind each block
         dense_sites(64, (6, 12, 24, 16)),
         1 - (9_408 + 128 + 1_000) / 7_978_856,
         ("normalized by batch_norm in 'features.norm5' (BatchNorm2d)",),
