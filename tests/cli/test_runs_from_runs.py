@@ -32,12 +32,14 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in BASELINES.keys() - {"adam"}:
-        monkeypatch.delitem(BASELINES, name)
-    monkeypatch.setitem(BASELINES, "adam", Baseline(Adam, {"lr": [0.01, 0.1, 1.0]}))
+    baselines = dict(BASELINES)  # whose order counts
+    BASELINES.clear()
+    BASELINES["adam"] = Baseline(Adam, {"lr": [0.01, 0.1, 1.0]})
     (tmp_path / "own_rules.py").write_text(OWN)
     yield tmp_path
     sys.modules.pop("own_rules", None)
+    BASELINES.clear()
+    BASELINES.update(baselines)
 
 
 def config_of(folder):
