@@ -14,6 +14,7 @@ from meta_teleport.operations.units import Units
 from meta_teleport.operations.values import HANDLERS
 from meta_teleport.symmetry.site import Site
 
+pytestmark = pytest.mark.filterwarnings("ignore:input's size at dim")  # programs norm what they like
 BOUND = 1e-7  # what is true moves outputs by rounding, 1e-16 times what the conditions of nine lines multiply to
 SOME, MANY, MOST, CHUNK, LIMIT = 24, 1_000, 10_000, 50, 400
 
