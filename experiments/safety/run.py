@@ -72,7 +72,7 @@ SMOKE = Plan(300, 2)
 
 
 def trained(problem: Problem, rate: float, settings: Settings | None, plan: Plan, seed: int) -> dict[str, Any]:
-    """One training: the losses before all steps as means over hundredths, the final loss, and the teleports' fates."""
+    """One training: the final loss, and what became of the teleports."""
     torch.manual_seed(seed)
     model = problem.build()
     batches, others = problem.batches(SEED_OF_BATCHES + seed), problem.batches(2 * SEED_OF_BATCHES + seed)
@@ -97,7 +97,6 @@ def trained(problem: Problem, rate: float, settings: Settings | None, plan: Plan
     final = float(curve[-plan.last :].mean()) if len(curve) == plan.steps else nan
     return {
         "final": final if isfinite(final) else None,
-        "curve": [float(part.mean()) for part in curve.tensor_split(100)],
         **fates([] if settings is None else optimizer.teleports),
     }
 
@@ -172,8 +171,7 @@ def main() -> None:
     }
     parts = collect(work, args.out / "parts", key)
     rows = [row(p.name, parts, variant) for p in chosen for variant in VARIANTS if variant != "plain"]
-    curves = {name: [[round(x, 4) for x in run["curve"]] for run in part["runs"]] for name, part in parts.items()}
-    content = {"plan": asdict(plan), "tuning": tuning, "rows": rows, "curves": curves}
+    content = {"plan": asdict(plan), "tuning": tuning, "rows": rows}
     finish(args, content, markdown(rows, [p.name for p in chosen]))
 
 
