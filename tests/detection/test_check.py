@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -293,3 +294,16 @@ def test_what_cannot_be_copied_is_checked_too() -> None:
         copy.deepcopy(model)
     assert verify(model, Symmetry(()), ROWS()) == 0.0
     find_symmetries(model, ROWS())
+
+
+def complaining(net: Net, x: torch.Tensor) -> torch.Tensor:
+    if len(x) != 5:
+        warnings.warn("another size", stacklevel=2)
+    return net.b(net.a(x).relu())
+
+
+def test_what_a_model_says_of_sizes_that_are_only_tried_is_nobodys_to_read() -> None:
+    model = Net(complaining, a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match="another size"):
+        model(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
+    assert len(find_symmetries(model, ROWS()).sites) == 2  # warnings are errors here
