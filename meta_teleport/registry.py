@@ -123,8 +123,14 @@ def is_module_name(name: Any) -> bool:
 
 
 def import_module(name: str) -> None:
-    """Imports a module that the user has named. Raises ``UserError`` if that fails."""
+    """Imports a module that the user has named. What lies in the working directory can be imported from then on, where
+    no library has that name.
+
+    Raises ``UserError`` if that fails.
+    """
     try:
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())
         importlib.import_module(name)
     except Exception as error:
         raise UserError(f"module '{name}' cannot be imported ({_described(error)})") from error

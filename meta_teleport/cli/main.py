@@ -33,8 +33,6 @@ Learned teleportation: optimizers that move along the symmetries of a loss.
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(1, os.getcwd())
     try:
         return _dispatch(argv)
     except UserError as error:

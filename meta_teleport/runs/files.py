@@ -22,18 +22,23 @@ from numpy.lib import format as npy
 from meta_teleport.errors import UserError, nearest
 
 MEGABYTE = 2**20
-TEXT = 64 * MEGABYTE
-"""The largest JSON, YAML or JSON-lines file that is read."""
+TEXT, CONFIG = 32 * MEGABYTE, MEGABYTE // 8
+"""The largest file of results or metrics that is read, and the largest configuration."""
+VALUES = 1_000_000
+"""How many values a JSON text may hold: the shortest take twenty times their size in memory."""
 TENSORS = 4096 * MEGABYTE
-PACKED = 100
-"""By how much the content of a compressed archive may exceed its file."""
+HEADER = 4 * MEGABYTE
+"""The largest header of a file of tensors."""
+PACKED, BLOCK = 100, 512
+"""By how much the content of a compressed archive may exceed its file, and a file its blocks on the disk; the unit in
+which those are counted."""
 
 
 @contextmanager
 def opened(path: Path, limit: int = TENSORS) -> Iterator[BinaryIO]:
     """A regular file of at most ``limit`` bytes, to be read.
 
-    Raises ``UserError`` for what is missing, cannot be read, is no regular file, or is larger.
+    Raises ``UserError`` for what is missing, cannot be read, is no regular file, is larger, or is not on the disk.
     """
     try:
         file = open(path, "rb", opener=_open)  # noqa: SIM115  (closed below)
@@ -51,6 +56,8 @@ def opened(path: Path, limit: int = TENSORS) -> Iterator[BinaryIO]:
                 f"{path} has {found.st_size / MEGABYTE:,.0f} MB, and at most {limit / MEGABYTE:,.0f} MB are read here: "
                 "check that it is the right file"
             )
+        if found.st_size > max(PACKED * BLOCK * getattr(found, "st_blocks", found.st_size), MEGABYTE):
+            raise UserError(f"{path} is a hole, {found.st_size / MEGABYTE:,.0f} MB of nothing: check the path")
         try:
             yield file
         except OSError as error:
@@ -66,9 +73,9 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would be waited for
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, limit: int = TEXT) -> str:
     """A file of text, in UTF-8. Raises ``UserError`` where :func:`opened` does, and for other bytes."""
-    with opened(path, TEXT) as file:
+    with opened(path, limit) as file:
         try:
             return file.read().decode("utf-8")
         except UnicodeDecodeError:
@@ -76,7 +83,13 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes, path: Path) -> Any:
-    """What JSON from the file ``path`` says. Raises ``UserError`` for what is none, or nested too deep to be read."""
+    """What JSON from the file ``path`` says.
+
+    Raises ``UserError`` for what is none, is nested too deep to be read, or holds more than ``VALUES`` values.
+    """
+    marks = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
+    if sum(text.count(mark) for mark in marks) > VALUES:
+        raise UserError(f"{path} holds more than {VALUES:,} values: check that it is the right file")
     try:
         return json.loads(text)
     except ValueError:

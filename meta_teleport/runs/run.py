@@ -22,7 +22,7 @@ from typing import Any
 
 from meta_teleport.errors import UserError, nearest
 from meta_teleport.runs.checkpoint import make_folder, write_atomically
-from meta_teleport.runs.files import names_beside, parse_json, read_text
+from meta_teleport.runs.files import CONFIG, TEXT, names_beside, parse_json, read_text
 from meta_teleport.runs.overwriting import clear, events_of
 
 FORMAT = 1
@@ -70,7 +70,7 @@ class Run:
         path = folder / "config.json"
         if not path.is_file():
             raise UserError(f"{folder} is not a run folder (no config.json in it): give the --out of a training run")
-        config = read_json(path)
+        config = read_json(path, CONFIG)
         check_format(config, path)
         missing = [key for key in ("task", "rule", "training", "seed", "dtype") if key not in config]
         if missing:
@@ -145,9 +145,10 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"folder {folder} cannot be written: check its permissions, or choose another by --out")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ``UserError`` if it cannot be read, is cut off or something else."""
-    content = parse_json(read_text(path), path)
+def read_json(path: Path, limit: int = TEXT) -> dict[str, Any]:
+    """A JSON object from a file of at most ``limit`` bytes. Raises ``UserError`` if it cannot be read, is cut off or
+    something else."""
+    content = parse_json(read_text(path, limit), path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: restore it, or train again")
     return content
