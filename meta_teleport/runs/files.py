@@ -7,6 +7,7 @@ say, before anything is read.
 
 import json
 import os
+import pickle
 import stat
 import zipfile
 import zlib
@@ -64,6 +65,21 @@ def opened(path: Path, limit: int = TENSORS) -> Iterator[BinaryIO]:
             raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
 
 
+UNPICKLED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+    ("collections", "defaultdict"),
+    ("collections", "OrderedDict"),
+    ("builtins", "list"),
+    ("builtins", "set"),
+}
+"""What a pickle of plain data and arrays names."""
+
+
 def names_beside(path: Path) -> list[str]:
     """The names of what lies in the folder where ``path`` should be."""
     return [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -82,13 +98,12 @@ def read_text(path: Path, limit: int = TEXT) -> str:
             raise UserError(f"{path} is cut off or no text: restore it") from None
 
 
-def parse_json(text: str | bytes, path: Path) -> Any:
+def parse_json(text: str, path: Path) -> Any:
     """What JSON from the file ``path`` says.
 
     Raises ``UserError`` for what is none, is nested too deep to be read, or holds more than ``VALUES`` values.
     """
-    marks = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
-    if sum(text.count(mark) for mark in marks) > VALUES:
+    if sum(map(text.count, ",[{")) > VALUES:
         raise UserError(f"{path} holds more than {VALUES:,} values: check that it is the right file")
     try:
         return json.loads(text)
@@ -127,6 +142,28 @@ def read_arrays(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
                 f"{path} holds something else than plain arrays ({' '.join(str(error).split())}): save them by "
                 "numpy.savez"
             ) from None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        super().__init__(file)
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy.core", "numpy._core"), name) not in UNPICKLED:
+            raise UserError(
+                f"{self.path} names {module}.{name}, and only plain data and arrays are unpickled: get another copy"
+            )
+        return super().find_class(module, name)
+
+
+def require_plain_pickle(path: Path) -> None:
+    """Raises ``UserError`` unless a pickle that somebody else will load holds plain data and arrays alone.
+
+    Raises what ``pickle`` raises for one that is damaged.
+    """
+    with opened(path) as file:
+        _Unpickler(file, path).load()
 
 
 def _array(stream: IO[bytes], size: int) -> np.ndarray:

@@ -144,7 +144,7 @@ def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[Tensor, 
         except DAMAGE as error:
             raise UserError(
                 f"{TORCHVISION[name]} in {folder} is missing or damaged ({_reason(error)}): delete it there and let it "
-                "be downloaded again, or name the folder that has it"
+                "be downloaded again (--download), or name the folder that has it"
             ) from None
         arrays += [np.asarray(found.data), np.asarray(found.targets)]
     return _checked(folder / TORCHVISION[name], arrays)
