@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from meta_teleport.errors import UserError, nearest
@@ -81,7 +82,7 @@ def _train(argv: list[str]) -> int:
     asked = parse_train(argv)
     config, device = asked.config, chosen(asked.device)
     training = TrainingConfig(**config["training"])
-    family, shapes = _family(config["task"])
+    family, shapes = _family(config["task"], training.tasks)
     _require_one_shape(config, shapes)
     rule = build(config["rule"], shapes, config["seed"])
     if not any(True for _ in rule.parameters()):
@@ -120,22 +121,27 @@ def _train(argv: list[str]) -> int:
     return 0
 
 
-def _family(spec: dict[str, Any]) -> "tuple[TaskFamily, Shapes | None]":
-    """The family and the shapes of its networks, None where its members have several. Settings that give no task are
-    the user's to change."""
+def _family(spec: dict[str, Any], count: int) -> "tuple[TaskFamily, Shapes | None]":
+    """The family and the shapes of its networks, None where its members have several. Settings that give no task, or
+    ``count`` tasks that no memory holds, are the user's to change."""
     import torch
 
+    from meta_teleport.bounds import Bounded, require_memory
     from meta_teleport.registry import construct, is_ours
     from meta_teleport.rules.rule import shapes_of
     from meta_teleport.tasks.family import TaskFamily
 
     family = construct(spec, TaskFamily)
+    ours = all(is_ours(type(member)) for member in family.members)
     try:
-        drawn = [member.sample(1, torch.Generator().manual_seed(0)) for member in family.members]
-    except (RuntimeError, IndexError) as error:
-        if not all(is_ours(type(member)) for member in family.members):
+        with Bounded(sys.maxsize) if ours else nullcontext():
+            drawn = [member.sample(1, torch.Generator().manual_seed(0)) for member in family.members]
+    except (RuntimeError, IndexError, OverflowError, TypeError) as error:
+        if not ours:
             raise  # what a user's class raises is the user's to see
         raise UserError(f"no task can be drawn with these --task settings ({error}): change them") from error
+    each = sum(t.nbytes for tasks in drawn for held in (tasks.params, tasks.data) for t in held.values())
+    require_memory(count * each, f"{count} tasks")
     first, *others = (shapes_of(tasks.params, tasks.symmetry) for tasks in drawn)
     return family, first if all(shapes == first for shapes in others) else None
 
@@ -169,7 +175,7 @@ def _evaluate(argv: list[str]) -> int:
     asked = parse_evaluate(argv)
     args, folder = asked.flags, asked.folder
     device, dtype = args.device, getattr(torch, args.dtype or asked.config.get("dtype", "float32"))
-    rule, (family, shapes) = load(asked.rule), _family(asked.task)
+    rule, (family, shapes) = load(asked.rule), _family(asked.task, args.tasks)
     if shapes is not None:
         require_fit(rule, shapes)
     require_writable(folder)

@@ -15,6 +15,8 @@ from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.language import LENGTH, VOCABULARY
 
 Names = Callable[[str], bool]
+DEEPEST, LONGEST = 1000, 100_000
+"""Layers and steps: far more than a small transformer needs."""
 ATTENTION = ("query", "key", "value", "out")
 
 
@@ -38,6 +40,11 @@ class Sizes:
     pretraining_lr: float = 3e-3
 
     def __post_init__(self) -> None:
+        if self.layers > DEEPEST or self.pretraining_steps > LONGEST:
+            raise UserError(
+                f"{self.layers} layers and {self.pretraining_steps} pretraining_steps take for ever: give {DEEPEST} and "
+                f"{LONGEST:,} at most"
+            )
         if self.layers < 1 or self.heads < 1 or self.width < 1 or self.width % self.heads:
             raise UserError(
                 f"{self.layers} layers of width {self.width} with {self.heads} heads make no transformer: give 1 or "
