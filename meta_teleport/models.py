@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from meta_teleport.activations import activation
 from meta_teleport.errors import UserError
 
-
 DEEPEST = 1000
 """How many widths an MLP may have: far more than can be trained."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from meta_teleport.errors import UserError, nearest
+from meta_teleport.errors import UserError, nearest, printable
 
 if TYPE_CHECKING:
     from meta_teleport.rules.rule import Shapes
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except UserError as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {printable(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
@@ -88,7 +88,7 @@ def _train(argv: list[str]) -> int:
     if not any(True for _ in rule.parameters()):
         raise UserError(f"{type(rule).__name__} has no meta-parameters to train: choose another --rule")
     for note in asked.notes:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     run, resume = asked.run, asked.run is not None and asked.run.state_path.exists()
     if run is None:
         run = Run.create(asked.out, config, described(device), asked.overwrite)
@@ -200,7 +200,7 @@ def _evaluate(argv: list[str]) -> int:
         )
     content, _, figure, note = keep(evaluation, folder, rule=asked.rule, task=asked.task, device=described(device))
     if note:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     if args.json:
         print(json.dumps(content, indent=2))
     else:

@@ -22,7 +22,7 @@ from meta_teleport.learned.serialization import save
 from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.trainer import Trainer
 from meta_teleport.rules.rule import Rule
-from meta_teleport.runs.checkpoint import load_tensors, read_header, save_tensors
+from meta_teleport.runs.checkpoint import load_tensors, save_tensors
 from meta_teleport.runs.run import Run
 from meta_teleport.specs import spec_of
 from meta_teleport.tasks.family import TaskFamily
@@ -73,7 +73,6 @@ def train(
         raise UserError(f"{type(rule).__name__} has no meta-parameters: there is nothing to train, evaluate it instead")
     trainer = Trainer(rule, family, training, seed, device, dtype)
     if resume and run is not None:
-        trainer.require_own(read_header(run.state_path))
         trainer.restore(*load_tensors(run.state_path, device))
         run.rewind(trainer.meta_step)
     began, done, meta_loss = time.perf_counter(), 0, float("nan")

@@ -9,7 +9,6 @@ from torch import Tensor
 from meta_teleport.errors import UserError
 from meta_teleport.registry import class_path
 from meta_teleport.rules.rule import Rule
-from meta_teleport.runs.checkpoint import Header
 from meta_teleport.specs import INIT_ARGS, Described, spec_of
 from meta_teleport.tasks.family import TaskFamily
 
@@ -19,6 +18,9 @@ PLACES = ("folder", "download")
 MOMENTS = {"exp_avg": True, "exp_avg_sq": True, "step": False}
 """What Adam keeps of each parameter, and whether it has the shape of it."""
 
+STEP = torch.zeros((), dtype=torch.float32)
+"""What Adam's count of steps is like."""
+
 
 def identity(rule: Rule, family: TaskFamily, seed: int) -> dict[str, Any]:
     """What a state is of, as plain data: states of version 0.1 do not say."""
@@ -26,37 +28,34 @@ def identity(rule: Rule, family: TaskFamily, seed: int) -> dict[str, Any]:
     return {"rule": _described(rule), "families": families, "seed": seed}
 
 
-def require_own(header: Header, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Raises ``UserError`` unless a saved state, by its ``header``, is one of the trainer whose state is ``tensors``
-    and ``numbers``: nothing is read before that."""
-    found = header.meta.get(IDENTITY, numbers[IDENTITY])
-    for name, own in numbers[IDENTITY].items():
-        if not isinstance(found, dict) or not _agree(found.get(name), own):
+def require_own(saved: Mapping[str, Tensor], meta: Mapping[str, Any], own: Mapping[str, Tensor], numbers: Any) -> None:
+    """Raises ``UserError`` unless a ``saved`` state with what stands beside it, ``meta``, is one of the trainer whose
+    state is ``own`` and ``numbers``."""
+    found = meta.get(IDENTITY, numbers[IDENTITY])
+    for name, value in numbers[IDENTITY].items():
+        if not isinstance(found, dict) or not _agree(found.get(name), value):
             raise _other(f"its {name} differs from the run's")
     for name, value in numbers.items():
-        if name not in (IDENTITY, "decay_steps") and not _is_like(header.meta.get(name), value):
+        optional = name == "decay_steps" and name not in meta  # version 0.1 has none
+        if name != IDENTITY and not optional and not _is_like(meta.get(name), value):
             raise _other(f"its {name} is no number")
-    if not isinstance(header.meta.get("decay_steps", 1), int):
-        raise _other("its decay_steps is no number")
-    moments = _moments(header, tensors)
-    for name, tensor in {**tensors, **moments}.items():
-        dtype = header.dtypes.get(name)
-        of_alive = dtype == torch.bool and tensor.dtype == torch.long  # as version 0.1 kept it
-        if header.shapes.get(name) != tuple(tensor.shape) or not (dtype == tensor.dtype or of_alive):
+    expected = {**own, **_moments(saved, own)}
+    for name, tensor in expected.items():
+        like = saved.get(name)
+        dtypes = {tensor.dtype, torch.bool} if tensor.dtype == torch.long else {tensor.dtype}  # see TaskPool.restore
+        if like is None or like.shape != tensor.shape or like.dtype not in dtypes:
             raise _other(f"its tensor '{name}' is missing or of another shape or dtype")
-    if more := header.shapes.keys() - tensors.keys() - moments.keys():
+    if more := saved.keys() - expected.keys():
         raise _other(f"it holds a tensor '{min(more)}'")
 
 
-def _moments(header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _moments(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors like those that Adam keeps of the parameters of which the state has any."""
     expected = {}
-    for name, tensor in tensors.items():
+    for name, tensor in own.items():
         kept = {f"adam.{name.removeprefix('phi.')}.{key}": key for key in MOMENTS} if name.startswith("phi.") else {}
-        if kept.keys() & header.shapes.keys():
-            expected |= {
-                full: tensor if MOMENTS[key] else torch.zeros((), dtype=torch.float32) for full, key in kept.items()
-            }
+        if kept.keys() & saved.keys():
+            expected |= {full: tensor if MOMENTS[key] else STEP for full, key in kept.items()}
     return expected
 
 

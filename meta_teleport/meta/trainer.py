@@ -25,7 +25,6 @@ from meta_teleport.meta.unroll import FAILURE_FACTOR, start
 from meta_teleport.params import Params
 from meta_teleport.rules.experience import Experience
 from meta_teleport.rules.rule import Rule
-from meta_teleport.runs.checkpoint import Header
 from meta_teleport.tasks.family import TaskFamily, Tasks
 
 T = TypeVar("T")
@@ -135,13 +134,9 @@ class Trainer:
             numbers |= {prefix + name: number for name, number in counted.items()}
         return {**tensors, "generator": self.generator.get_state()}, numbers
 
-    def require_own(self, header: Header) -> None:
-        """Raises ``UserError`` unless a file of tensors, by its header, holds a state of this rule, family, seed and
-        version."""
-        require_own(header, *self.state())
-
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of :meth:`state`, for what :meth:`require_own` has let pass."""
+        """The inverse of :meth:`state`. Raises ``UserError`` for the state of another rule, family, seed or version."""
+        require_own(tensors, numbers, *self.state())
         for name, p in self.phi.items():
             p.data.copy_(tensors[f"phi.{name}"])
             prefix = f"adam.{name}."

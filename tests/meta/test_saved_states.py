@@ -1,4 +1,4 @@
-"""A run goes on from its own state: that of another seed, rule, family or shape is refused before it is read."""
+"""A run goes on from its own state: that of another seed, rule, family or shape is refused."""
 
 import copy
 import json
