@@ -78,7 +78,8 @@ def _note(path: Path, content: dict[str, Any]) -> str:
         earlier = read_json(path)
     except UserError:
         return f"{path} was cut off: written anew"
-    time = earlier.get("provenance", {}).get("time")
+    made = earlier.get("provenance")
+    time = made.get("time") if isinstance(made, dict) else "unknown time"
     how = "an equal one" if _untimed(earlier) == _untimed(content) else "one that differs from it"
     return f"{path}: the result of {time} with the same settings is replaced by {how}"
 

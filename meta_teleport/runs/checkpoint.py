@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,33 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.runs.files import TEXT, opened
+from meta_teleport.runs.files import HEADER, opened
 
 HEADER_BYTES = 8
 METADATA = "__metadata__"
+DIMENSIONS, LARGEST = 64, 2**63
+"""Bounds on the shape of a tensor: torch's own."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class Header(NamedTuple):
-    """What a file of tensors says of itself: the JSON beside them, their shapes, and their checksum if it has one."""
+    """What a file of tensors says of itself: the JSON beside them, their shapes and dtypes, and their checksum if it
+    has one."""
 
     meta: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
     checksum: str | None
 
 
@@ -54,7 +71,7 @@ def read_header(path: Path) -> Header:
         length = int.from_bytes(head[:HEADER_BYTES], "little")
         if len(head) < HEADER_BYTES + 1:
             raise _cut_off(path)
-        if head[HEADER_BYTES:] != b"{" or length > TEXT:
+        if head[HEADER_BYTES:] != b"{" or length > HEADER:
             raise _foreign(path)
         if size < HEADER_BYTES + length:
             raise _cut_off(path)
@@ -63,17 +80,31 @@ def read_header(path: Path) -> Header:
         header = json.loads(text)
         entries = {name: entry for name, entry in header.items() if name != METADATA}
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
+        shapes = {name: _shape(entry) for name, entry in entries.items()}
+        dtypes = {name: DTYPES[entry["dtype"]] for name, entry in entries.items()}
+        fits = all(prod(shapes[name]) * dtypes[name].itemsize == _length(entry) for name, entry in entries.items())
         beside = dict(header[METADATA])
         meta = dict(json.loads(beside.pop("meta")))
         checksum = beside.pop("sha256", None)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError):
         raise _foreign(path) from None
-    if beside:
+    if beside or not fits:
         raise _foreign(path)
     if end != size - HEADER_BYTES - length:
         raise _cut_off(path)
-    return Header(meta, shapes, checksum)
+    return Header(meta, shapes, dtypes, checksum)
+
+
+def _shape(entry: dict[str, Any]) -> tuple[int, ...]:
+    sizes = tuple(int(n) for n in entry["shape"])
+    if len(sizes) > DIMENSIONS or not all(0 <= n < LARGEST for n in sizes):
+        raise ValueError
+    return sizes
+
+
+def _length(entry: dict[str, Any]) -> int:
+    first, last = entry["data_offsets"]
+    return int(last) - int(first)
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +23,12 @@ from typing import Any
 
 from meta_teleport.errors import UserError, nearest
 from meta_teleport.runs.checkpoint import make_folder, write_atomically
-from meta_teleport.runs.files import names_beside, parse_json, read_text
+from meta_teleport.runs.files import CONFIG, TEXT, names_beside, parse_json, read_text
 from meta_teleport.runs.overwriting import clear, events_of
 
 FORMAT = 1
+LONGEST = 10**8
+"""More meta-steps than any run takes."""
 IMPORTED = "import"
 """Where a config keeps the modules that were imported for it: names to tell people, never to import."""
 
@@ -70,8 +73,9 @@ class Run:
         path = folder / "config.json"
         if not path.is_file():
             raise UserError(f"{folder} is not a run folder (no config.json in it): give the --out of a training run")
-        config = read_json(path)
+        config = read_json(path, CONFIG)
         check_format(config, path)
+        check_config(config, path)
         missing = [key for key in ("task", "rule", "training", "seed", "dtype") if key not in config]
         if missing:
             raise UserError(f"{path} is damaged (no '{missing[0]}' in it): restore it, or train again")
@@ -145,9 +149,10 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"folder {folder} cannot be written: check its permissions, or choose another by --out")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ``UserError`` if it cannot be read, is cut off or something else."""
-    content = parse_json(read_text(path), path)
+def read_json(path: Path, limit: int = TEXT) -> dict[str, Any]:
+    """A JSON object from a file of at most ``limit`` bytes. Raises ``UserError`` if it cannot be read, is cut off or
+    something else."""
+    content = parse_json(read_text(path, limit), path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: restore it, or train again")
     return content
@@ -166,6 +171,21 @@ def check_format(content: dict[str, Any], path: Path) -> None:
             f"{path} has format {found} and this version of meta_teleport reads format {FORMAT}: use the version "
             "that wrote it, or train again"
         )
+
+
+def check_config(config: dict[str, Any], path: Path) -> None:
+    """Raises ``UserError`` if a config from the file ``path`` has something else where a spec, the settings of a
+    training, its seed or dtype should be; each may be missing."""
+    fits: dict[str, Callable[[Any], bool]] = {
+        **dict.fromkeys(("task", "rule", "training"), lambda value: isinstance(value, dict)),
+        "seed": lambda value: type(value) is int and 0 <= value < 2**63,
+        "dtype": lambda value: value in ("float32", "float64"),
+    }
+    counts = dict.fromkeys(("meta_steps", "horizon"), lambda value: type(value) is int and 0 < value <= LONGEST)
+    for content, allowed in ((config, fits), (config.get("training"), counts)):
+        for key, fit in allowed.items():
+            if isinstance(content, dict) and key in content and not fit(content[key]):
+                raise UserError(f"{path} is damaged ('{key}' is {content[key]!r:.50}): restore it, or train again")
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:

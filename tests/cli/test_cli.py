@@ -342,7 +342,8 @@ def test_families_and_rules_of_ones_own(workplace, capsys):
         "task: {init_args: {inner: [{class_path: own_trap.Trap}]}}",
     ],
 )
-def test_a_config_file_never_decides_what_is_imported(workplace, capsys, text):
+def test_a_config_file_never_decides_what_is_imported(workplace, capsys, monkeypatch, text):
+    monkeypatch.syspath_prepend(str(workplace))
     (workplace / "own_trap.py").write_text("import os\nos.mkdir('imported')\n")
     (workplace / "c.yaml").write_text(text)
     message = error(capsys, "train", "--out", "a", "--config", "c.yaml")
@@ -379,8 +380,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("where", HOSTILE)
 @pytest.mark.parametrize("command", ["train --resume --out", "evaluate", "train --out new --config"])
-def test_a_strangers_run_never_decides_what_is_executed(workplace, capsys, where, command):
+def test_a_strangers_run_never_decides_what_is_executed(workplace, capsys, monkeypatch, where, command):
     """A module that leaves a mark when it is imported lies where Python looks for modules, a program is named."""
+    monkeypatch.syspath_prepend(str(workplace))
     (workplace / "own_package").mkdir()
     for place in ("own_trap.py", "own_package/payload.py"):
         (workplace / place).write_text("import os\nos.mkdir('imported')\n")
@@ -444,7 +446,7 @@ def test_a_class_name_that_two_modules_define(workplace, capsys):
         (["--task=Regresion"], "there is no TaskFamily 'Regresion' (did you mean 'Regression'?): choose one of "),
         (["--rule=equivarient"], "there is no Rule 'equivarient' (did you mean 'Equivariant'?): choose one of "),
         (["--traning.tasks=5"], "--traning.tasks=5 (did you mean '--training.tasks'?)"),
-        (["--config=neste.yaml"], "config file neste.yaml (did you mean 'nested.yaml'?) cannot be read"),
+        (["--config=neste.yaml"], "there is no file neste.yaml (did you mean 'nested.yaml'?)"),
         (["--device=mps"], "there is no MPS device that torch can use: choose --device cpu"),
         (["--task.width=abc"], "'width': expected int. Got value: abc"),
         (["--task.width=0"], "width 0 and depth 2 do not make a network"),
@@ -460,7 +462,7 @@ def test_a_class_name_that_two_modules_define(workplace, capsys):
         (["--seed=x"], "'seed': Not of type Seed: "),
         (["--dtype=float16"], "'dtype': expected one of 'float32', 'float64'. Got value: float16"),
         (["--device=tpu"], "unknown device 'tpu': choose auto, cpu, cuda, cuda:1 (by its number) or mps"),
-        (["--config=none.yaml"], "config file none.yaml cannot be read (No such file or directory)"),
+        (["--config=none.yaml"], "there is no file none.yaml: check the path"),
         (["--config=bad.yaml"], "config file bad.yaml is not valid YAML"),
         (["--config=list.yaml"], "config file list.yaml must hold settings"),
         (["--config=nested.yaml"], "and no other config file"),

@@ -198,5 +198,5 @@ def test_refusals(tmp_path: Path) -> None:
         replace(SMALL, objective="cube")
     run = run_in(tmp_path / "run")
     train(rule(), FAMILY, SMALL, run=run)
-    with pytest.raises(UserError, match="another rule, family or version"):
+    with pytest.raises(UserError, match="another rule, family, seed or version"):
         train(rule(LSTMUpdate), FAMILY, SMALL, run=run, resume=True)
