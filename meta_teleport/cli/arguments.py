@@ -96,7 +96,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     resume = given.resume or any(f.get("resume") for f in files)
     if out in (*NAMED, *RENAMED):
         raise UserError(f"{out} is the name of a rule that comes with this package: write --out ./{out}, or another")
-    run = Run.open(out) if resume and out is not None else None
+    run = Run.open(out, lock=True) if resume and out is not None else None
     stored, recorded = ({}, []) if run is None else (run.config, run.config.get(IMPORTED))
     stored = with_command(command, recorded, lambda: check(stored, FAMILIES_AND_RULES, given.modules))
     specs = {key: choose(key, getattr(given, key), files, stored.get(key)) for key in BASES}

@@ -6,6 +6,7 @@ What a user got wrong is one line on standard error and exit code 2; a run that 
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say
+            return _dispatch(argv)
     except UserError as error:
         print(f"{PROGRAM}: error: {printable(str(error))}", file=sys.stderr)
         return FAILED
@@ -45,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _say(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in one line."""
+    print(f"{PROGRAM}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -89,29 +97,24 @@ def _train(argv: list[str]) -> int:
         raise UserError(f"{type(rule).__name__} has no meta-parameters to train: choose another --rule")
     for note in asked.notes:
         print(printable(note), file=sys.stderr)
-    run, resume = asked.run, asked.run is not None and asked.run.state_path.exists()
+    run = asked.run
     if run is None:
         run = Run.create(asked.out, config, described(device), asked.overwrite)
     elif run.config["training"] != config["training"] or run.config.get(IMPORTED) != config.get(IMPORTED):
         run.update({"format": FORMAT, **config})
-    if asked.run is not None and not resume:
-        run.rewind(0)
     with stopping() as should_stop, training_bar(training.meta_steps) as report:
-        try:
-            summary = train(
-                rule,
-                family,
-                training,
-                seed=config["seed"],
-                device=device,
-                dtype=getattr(torch, config["dtype"]),
-                run=run,
-                resume=resume,
-                report=report,
-                should_stop=should_stop,
-            )
-        finally:
-            run.close()
+        summary = train(
+            rule,
+            family,
+            training,
+            seed=config["seed"],
+            device=device,
+            dtype=getattr(torch, config["dtype"]),
+            run=run,
+            resume=asked.run is not None,
+            report=report,
+            should_stop=should_stop,
+        )
     failed = f", {summary.failed} tasks failed" if summary.failed else ""
     if not summary.finished:
         done = f"stopped after {summary.meta_step} of {training.meta_steps} meta-steps{failed}"

@@ -31,9 +31,9 @@ from meta_teleport.evaluation.methods import (
 )
 from meta_teleport.evaluation.statistics import log10
 from meta_teleport.registry import class_path
-from meta_teleport.runs.checkpoint import make_folder
 from meta_teleport.runs.run import read_json, write_json
 from meta_teleport.runs.seal import code_digest, is_sealed, seal
+from meta_teleport.runs.writing import make_folder
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.teleportation.ascent import Ascent
 

@@ -18,9 +18,10 @@ from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.registry import construct, is_ours, resolve
 from meta_teleport.rules.experience import Experience
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
-from meta_teleport.runs.checkpoint import load_tensors, make_folder, read_header, save_tensors
+from meta_teleport.runs.checkpoint import load_tensors, read_header, save_tensors
 from meta_teleport.runs.files import names_beside
 from meta_teleport.runs.run import FORMAT, Run, check_config, check_format
+from meta_teleport.runs.writing import make_folder
 from meta_teleport.specs import shorten, spec_of
 
 FILE = "rule.safetensors"

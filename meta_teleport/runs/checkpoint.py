@@ -7,7 +7,6 @@ numbers and JSON tells whether they are those that were written.
 import hashlib
 import json
 import os
-import tempfile
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from meta_teleport.errors import UserError
 from meta_teleport.runs.files import HEADER, opened
+from meta_teleport.runs.writing import write_atomically
 
 HEADER_BYTES = 8
 METADATA = "__metadata__"
@@ -54,10 +54,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
 
     Raises ``UserError`` if the folder cannot be written; an older file of that name is then left as it was.
     """
+    write_atomically(Path(path), pack_tensors(tensors, meta))
+
+
+def pack_tensors(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    """The content of the file that :func:`save_tensors` writes."""
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta)
-    content = safetensors.torch.save(copies, {"meta": text, "sha256": _checksum(copies, text)})
-    write_atomically(Path(path), _in_order(content))
+    return _in_order(safetensors.torch.save(copies, {"meta": text, "sha256": _checksum(copies, text)}))
 
 
 def read_header(path: Path) -> Header:
@@ -124,41 +128,6 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[s
     if header.checksum not in (None, _checksum(tensors, json.dumps(header.meta))):
         raise UserError(f"{path} is damaged (its checksum is another): copy it again, or go back to a whole checkpoint")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, header.meta
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder where there is none. Raises ``UserError`` if that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {folder} cannot be made ({error.strerror}): choose another") from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, finds the old one or the new one, never a part.
-
-    Raises ``UserError`` if the folder cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): check space and permissions") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _in_order(content: bytes) -> bytes:
