@@ -26,18 +26,18 @@ from meta_teleport.optimizers.requirements import (
 from meta_teleport.optimizers.rule_proposer import RuleView
 from meta_teleport.optimizers.saved_states import embed, extract, only_fills_states, teleportation_of
 from meta_teleport.optimizers.schedules import Schedule, as_schedule
+from meta_teleport.safeguards.aftermath import Aftermath, Outcome
+from meta_teleport.safeguards.habit import PATIENCE
+from meta_teleport.safeguards.imbalance import Balance
+from meta_teleport.safeguards.search import Search
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import IMBALANCE, LIMIT, Limits
-from meta_teleport.teleportation.aftermath import Aftermath, Outcome
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
-from meta_teleport.teleportation.habit import PATIENCE
-from meta_teleport.teleportation.imbalance import Balance
 from meta_teleport.teleportation.progress import Clock, Progress
 from meta_teleport.teleportation.ranks import Processes, Ranks, decided
-from meta_teleport.teleportation.search import Search
 from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
 
 
@@ -52,9 +52,9 @@ class TeleportedOptimizer(Delegate):
     due at step 0 comes before the first base step. Gradients in ``.grad`` move with the weights, by the dual action.
 
     Many teleports can pile up: one is refused where it takes the imbalance of a site beyond ``imbalance`` times that at
-    the start (see :mod:`meta_teleport.teleportation.imbalance`), unless it lowers it, and the search is tried again
+    the start (see :mod:`meta_teleport.safeguards.imbalance`), unless it lowers it, and the search is tried again
     with half its length; ``inf`` sets no bound. Gauges are places, which do not pile up, and are not bounded. What
-    follows a teleport is watched where losses are known (see :mod:`meta_teleport.teleportation.habit`): ``patience``
+    follows a teleport is watched where losses are known (see :mod:`meta_teleport.safeguards.habit`): ``patience``
     harmful ones in a row end the habit; ``inf`` does not watch, and neither do processes that train one model together.
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
