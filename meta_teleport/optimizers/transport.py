@@ -151,11 +151,16 @@ def moved_gradients(names: Mapping[Tensor, str], symmetry: Symmetry, elements: t
 
     Raises ``UserError`` for a sparse gradient.
     """
+    require_dense(names, symmetry)
     gradients = {name: p.grad for p, name in names.items() if p.grad is not None}
-    for name in {name for site in symmetry.sites for name in site.parameters} & gradients.keys():
-        if gradients[name].layout != torch.strided:
-            raise UserError(f"the gradient of '{name}' is sparse and cannot move: use sparse=False")
     return _moved(as_gradients, symmetry, gradients, elements)
+
+
+def require_dense(names: Mapping[Tensor, str], symmetry: Symmetry) -> None:
+    """Raises ``UserError`` where a parameter that a site moves has a sparse gradient."""
+    sparse = {name for p, name in names.items() if p.grad is not None and p.grad.layout != torch.strided}
+    for name in (name for site in symmetry.sites for name in site.parameters if name in sparse):
+        raise UserError(f"the gradient of '{name}' is sparse and cannot move: use sparse=False")
 
 
 def moved_state(
