@@ -105,3 +105,29 @@ def test_targets_of_the_readme_exist() -> None:
     assert {"train", "test", "verify"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_example_goes_on_for_20_000_steps_as_the_optimizer_would_alone(seed: int) -> None:
+    """The geometric mean of ratios of means over 2000 steps each, until what is left is rounding of the loss, which is
+    of the order of eps times the logits."""
+    program = blocks("python")[0].replace("range(300)", "range(20_000)")
+    program = program.replace("    value.backward()\n", "    value.backward()\n    losses.append(value.detach())\n")
+    alone = re.sub(r"optimizer = mt\.TeleportedOptimizer.*", "optimizer = adam", program)
+    alone = re.sub(r" *optimizer\.report.*\n|print.*\n", "", alone)
+    assert alone.count("adam") == 2 and "range(20_000)" in alone and "losses.append" in alone
+
+    def trained(code: str) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            names: dict[str, Any] = {"losses": []}
+            exec(compile(code, "README.md", "exec"), names)
+        return torch.stack(names["losses"]).view(10, 2000).double().mean(1)
+
+    rounding = 20 * torch.finfo(torch.float32).eps
+    plain, teleported = trained(alone), trained(program)
+    above = plain > rounding
+    assert int(above.sum()) >= 3 and bool((teleported[~above] < 2 * rounding).all())
+    assert float((teleported / plain)[above].log().mean().exp()) <= 1.02

@@ -40,7 +40,9 @@ class TeleportRecord:
     ``step``: how many steps of the base optimizer came before; ``sizes``: per site, ||g - e||_F, which is the Frobenius
     norm of the algebra coordinates to first order (0 where nothing moved); ``before`` and ``after``: the objective, nan
     where there is none; ``drift``: |L(g.w) - L(w)| / max(|L(w)|, 1), nan where no loss is known; ``seconds``: of
-    wall-clock time, search and state included; ``accepted``, or the ``reason`` why not; ``signs``: see the module.
+    wall-clock time, search and state included; ``accepted``, or the ``reason`` why not; ``signs``: see the module;
+    ``imbalance``: the largest of a site at the place reached, in multiples of that at the start, of which the limit is
+    the budget of the run; 0 where there is no limit.
     """
 
     step: int
@@ -52,6 +54,7 @@ class TeleportRecord:
     accepted: bool
     reason: str = ""
     signs: tuple[str, ...] = ()
+    imbalance: float = 0.0
 
 
 class History:
@@ -110,7 +113,7 @@ class History:
         last.signs += (sign,)
 
 
-def describe(found: Teleport, symmetry: Symmetry, step: int, seconds: float) -> TeleportRecord:
+def describe(found: Teleport, symmetry: Symmetry, step: int, seconds: float, imbalance: float) -> TeleportRecord:
     """The record of a teleport after ``step`` steps that took so many ``seconds`` in all."""
     pairs = list(zip(symmetry.sites, found.elements, strict=True))
     return TeleportRecord(
@@ -123,12 +126,13 @@ def describe(found: Teleport, symmetry: Symmetry, step: int, seconds: float) -> 
         accepted=found.accepted,
         reason=found.reason,
         signs=(ILL_CONDITIONED,) if any(_ill_conditioned(site.group, g) for site, g in pairs) else (),
+        imbalance=imbalance,
     )
 
 
-def refused(reason: str, symmetry: Symmetry, step: int, seconds: float) -> TeleportRecord:
+def refused(reason: str, symmetry: Symmetry, step: int) -> TeleportRecord:
     """The record of a teleport that was not even looked for."""
-    return TeleportRecord(step, {site.name: 0.0 for site in symmetry.sites}, nan, nan, nan, seconds, False, reason)
+    return TeleportRecord(step, {site.name: 0.0 for site in symmetry.sites}, nan, nan, nan, 0.0, False, reason)
 
 
 def _ill_conditioned(group: Group, g: Tensor) -> bool:

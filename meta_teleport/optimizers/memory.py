@@ -1,6 +1,6 @@
 """What an optimizer remembers, where its model teleports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from meta_teleport.params import Writes, write_at_once
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import all_finite
 from meta_teleport.teleportation.conditions import trainable_sites
+from meta_teleport.teleportation.teleport import Teleport
 
 Closure = Callable[[], Any]
 
@@ -85,6 +86,12 @@ class Memory:
         if self.state == "reset":
             for optimizer in optimizers_in(self.optimizer):
                 reset_state(optimizer, self.names(), trainable_sites(self.model, self.symmetry))
+
+    def repeat(self, found: Teleport, optimizer: Optimizer, model: nn.Module, copies: Mapping[int, Any]) -> None:
+        """Carries a teleport out in copies of the optimizer and the model; ``copies`` by the ``id`` of the original."""
+        writes = [*found.writes(self.model), *self.moved(found.elements)]
+        here = [(copies[id(tensor)], value) for tensor, value in writes if id(tensor) in copies]  # without gradients
+        Memory(optimizer, model, self.symmetry, self.state).write(here)
 
     def clear(self) -> None:
         """Begins the whole state anew and drops the gradients."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import inf
 from time import perf_counter
 from typing import Any
@@ -29,6 +30,7 @@ from meta_teleport.optimizers.schedules import Schedule, as_schedule
 from meta_teleport.safeguards.aftermath import Aftermath, Outcome
 from meta_teleport.safeguards.habit import PATIENCE
 from meta_teleport.safeguards.imbalance import Balance
+from meta_teleport.safeguards.lookahead import Lookahead
 from meta_teleport.safeguards.search import Search
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -38,7 +40,7 @@ from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.progress import Clock, Progress
 from meta_teleport.teleportation.ranks import Processes, Ranks, decided
-from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
+from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, is_gauge
 
 
 class TeleportedOptimizer(Delegate):
@@ -51,11 +53,11 @@ class TeleportedOptimizer(Delegate):
     so the next gradient is computed at the moved weights, and clipping and gradient scaling see that one. A teleport
     due at step 0 comes before the first base step. Gradients in ``.grad`` move with the weights, by the dual action.
 
-    Many teleports can pile up: one is refused where it takes the imbalance of a site beyond ``imbalance`` times that at
-    the start (see :mod:`meta_teleport.safeguards.imbalance`), unless it lowers it, and the search is tried again
-    with half its length; ``inf`` sets no bound. Gauges are places, which do not pile up, and are not bounded. What
-    follows a teleport is watched where losses are known (see :mod:`meta_teleport.safeguards.habit`): ``patience``
-    harmful ones in a row end the habit; ``inf`` does not watch, and neither do processes that train one model together.
+    Harm is guarded against (folder ``safeguards``). A teleport that takes the imbalance of a site beyond ``imbalance``
+    times that at the start is refused, unless it lowers it, and the search is tried again with half its length; ``inf``
+    sets no bound, and gauges are places, which do not pile up. With ``lookahead=n`` so is one from where n virtual
+    steps end at a higher loss. Where losses are known, ``patience`` harmful teleports in a row end the habit; ``inf``
+    does not watch, and neither do processes that train one model together. Without a loss the outputs are looked at.
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
@@ -109,6 +111,7 @@ class TeleportedOptimizer(Delegate):
         tolerance: float = LIMIT,
         imbalance: float = IMBALANCE,
         patience: float = PATIENCE,
+        lookahead: int = 0,
         generator: torch.Generator | None = None,
         process_group: Processes = None,
     ) -> None:
@@ -118,16 +121,17 @@ class TeleportedOptimizer(Delegate):
         require_movable(model)
         trainable_sites(model, symmetry)
         choice = as_choice(objective, model, symmetry)
-        as_strategy(choice, direction, steps, size, generator)
         super().__init__(base_optimizer)
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
-        self._batches, self._generator, self._ranks = batches, generator, Ranks(model, process_group)
+        self._batches = batches and partial(next_batch, batches)
+        self._generator, self._ranks = generator, Ranks(model, process_group)
         self._progress, self._history, self._aftermath = Progress(), History(), Aftermath(model, patience)
-        self._clock, self._stepped, self._known = Clock(), False, {name for name, _ in model.named_parameters()}
+        self._clock, self._known = Clock(), {name for name, _ in model.named_parameters()}
         self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None, self._ranks)
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
         settings = dict(direction=direction, steps=steps, tolerance=tolerance, loss=loss, generator=generator)
-        self._search = Search(model, self.symmetry, choice, size, self._balance, self._ranks, **settings)
+        ahead = Lookahead(base_optimizer, model, loss, self._batches, lookahead, self._ranks)
+        self._search = Search(model, self.symmetry, choice, size, self._balance, ahead, self._ranks, **settings)
         self._memory = Memory(base_optimizer, model, self.symmetry, state)
         self._returned = ReturnedLoss(model)
         run_as_written(self, "step", "report", "teleport")
@@ -138,10 +142,8 @@ class TeleportedOptimizer(Delegate):
         return self._history.records
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the base optimizer, and a teleport if one is due after it (or before the first step).
-
-        A step with lr 0 and no gradient but zeros, which only fills the base optimizer's state, does not count.
-        """
+        """One step of the base optimizer, and a teleport if one is due after it (or before the first step). One with
+        lr 0 and no gradient but zeros, which only fills states, does not count."""
         if closure is None and only_fills_states(self, "teleportation"):
             self._view.begin()
             return super().step()
@@ -151,9 +153,8 @@ class TeleportedOptimizer(Delegate):
         self._view.before_step()
         value = super().step(closure)
         self._progress.step += 1
-        if not self._stepped:
+        if self._progress.step == 1:
             require_none_kept(self.base, self._memory.state)
-            self._stepped = True
         returned = self._returned.take()
         if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
             self.report(loss=value)
@@ -178,18 +179,18 @@ class TeleportedOptimizer(Delegate):
 
     def teleport(self) -> TeleportRecord:
         """Teleports now, due or not, and records it."""
-        started, step = perf_counter(), self._progress.step
+        started = perf_counter()
         require_none_kept(self.base, self._memory.state)
         fault = model_fault(self.model, self.symmetry, self.param_groups, self._known)
-        record = refused(fault, self.symmetry, step, 0.0) if fault else self._searched(started)
+        record = refused(fault, self.symmetry, self._progress.step) if fault else self._searched(started)
         self._history.add(record, self._progress)
         return record
 
     def _searched(self, started: float) -> TeleportRecord:
-        batch = None if self._batches is None else next_batch(self._batches)
+        batch = None if self._batches is None else self._batches()
         self._view.show(self._progress)
         self._sign(self._aftermath.judge())
-        found = self._search(batch, self._aftermath.habit.length)
+        found = self._search(batch, self._aftermath.habit.length, self._memory.repeat)
         writes = [] if found.reason else self._memory.moved(found.elements)
         reason = found.reason or writes_fault(writes)
         found = replace(found, accepted=not reason, reason=reason)
@@ -198,7 +199,7 @@ class TeleportedOptimizer(Delegate):
             self._memory.write([*found.writes(self.model), *writes])
             self._view.accept()
             self._aftermath.habit.teleported()
-        return describe(found, self.symmetry, self._progress.step, perf_counter() - started)
+        return describe(found, self.symmetry, self._progress.step, perf_counter() - started, self._balance.spent)
 
     def _sign(self, outcome: Outcome) -> None:
         """Records what came of the last teleport; where it was undone, the optimizer begins anew."""
@@ -216,8 +217,7 @@ class TeleportedOptimizer(Delegate):
         self.base.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's and, as ``teleportation``, the records and the state of schedule and generator: an
-        optimizer that takes them over goes on bitwise as this one would."""
+        """The base optimizer's and, as ``teleportation``, ours: one that loads them goes on bitwise as this one."""
         ours = {
             "progress": self._timed().state_dict(),
             "schedule": self.schedule.state_dict(),

@@ -7,6 +7,11 @@ multiples of that least one: 1 at the balanced gauge, the same under rotations, 
 A search that begins where the last one ended piles its factors up, until the weights are so uneven that every optimizer
 fails, while each single teleport leaves the loss alone. So the place that is reached is held against the one where
 training began, not the step against the last.
+
+That bounds the composed element g since then as well, whose condition number needs no bound of its own: with s the
+smallest singular value of V, or of U, where training began (for positive scalings the smallest norm of a unit),
+
+    cond(g) <= imbalance ||U V||_* / (s(V) s(U)),      as  ||g|| s(V) <= ||g V||  and  ||g^-1|| s(U) <= ||U g^-1||.
 """
 
 from collections.abc import Mapping
@@ -35,10 +40,12 @@ def imbalance(site: Site, params: Params) -> Tensor:
 
 
 class Balance:
-    """The imbalance of every site of a model where training began, which later teleports are held against."""
+    """The imbalance of every site of a model where training began, which later teleports are held against: the budget
+    of a run. ``spent``: the largest one that the last teleport would lead to, in multiples of that at the start; 0
+    where no ``limit`` is set."""
 
     def __init__(self, model: nn.Module, symmetry: Symmetry, limit: float) -> None:
-        self.model, self.symmetry, self.limit = model, symmetry, limit
+        self.model, self.symmetry, self.limit, self.spent = model, symmetry, limit, 0.0
         self.start = {} if limit == inf else self._imbalances()
 
     def fault(self, moved: Mapping[str, Tensor]) -> str:
@@ -50,9 +57,9 @@ class Balance:
         if self.limit == inf:
             return ""
         here, there = self._imbalances(), self._imbalances(moved)
+        self.start |= {name: here[name] for name, value in self.start.items() if not isfinite(value)}
+        self.spent = max(value / self.start[name] for name, value in there.items())
         for name, value in there.items():
-            if not isfinite(self.start[name]):
-                self.start[name] = here[name]
             if not value <= max(self.limit * self.start[name], here[name]):
                 return (
                     f"site '{name}' would have {value:.3g} times the least squared norm of its orbit, and the limit is "

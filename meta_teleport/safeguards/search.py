@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from meta_teleport.safeguards.imbalance import Balance
+from meta_teleport.safeguards.lookahead import Lookahead, Repeat
 from meta_teleport.safeguards.witness import Witness
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ranks import Ranks
-from meta_teleport.teleportation.strategies import Choice, has_length
+from meta_teleport.teleportation.strategies import Choice, as_strategy, has_length
 from meta_teleport.teleportation.teleport import Teleport, teleport
 
 SHORTER = 2
@@ -20,9 +21,9 @@ SHORTER = 2
 
 class Search:
     """:func:`meta_teleport.teleport` of ``model`` by ``choice``, together with all ``ranks``; what leads beyond the
-    bounds of ``balance`` is tried again with half the ``size``, ``SHORTER`` times, and is not accepted then. Without a
-    loss the outputs are looked at now and then (:class:`Witness`). ``settings``: the other arguments of the function.
-    """
+    bounds of ``balance``, or is worse by ``lookahead``, is tried again with half the ``size``, ``SHORTER`` times, and
+    is not accepted then. Without a loss the outputs are looked at now and then (:class:`Witness`). ``settings``: the
+    other arguments of the function. Raises ``UserError`` for those that make no search."""
 
     def __init__(
         self,
@@ -31,24 +32,30 @@ class Search:
         choice: Choice,
         size: float,
         balance: Balance,
+        lookahead: Lookahead,
         ranks: Ranks,
         **settings: Any,
     ) -> None:
+        as_strategy(choice, settings["direction"], settings["steps"], size, settings["generator"])
         self._teleport = partial(teleport, model, symmetry, choice, **settings)
         self._model, self._size, self._tries = model, size, 1 + SHORTER if has_length(choice) else 1
-        self._balance, self._ranks, self._symmetry = balance, ranks, symmetry
+        self._balance, self._lookahead, self._ranks, self._symmetry = balance, lookahead, ranks, symmetry
         self._witness = Witness(model, settings["tolerance"]) if settings["loss"] is None else None
 
-    def __call__(self, batch: Any, length: float = 1.0) -> Teleport:
-        """The end of a search on ``batch``, ``length`` times as long as was asked for at first."""
+    def __call__(self, batch: Any, length: float, repeat: Repeat) -> Teleport:
+        """The end of a search on ``batch``, ``length`` times as long as was asked for at first; ``repeat`` carries one
+        out in copies."""
+        self._lookahead.begin()
+        self._balance.spent = 0.0
         for halvings in range(self._tries):
             with torch.enable_grad():
                 size = self._size * length * 0.5**halvings
                 found = self._teleport(batch=batch, size=size, process_group=self._ranks.group)
-            uneven = "" if found.reason else self._balance.fault(found.params)
-            if not uneven:
+            harm = "" if found.reason else self._balance.fault(found.params) or self._lookahead.fault(found, repeat)
+            if not harm:
                 break
-        fault = uneven or found.reason or self._witnessed(found)
+        self._lookahead.finish()
+        fault = harm or found.reason or self._witnessed(found)
         return replace(found, accepted=not fault, reason=fault)
 
     def _witnessed(self, found: Teleport) -> str:

@@ -131,7 +131,7 @@ def found(elements: tuple[Tensor, ...]) -> Teleport:
 @pytest.mark.parametrize("network", [RELU, LINEAR, HEADS], ids=str)
 def test_a_record_says_how_far_each_site_moved(network: Network, generator: torch.Generator) -> None:
     elements = network.elements(generator)
-    made = describe(found(elements), network.symmetry, step=3, seconds=0.7)
+    made = describe(found(elements), network.symmetry, step=3, seconds=0.7, imbalance=0.0)
     dense = [torch.diag_embed(g) if network.diagonal else g for g in elements]
     expected = [float((g - torch.eye(g.shape[-1]).double()).square().sum().sqrt()) for g in dense]
     assert list(made.sizes) == [site.name for site in network.symmetry.sites]
@@ -144,7 +144,7 @@ def test_an_ill_conditioned_element_is_named(network: Network) -> None:
     def signs(spread: float, dtype: torch.dtype) -> tuple[str, ...]:
         elements = [site.group.identity(dtype=dtype).clone() for site in network.symmetry.sites]
         elements[-1][(0,) * elements[-1].ndim] = spread
-        return describe(found(tuple(elements)), network.symmetry, 0, 0.0).signs
+        return describe(found(tuple(elements)), network.symmetry, 0, 0.0, 0.0).signs
 
     uneven = () if network.diagonal else (ILL_CONDITIONED,)
     assert signs(1e4, torch.float32) == signs(1e8, torch.float64) == uneven

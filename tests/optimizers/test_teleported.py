@@ -137,7 +137,7 @@ def test_what_becomes_of_the_state(network: Network) -> None:
         optimizer = teleported(network, model, "adam", state=state)
         train(network, model, optimizer)
         before = snapshot(model, optimizer)
-        found = optimizer._search(network.batch(99))
+        found = optimizer._search(network.batch(99), 1.0, optimizer._memory.repeat)
         names = {p: name for name, p in model.named_parameters()}
         writes = moved_gradients(names, optimizer.symmetry, found.elements)
         writes += moved_state(optimizer.base, names, optimizer.symmetry, found.elements)

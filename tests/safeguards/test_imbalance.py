@@ -14,11 +14,12 @@ from torch.optim import SGD, AdamW, Optimizer
 from meta_teleport.optimizers.teleported import TeleportedOptimizer
 from meta_teleport.params import Params
 from meta_teleport.safeguards.imbalance import Balance, imbalance
+from meta_teleport.symmetry.group import Group
 from meta_teleport.symmetry.groups import GL, Orthogonal
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
-from meta_teleport.teleportation.gauges import balanced
+from meta_teleport.teleportation.gauges import balanced, principal_stretch, stacked
 from meta_teleport.teleportation.teleport import teleport
 
 
@@ -53,6 +54,55 @@ def test_rotations_leave_it_alone_and_other_elements_do_not(generator: torch.Gen
     laws.assert_close(imbalance(site, turned), imbalance(site, params), 1e-12)
     bent = site.act(params, GL(4).sample(1, generator=generator, size=2.0, dtype=torch.float64))
     laws.must_fail(laws.assert_close, imbalance(site, bent), imbalance(site, params), 1e-2)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_it_bounds_the_condition_of_all_that_has_acted(network: Network, generator: torch.Generator) -> None:
+    """The bound of the module, over composed elements far out on the orbit; it is nearly reached."""
+    params, nearest = params_of(network.build()), 0.0
+    for site in network.symmetry.sites:
+        total = site.group.identity(1, dtype=torch.float64)
+        for _ in range(40):
+            step = site.group.sample(1, generator=generator, size=1.0, dtype=torch.float64)
+            total = site.group.compose(step, total)
+            moved = site.act(params, total)
+            v, u = stacked(site.producers, params)[0], stacked(site.consumers, params)[0]
+            least = smallest(v, site.group.is_diagonal) * smallest(u, site.group.is_diagonal)
+            nuclear = float(principal_stretch(site, params).sum())
+            bound = float(imbalance(site, moved)) * nuclear / least
+            condition = float(spread(site.group, total[0]))
+            assert condition <= bound * (1 + 1e-9)
+            nearest = max(nearest, condition / bound)
+    assert nearest > 1e-4  # and not by being idle
+
+
+def smallest(matrices: Tensor, rows: bool) -> float:
+    """The smallest singular value, or norm of a unit, of the views ``(*blocks, k, n)`` of one side of a site."""
+    return float(matrices.norm(dim=-1).min() if rows else torch.linalg.svdvals(matrices)[..., -1].min())
+
+
+def spread(group: Group, g: Tensor) -> Tensor:
+    """The largest condition number of the blocks, scalings included."""
+    values = g.sort(descending=True).values if group.is_diagonal else torch.linalg.svdvals(g)
+    return (values[..., 0] / values[..., -1]).max()
+
+
+def test_what_has_been_spent_of_the_budget_stands_in_the_record() -> None:
+    model = RELU.build()
+    optimizer = TeleportedOptimizer(
+        SGD(model.parameters(), 0.0), model, RELU.symmetry, loss=network_cases.loss, batches=RELU.batch
+    )
+    start = float(imbalance(RELU.symmetry.sites[0], params_of(model)))
+    for _ in range(6):
+        record = optimizer.teleport()
+        now = float(imbalance(RELU.symmetry.sites[0], params_of(model))) / start
+        assert record.accepted == (record.imbalance <= 4.0)
+        assert not record.accepted or record.imbalance == pytest.approx(now, rel=1e-9)
+    assert not record.accepted
+    restored = TeleportedOptimizer(SGD(model.parameters(), 0.0), model, RELU.symmetry, "balanced")
+    restored.load_state_dict(optimizer.state_dict())
+    assert [r.imbalance for r in restored.teleports] == [r.imbalance for r in optimizer.teleports]
+    assert restored.teleport().imbalance == 0  # a gauge has no limit
 
 
 def test_one_default_search_from_a_balanced_site_stays_below_the_limit() -> None:
