@@ -51,7 +51,7 @@ def require_own(saved: Mapping[str, Tensor], meta: Mapping[str, Any], own: Mappi
 
 def _moments(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors like those that Adam keeps of the parameters of which the state has any."""
-    expected = {}
+    expected: dict[str, Tensor] = {}
     for name, tensor in own.items():
         kept = {f"adam.{name.removeprefix('phi.')}.{key}": key for key in MOMENTS} if name.startswith("phi.") else {}
         if kept.keys() & saved.keys():

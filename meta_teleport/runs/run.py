@@ -112,11 +112,14 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl; a last line that a crash has cut off is left out."""
         rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines() if self.metrics_path.exists() else ():
+        for line in read_text(self.metrics_path).splitlines() if self.metrics_path.exists() else ():
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not (isinstance(row, dict) and type(row.get("meta_step")) is int):
+                break
+            rows.append(row)
         return rows
 
     def rewind(self, step: int) -> None:
