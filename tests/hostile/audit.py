@@ -116,7 +116,8 @@ def file_calls(path: Path) -> Iterator[tuple[str, Call]]:
     """Every way to read a config file or images."""
     new = f"{path}-new"
     if path.suffix == ".yaml":
-        yield "train --config", lambda: main(["train", "--out", new, "--config", str(path), *RULE, *SMALL])
+        yield "train --config", lambda: main(["train", "--config", str(path), *RULE, *SMALL])
+        yield "train --config --out", lambda: main(["train", "--out", new, "--config", str(path), *RULE, *SMALL])
         return
     data = [f"--task.data={path}", "--task.hidden=[2]", "--task.batch=2", *RULE, *SMALL]
     yield "load_images", lambda: mt.load_images(path)
@@ -138,10 +139,10 @@ def faults_of(call: Call) -> tuple[bool, list[str]]:
         return True, [f"exit {end.code}: {err.getvalue()[-200:]}"]
     except BaseException:
         return True, [" | ".join(traceback.format_exc().splitlines()[-4:])]
-    said = [line for line in err.getvalue().splitlines() if not line.startswith("meta-teleport: warning")]
-    wrong = [f"exit code {code}"] * (code not in (0, 2)) + [f"{len(said)} lines: {said}"] * (
-        code == 2 and len(said) != 1
-    )
+    lines = err.getvalue().splitlines()
+    said = [line for line in lines if line.startswith("meta-teleport: error: ")]
+    wrong = [f"exit code {code}"] * (code not in (0, 2))
+    wrong += [f"not one line of error at the end: {lines}"] * (code == 2 and (len(said) != 1 or lines[-1] != said[0]))
     wrong += ["control codes"] * any(not (c.isprintable() or c == "\n") for c in out.getvalue() + err.getvalue())
     return code == 2, wrong
 
