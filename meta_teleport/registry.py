@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from meta_teleport.bounds import Bounded
 from meta_teleport.errors import UserError, nearest
@@ -187,9 +187,12 @@ def construct(spec: dict[str, Any], base: type, *args: Any, **extra: Any) -> Any
         raise UserError(f"{cls.__name__}: {error}; its arguments are {names}") from None
     if not is_ours(cls):
         return cls(*args, **arguments)
-    for name, kind in get_type_hints(cls.__init__).items():
-        if name in arguments and not is_of(arguments[name], kind):
-            raise UserError(f"{cls.__name__}: {name} is {arguments[name]!r:.50}, and that is no {_told(kind)}")
+    for name, value in arguments.items():
+        taken = signature.parameters.get(name)
+        if taken is None or taken.kind is taken.VAR_KEYWORD or taken.kind is taken.VAR_POSITIONAL:
+            raise UserError(f"{cls.__name__} has no argument '{name}': leave it out")
+        if not is_of(value, taken.annotation):
+            raise UserError(f"{cls.__name__}: {name} is {value!r:.50}, and that is no {_told(taken.annotation)}")
     with Bounded():
         return cls(*args, **arguments)
 

@@ -18,6 +18,8 @@ from meta_teleport.tasks.mixture import Mixture
 T = TypeVar("T")
 Content = dict[str, Any]
 DEFAULTS = {"task": f"{PACKAGE}.Regression", "rule": f"{PACKAGE}.LSTMUpdateTele"}
+SETTINGS: dict[str, tuple[type, ...]] = {"task": (dict, str), "rule": (dict, str), "training": (dict,), "dtype": (str,)}
+"""What a config file may hold in these places: a string where a file, or a module, could be meant is not opened."""
 FAMILIES_AND_RULES = tuple(BASES.values())
 
 
@@ -37,6 +39,9 @@ def read_config(name: str, modules: Sequence[str], command: Sequence[str]) -> Co
         raise UserError(f"config file {name} is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or "config" in content:
         raise UserError(f"config file {name} must hold settings as 'name: value', and no other config file")
+    for key, kinds in SETTINGS.items():
+        if key in content and not isinstance(content[key], kinds):
+            raise UserError(f"config file {name} sets '{key}' to {content[key]!r:.50}: give settings, or leave it out")
     if "format" in content:
         check_format(content, Path(name))
     checked = with_command(command, content.get(IMPORTED), lambda: check(content, FAMILIES_AND_RULES, modules))

@@ -36,9 +36,11 @@ def require_downloads_inside(spec: Mapping[str, Any]) -> None:
     """Raises ``UserError`` if a family that a file describes would download to a place outside the working directory,
     or one of its members would."""
     arguments = spec.get(INIT_ARGS) or {}
-    if arguments.get(DOWNLOAD) and not _inside(str(arguments.get("folder", "."))):
+    default = inspect.signature(resolve(str(spec[CLASS_PATH]), TaskFamily)).parameters.get(DOWNLOAD)
+    wanted, folder = arguments.get(DOWNLOAD, default is not None and default.default), arguments.get("folder", ".")
+    if wanted and not _inside(str(folder)):
         raise UserError(
-            f"a file asks for a download to {arguments['folder']}, outside the working directory: name that folder by "
+            f"a file asks for a download to {folder}, outside the working directory: name that folder by "
             "--task.folder, or change the file"
         )
     members = arguments.get(FAMILIES)

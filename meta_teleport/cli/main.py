@@ -222,9 +222,9 @@ def _info(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(content, indent=2))
         return 0
-    saved, steps, folder = content["meta_step"], content["config"]["training"]["meta_steps"], content["folder"]
+    saved, steps, folder = content["meta_step"], content["config"]["training"].get("meta_steps"), content["folder"]
     state = "no checkpoint yet" if saved is None else f"{saved} of {steps} meta-steps saved"
-    unfinished = folder is not None and (saved is None or saved < steps)
+    unfinished = folder is not None and (saved is None or steps is None or saved < steps)
     goes_on = f"; go on by: {PROGRAM} train --out {folder} --resume" if unfinished else ""
     print(f"{folder or args.run}: {state}{goes_on}")
     show_pairs(pairs(content))

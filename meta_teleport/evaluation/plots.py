@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -41,7 +42,8 @@ def line_style(name: str, kind: Kind) -> dict[str, Any]:
 
 def plot_evaluation(evaluation: Evaluation, path: Path, horizon: int) -> None:
     """Writes the :func:`figure` of an evaluation as a PNG."""
-    figure(evaluation, horizon).savefig(path)
+    with matplotlib.rc_context({"text.usetex": False}):  # or a matplotlibrc in the working directory would run LaTeX
+        figure(evaluation, horizon).savefig(path)
 
 
 def figure(evaluation: Evaluation, horizon: int) -> Figure:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.learned.accumulated_linear import linear
 
+DEEPEST = 100
+"""Layers of an LSTM: far more than can be trained."""
+
 
 class CellState(NamedTuple):
     """Hidden and cell state of one LSTM cell, each ``(tasks, hidden_size)``."""
@@ -50,6 +53,8 @@ class StackedLSTM(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, layers: int = 2) -> None:
         super().__init__()
+        if layers > DEEPEST:
+            raise UserError(f"an LSTM of {layers} layers is too deep to be trained: give {DEEPEST} at most")
         self.hidden_size = hidden_size
         sizes = [input_size] + [hidden_size] * layers
         self.cells = nn.ModuleList(LSTMCell(d, k) for d, k in pairwise(sizes))

@@ -62,7 +62,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("meta_step"), int) else None
+    return row if isinstance(row, dict) and type(row.get("meta_step")) is int else None
 
 
 class Events:

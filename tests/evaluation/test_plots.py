@@ -1,3 +1,4 @@
+import matplotlib
 import pytest
 import torch
 from evaluation_cases import Quadratic, Turning
@@ -25,6 +26,18 @@ def test_a_figure_is_written(tmp_path, rule, family):
     image = torch.from_numpy(imread(tmp_path / "evaluation.png").copy())
     assert image.shape[0] > 600 and image.shape[1] > 1200
     assert image[..., :3].std() > 0.05
+
+
+def test_settings_of_matplotlib_run_no_program(tmp_path, monkeypatch):
+    """As those of a file matplotlibrc in the working directory would."""
+
+    def run(*arguments, **options):
+        raise AssertionError(f"{arguments[0]} is run")
+
+    monkeypatch.setattr("subprocess.check_output", run)
+    evaluation = evaluate(None, Quadratic(), horizon=2, tasks=4, steps=4)
+    with matplotlib.rc_context({"text.usetex": True}):
+        plot_evaluation(evaluation, tmp_path / "evaluation.png", 2)
 
 
 def legend(drawing):
