@@ -1,8 +1,8 @@
-"""Faults at file operations: the n-th one that a process does is the last, or fails, as real ones do.
+"""Faults at file operations: the n-th one that a process does is its last, or fails, as real ones do.
 
 Operations are counted where Python hands them to the system. A full disk and a folder that has become read-only stay
-so; of the others one operation fails, and those after it do not. A power cut takes with it, beside the process, all
-that nobody has put onto the disk: contents without fsync, entries of folders without fsync of the folder.
+so; of the others one operation fails, and those after it do not. A power cut takes, beside the process, all that
+nobody has put onto the disk: contents without fsync, entries of folders without fsync of the folder.
 """
 
 import builtins
@@ -10,63 +10,61 @@ import errno
 import fcntl
 import io
 import os
+import shutil
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WRITING = ("write", "pwrite", "ftruncate", "fsync", "replace", "rename", "mkdir", "unlink", "remove")
-COUNTED = (*WRITING, "open", "listdir", "scandir", "read")
+WRITING = ("write", "pwrite", "ftruncate", "fsync", "replace", "mkdir", "unlink")
 ERRORS = {"ENOSPC": errno.ENOSPC, "EROFS": errno.EROFS, "EIO": errno.EIO, "EMFILE": errno.EMFILE}
-LASTING = ("ENOSPC", "EROFS")
 FAULTS = ("kill", "power", "MemoryError", *ERRORS)
 
 
 class FaultyFiles:
-    """Counts the file operations of this process from now on, and has the ``nth`` fail by ``fault``; ``folder`` is
-    what a power cut is simulated for."""
+    """Counts the operations of this process on files below ``folder`` from now on; the ``nth`` meets ``fault``, one of
+    FAULTS, or "stop", which is none: the process waits there until it is told to go on."""
 
     def __init__(self, folder: Path, nth: int = 0, fault: str = "") -> None:
-        self.count, self.nth, self.fault = 0, nth, fault
-        self.folder, self.disk = folder, _Disk(folder)
-        self.names: list[str] = []
-        for name in COUNTED:
+        self.folder, self.nth, self.fault, self.count = folder, nth, fault, 0
+        self.disk = _Disk(folder) if fault == "power" else None
+        for name in (*WRITING, "listdir", "open"):
             setattr(os, name, self._counted(name, getattr(os, name)))
-        fcntl.flock = self._counted("flock", fcntl.flock)  # type: ignore[assignment]
+        fcntl.flock = self._counted("flock", fcntl.flock)
         builtins.open = io.open = self._counted("open", io.open)  # type: ignore[assignment]
 
     def _counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def operate(*arguments: Any, **named: Any) -> Any:
-            if name == "open" and not self._here(arguments[0]):
+            if isinstance(arguments[0], str | Path) and self.folder not in Path(os.path.abspath(arguments[0])).parents:
                 return real(*arguments, **named)
             self.count += 1
-            self.names.append(name)
-            if self._due(name, arguments):
+            if self._is_due(name, arguments):
                 self._fail(name, arguments, real)
             done = real(*arguments, **named)
-            if name == "fsync":
+            if name == "fsync" and self.disk is not None:
                 self.disk.keep(arguments[0])
             return done
 
         return operate
 
-    def _here(self, path: Any) -> bool:
-        """Modules, devices and the like are opened as always."""
-        return str(self.folder) in os.path.abspath(os.fspath(path)) if isinstance(path, str | Path) else False
-
-    def _due(self, name: str, arguments: tuple[Any, ...]) -> bool:
+    def _is_due(self, name: str, arguments: tuple[Any, ...]) -> bool:
         if not self.fault or self.count < self.nth:
             return False
-        if self.fault not in LASTING:
-            return self.count == self.nth
-        creates = name == "open" and any(isinstance(flags, int) and flags & os.O_CREAT for flags in arguments[1:2])
-        return name in WRITING[:2] if self.fault == "ENOSPC" else name in WRITING or creates
+        if self.fault == "ENOSPC":
+            return name in ("write", "pwrite")
+        if self.fault == "EROFS":
+            return name in WRITING or (name == "open" and arguments[1:2] != ("rb",) and bool(_flags(arguments) & 3))
+        return self.count == self.nth
 
     def _fail(self, name: str, arguments: tuple[Any, ...], real: Callable[..., Any]) -> None:
         if name == "write" and self.fault in ("kill", "ENOSPC"):
             real(arguments[0], arguments[1][: len(arguments[1]) // 2])
-        if self.fault == "power":
+        if self.disk is not None:
             self.disk.lose_the_rest()
+        if self.fault == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return
         if self.fault in ("kill", "power"):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fault == "MemoryError":
@@ -74,52 +72,42 @@ class FaultyFiles:
         raise OSError(ERRORS[self.fault], os.strerror(ERRORS[self.fault]))
 
 
+def _flags(arguments: tuple[Any, ...]) -> int:
+    return next((flags for flags in arguments[1:2] if isinstance(flags, int)), 0)
+
+
 class _Disk:
-    """What of a folder is on the disk: contents by inode, and names with their inodes by folder."""
+    """What of a folder is on the disk: contents of files, and entries of folders, by inode."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.open, self.listdir = str(folder), os.open, os.listdir
         self.contents: dict[int, bytes] = {}
-        self.entries: dict[str, dict[str, int]] = {}
-        self.open, self.listdir, self.fstat, self.stat = io.open, os.listdir, os.fstat, os.stat
-        self.unlink = os.unlink
-        if folder.exists():
-            for where, _, names in os.walk(folder):
-                self.entries[where] = self._inodes(where)
-                for name in names:
-                    with self.open(f"{where}/{name}", "rb") as file:
-                        self.contents[self.stat(f"{where}/{name}").st_ino] = file.read()
+        self.entries: dict[int, dict[str, int]] = {}
+        self.folders: set[int] = set()
+        for where, _, names in os.walk(folder):
+            for path in (where, *(f"{where}/{name}" for name in names)):
+                self.keep(self.open(path, os.O_RDONLY))
 
     def keep(self, file: int) -> None:
-        """Remembers what a file or folder that is open as ``file`` has now."""
-        path = os.readlink(f"/proc/self/fd/{file}")
+        """Remembers what a file or folder has now; it stays open, so that no other one gets its inode."""
+        path, inode = os.readlink(f"/proc/self/fd/{os.dup(file)}"), os.fstat(file).st_ino
         if os.path.isdir(path):
-            self.entries[path] = self._inodes(path)
+            found = {name: os.stat(f"{path}/{name}") for name in self.listdir(path)}
+            self.entries[inode] = {name: status.st_ino for name, status in found.items()}
+            self.folders |= {status.st_ino for status in found.values() if stat.S_ISDIR(status.st_mode)}
         else:
-            with self.open(f"/proc/self/fd/{file}", "rb") as same:
-                self.contents[self.fstat(file).st_ino] = same.read()
+            self.contents[inode] = os.pread(self.open(f"/proc/self/fd/{file}", os.O_RDONLY), 2**30, 0)
 
     def lose_the_rest(self) -> None:
-        """Brings the folder back to what is on the disk: files never synced are there, empty."""
-        laid = {where: {name: self.contents.get(i, b"") for name, i in self._files(where)} for where in self.entries}
-        for where, _, names in os.walk(self.folder):
-            for name in names:
-                self.unlink(f"{where}/{name}")
-        for where, files in laid.items():
-            for name, content in files.items():
-                if os.path.isdir(where) and self._reachable(where):
-                    with self.open(f"{where}/{name}", "wb") as file:
-                        file.write(content)
+        """Brings the folder back to what is on the disk; of contents that are not, nothing is left."""
+        os.rename(self.folder, f"{self.folder}.lost")
+        self._make(os.stat(f"{self.folder}.lost").st_ino, Path(self.folder))
+        shutil.rmtree(f"{self.folder}.lost", ignore_errors=True)
 
-    def _files(self, where: str) -> list[tuple[str, int]]:
-        return [(name, inode) for name, inode in self.entries[where].items() if not os.path.isdir(f"{where}/{name}")]
-
-    def _reachable(self, where: str) -> bool:
-        """Whether the folder's own name is on the disk."""
-        if Path(where) == self.folder.parent:
-            return False
-        above, name = os.path.split(where)
-        return name in self.entries.get(above, {}) or self.stat(where).st_ino in self.entries.get(above, {}).values()
-
-    def _inodes(self, where: str) -> dict[str, int]:
-        return {name: self.stat(f"{where}/{name}").st_ino for name in self.listdir(where)}
+    def _make(self, inode: int, path: Path) -> None:
+        path.mkdir()
+        for name, other in self.entries.get(inode, {}).items():
+            if other in self.folders:
+                self._make(other, path / name)
+            else:
+                (path / name).write_bytes(self.contents.get(other, b""))
