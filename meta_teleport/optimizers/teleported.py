@@ -36,9 +36,10 @@ from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.habit import PATIENCE
 from meta_teleport.teleportation.imbalance import Balance
 from meta_teleport.teleportation.progress import Clock, Progress
+from meta_teleport.teleportation.proposer import Proposer, ProposesElements
 from meta_teleport.teleportation.ranks import Processes, Ranks, decided
 from meta_teleport.teleportation.search import Search
-from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, as_strategy, is_gauge
+from meta_teleport.teleportation.strategies import Choice, as_choice, as_strategy, is_gauge
 
 
 class TeleportedOptimizer(Delegate):
