@@ -52,7 +52,7 @@ rules: export OMP_NUM_THREADS ?= 1
 rules: setup  ## train the rules that come with the package, and put them there (about 20 minutes)
 	for name in factors classification; do \
 	  if [ -e runs/$$name ]; then resume=--resume; else resume=; fi; \
-	  $(PY) -m meta_teleport train --config experiments/$$name.yaml --out runs/$$name $$resume || exit; \
+	  $(PY) -m meta_teleport train --config experiments/$$name.yaml --out runs/$$name --download $$resume || exit; \
 	  $(PY) -c "import meta_teleport as mt; mt.save(mt.load('runs/$$name'), 'meta_teleport/learned/$$name.safetensors')" || exit; \
 	done
 

@@ -14,10 +14,11 @@ Letters in shapes, everywhere in this package:
 
 import warnings
 from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing itself would be looked for in the working directory by ``python -m meta_teleport``
 if TYPE_CHECKING:
+    from typing import Any
+
     from meta_teleport.detection.check import verify as verify
     from meta_teleport.detection.detect import find_symmetries as find_symmetries
     from meta_teleport.equivariant.equivariant import Equivariant as Equivariant
@@ -119,8 +120,10 @@ _RENAMED = {"Copies": "Ensemble", "Training": "TrainingConfig", "each": "per_cop
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("meta-teleport")
     if name in _RENAMED:
         new = _RENAMED[name]

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, what was probably meant, and whose program another one came from."""
+"""The one exception that a user is meant to read, and as it is shown; what was probably meant; whose error it is."""
 
 import os
 import traceback
@@ -19,6 +19,12 @@ def is_of_user(error: BaseException) -> bool:
     """Whether an error was raised in somebody's program, neither in torch nor in this package."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return f"{os.sep}torch{os.sep}" not in last.filename and not last.filename.startswith(os.path.dirname(__file__))
+
+
+def printable(text: str) -> str:
+    """The text in one line, in which nothing speaks to a terminal: what cannot be shown stands as Python writes it."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -4,10 +4,15 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import sys
 import traceback
-from typing import Any
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from meta_teleport.bounds import Bounded
 from meta_teleport.errors import UserError, nearest
 
 PACKAGE = "meta_teleport"
@@ -123,8 +128,14 @@ def is_module_name(name: Any) -> bool:
 
 
 def import_module(name: str) -> None:
-    """Imports a module that the user has named. Raises ``UserError`` if that fails."""
+    """Imports a module that the user has named. What lies in the working directory can be imported from then on, where
+    no library has that name.
+
+    Raises ``UserError`` if that fails.
+    """
     try:
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())
         importlib.import_module(name)
     except Exception as error:
         raise UserError(f"module '{name}' cannot be imported ({_described(error)})") from error
@@ -162,7 +173,7 @@ def construct(spec: dict[str, Any], base: type, *args: Any, **extra: Any) -> Any
 
     ``args`` come first, ``extra`` goes beside the ``init_args``. See :func:`resolve` for what is imported.
 
-    Raises ``UserError`` for unknown classes and arguments.
+    Raises ``UserError`` for unknown classes and arguments, and for sizes above the bounds of :mod:`bounds`.
     """
     try:
         cls, arguments = resolve(spec["class_path"], base), {**spec.get("init_args", {}), **extra}
@@ -174,4 +185,35 @@ def construct(spec: dict[str, Any], base: type, *args: Any, **extra: Any) -> Any
     except TypeError as error:
         names = ", ".join(list(signature.parameters)[len(args) :]) or "nothing"
         raise UserError(f"{cls.__name__}: {error}; its arguments are {names}") from None
-    return cls(*args, **arguments)
+    if not is_ours(cls):
+        return cls(*args, **arguments)
+    for name, kind in get_type_hints(cls.__init__).items():
+        if name in arguments and not is_of(arguments[name], kind):
+            raise UserError(f"{cls.__name__}: {name} is {arguments[name]!r:.50}, and that is no {_told(kind)}")
+    with Bounded():
+        return cls(*args, **arguments)
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether plain data fit an annotation; numbers must be finite, and an integer is a float too."""
+    if kind is Any:
+        return True
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(is_of(value, other) for other in inner)
+    if origin is Literal:
+        return any(value == other and type(value) is type(other) for other in inner)
+    if kind is float:
+        return type(value) in (int, float) and isfinite(value)
+    if kind in (int, bool):
+        return type(value) is kind
+    if origin in (list, Sequence):
+        return isinstance(value, list | tuple) and all(is_of(other, inner[0]) for other in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(is_of(k, inner[0]) and is_of(v, inner[1]) for k, v in value.items())
+    return isinstance(value, origin or kind)
+
+
+def _told(kind: Any) -> str:
+    """An annotation as people write it."""
+    return kind.__name__ if isinstance(kind, type) else re.sub(r"(\w+\.)+", "", str(kind))

@@ -31,6 +31,9 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 DROPPED: Mapping[str, Any] = {"random_horizons": False, "growing_horizon": False, "curriculum": False}
 """Options of a training that files of version 0.1 hold, and the values at which they change nothing."""
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+DEEPEST, MOST, LONGEST, MOST_BRACKETS, LARGEST = 40, 10_000, 2_000, 50, 2**63
+"""Bounds on a configuration: levels, values (what an alias repeats counts again), characters of a text and opening
+brackets in it, and the size of an integer."""
 
 
 class Described:
@@ -99,8 +102,9 @@ def check(content: Any, bases: Sequence[type], modules: Sequence[str] = ()) -> A
     that name something in a module, as parsers read them. Each must be a subclass of one of ``bases`` that is of this
     package or imported already, or lie in one of the ``modules`` that the user has named.
 
-    Raises ``UserError`` for any other.
+    Raises ``UserError`` for any other, and where :func:`require_plain` does.
     """
+    require_plain(content)
 
     def named(name: str) -> str:
         return name if any(name.startswith(f"{module}.") for module in modules) else class_path(_resolved(name, bases))
@@ -111,8 +115,42 @@ def check(content: Any, bases: Sequence[type], modules: Sequence[str] = ()) -> A
 
 
 def shorten(content: Any) -> Any:
-    """The content as files hold it: bare names for the classes of this package, and the names of RENAMED."""
+    """The content as files hold it: bare names for the classes of this package, and the names of RENAMED.
+
+    Raises ``UserError`` where :func:`require_plain` does.
+    """
+    require_plain(content)
     return _without_dropped(_walk(content, _short, lambda text: text))
+
+
+def require_plain(content: Any) -> None:
+    """Raises ``UserError`` unless this is plain data as JSON holds it, within the bounds of a configuration."""
+    queue, count = [(content, 0)], 0
+    while queue:
+        value, depth = queue.pop()
+        inner: Sequence[Any] = ()
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise UserError(f"a configuration has the key {_some(value)}: write names of settings")
+            inner = (*value, *value.values())
+        elif isinstance(value, list | tuple):
+            inner = value
+        elif not (value is None or isinstance(value, bool | int | float | str)):
+            raise UserError(f"a configuration holds {value!r:.50}, a {type(value).__name__}: write numbers and texts")
+        elif isinstance(value, str) and len(value) > LONGEST:
+            raise UserError(f"a configuration holds a text of {len(value)} characters: give {LONGEST} at most")
+        elif isinstance(value, int) and abs(value) >= LARGEST:
+            raise UserError("a configuration holds an integer of 2^63 or more: give a smaller one")
+        count += len(inner)
+        if count > MOST:
+            raise UserError(f"a configuration holds more than {MOST} values: split it")
+        if depth > DEEPEST:
+            raise UserError(f"a configuration is nested deeper than {DEEPEST} levels: write families side by side")
+        queue += [(other, depth + 1) for other in inner]
+
+
+def _some(content: Mapping[Any, Any]) -> str:
+    return f"{next(key for key in content if not isinstance(key, str))!r:.50}"
 
 
 def _walk(content: Any, on_path: Callable[[str], str], on_text: Callable[[str], str]) -> Any:
@@ -152,12 +190,14 @@ def _short(name: str) -> str:
 
 
 def _checked(text: str, bases: Sequence[type], modules: Sequence[str]) -> str:
-    """The text, in which no structure may hide a class."""
+    """The text, in which no structure may hide a class, nor quotes or blanks around its name."""
+    if sum(map(text.count, "[{")) > MOST_BRACKETS:
+        raise UserError(f"a configuration holds a text with more than {MOST_BRACKETS} brackets: write it as YAML")
     try:
         inside = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text
-    if isinstance(inside, dict | list):
+    if inside != text and isinstance(inside, dict | list | str):
         check(inside, bases, modules)
     return text
 

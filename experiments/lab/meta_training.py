@@ -49,9 +49,9 @@ def trained(
         return load(folder)
     config: dict[str, Any] = {"task": task, "rule": spec, "training": asdict(training), "seed": seed}
     config["dtype"] = str(dtype).removeprefix("torch.")
-    run = Run.open(folder) if (folder / "config.json").exists() else Run.create(folder, config)
-    resume, clock = run.state_path.exists(), folder / SPENT
-    spent = read_json(clock) if resume and clock.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
+    resume, clock = (folder / "config.json").exists(), folder / SPENT
+    run = Run.open(folder, lock=True) if resume else Run.create(folder, config)
+    spent = read_json(clock) if clock.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
     began = time.process_time()
     rule = _built(spec, family, seed)
     with stopping() as stop, training_bar(training.meta_steps) as bar:
@@ -66,7 +66,6 @@ def trained(
             report=_report(label, bar),
             should_stop=stop,
         )
-    run.close()
     seconds, busy = spent["seconds"] + done.seconds, spent["cpu_seconds"] + time.process_time() - began
     told = {"meta_steps": done.meta_step, "seconds": seconds, "cpu_seconds": busy, "failed": done.failed}
     write_json(folder / FINISHED if done.finished else clock, told)

@@ -32,11 +32,12 @@ def parse_with_one_horizon(
 
 
 def require_agreement(stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raises ``UserError`` if what is asked of a run differs from what it is, but for more meta-steps."""
+    """Raises ``UserError`` if what is asked of a run differs from what it is, but for more meta-steps and for where its
+    data come from."""
     old, new = _flat(stored), _flat(asked)
     for name in sorted(old.keys() | new.keys(), key=lambda n: (not n.endswith("class_path"), n)):
         longer = name == "training.meta_steps" and new[name] > old[name]
-        if old.get(name) != new.get(name) and not longer:
+        if old.get(name) != new.get(name) and not longer and name not in ("task.download", "task.folder"):
             raise UserError(
                 f"the run in --out has {name} {old.get(name)} and {new.get(name)} was given: leave that flag out, or "
                 "choose another --out (only training.meta_steps may change on --resume, and only grow)"

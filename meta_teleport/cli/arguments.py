@@ -27,6 +27,7 @@ from meta_teleport.cli.class_choice import (
     with_command,
     without_others,
 )
+from meta_teleport.cli.consent import allows_downloads, require_downloads_inside, require_typed, without_downloads
 from meta_teleport.cli.device import chosen
 from meta_teleport.cli.parser import (
     BASES,
@@ -90,11 +91,12 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     given, rest = _first_pass(first, argv)
     command = ["train", *argv]
     files = [read_config(expanduser(name), given.modules, command) for name in given.config]
+    require_typed(files, argv, given.out)
     out = given.out or next((f["out"] for f in reversed(files) if "out" in f), None)
     resume = given.resume or any(f.get("resume") for f in files)
     if out in (*NAMED, *RENAMED):
         raise UserError(f"{out} is the name of a rule that comes with this package: write --out ./{out}, or another")
-    run = Run.open(out) if resume and out is not None else None
+    run = Run.open(out, lock=True) if resume and out is not None else None
     stored, recorded = ({}, []) if run is None else (run.config, run.config.get(IMPORTED))
     stored = with_command(command, recorded, lambda: check(stored, FAMILIES_AND_RULES, given.modules))
     specs = {key: choose(key, getattr(given, key), files, stored.get(key)) for key in BASES}
@@ -107,11 +109,13 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     second += [f"--{key}={specs[key]['class_path']}" for key in BASES if getattr(given, key)]
     args, lines = parse_with_one_horizon([*second, *rest], specs, stored)
     config = _plain(args)
+    from_file = run is not None or any(key.split(".")[0] == "task" for content in files for key in content)
+    config = _with_consent(config, argv) if from_file else config
     if run is not None:
         if args.overwrite:
             raise UserError("--resume goes on with a run and --overwrite begins it anew: choose one of them")
         complete = train_parser({key: importable(stored)[key] for key in BASES}, stored).parse([f"--out={out}"])
-        require_agreement(_plain(complete), config)
+        require_agreement(_with_consent(_plain(complete), argv), config)
         lines = keep_schedule(config["training"], stored["training"])
     modules = {**dict.fromkeys(recorded if isinstance(recorded, list) else []), **dict.fromkeys(given.modules)}
     config |= {IMPORTED: list(modules)} if modules else {}
@@ -146,7 +150,8 @@ def parse_evaluate(argv: Sequence[str]) -> EvaluateArguments:
     wanted: list[dict[str, Any] | None] = [*families] or [None]
     specs = [choose("task", given.task, [], member) for member in wanted]
     spec = next((spec for spec in specs if "init_args" in spec), specs[0])
-    task = _plain(family_parser(spec).parse(flags))["task"]
+    parsed = _plain(family_parser(spec).parse(flags))
+    task = (_with_consent(parsed, argv) if "init_args" in spec else parsed)["task"]
     others = dict.fromkeys(member["class_path"].rpartition(".")[2] for member in families[1:] if given.task is None)
     folder = expanduser(args.out) if args.out else _results(name)
     return EvaluateArguments(name, config, task, Path(folder), tuple(others), args)
@@ -190,6 +195,15 @@ def _first_pass(parser: _First, argv: Sequence[str]) -> tuple[argparse.Namespace
     for module in given.modules:
         import_module(module)
     return given, [*rest, *(["--resume"] if getattr(given, "resume", False) else [])]
+
+
+def _with_consent(config: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """The config whose family a file describes, without the downloads that nobody has allowed."""
+    if not allows_downloads(argv):
+        return {**config, "task": without_downloads(config["task"])}
+    if not any(re.match(r"--task\..*folder\b", token) for token in argv):
+        require_downloads_inside(config["task"])
+    return config
 
 
 def _plain(args: Namespace) -> dict[str, Any]:

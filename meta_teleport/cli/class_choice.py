@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import yaml
 
 from meta_teleport.cli.parser import BASES, PROGRAM
-from meta_teleport.errors import UserError, nearest
+from meta_teleport.errors import UserError
 from meta_teleport.registry import PACKAGE, NotImportedError, import_path, is_module_name, resolve
-from meta_teleport.runs.files import names_beside
+from meta_teleport.runs.files import CONFIG, read_text
 from meta_teleport.runs.run import IMPORTED, check_format
 from meta_teleport.specs import check
 from meta_teleport.tasks.mixture import Mixture
@@ -28,11 +28,12 @@ def read_config(name: str, modules: Sequence[str], command: Sequence[str]) -> Co
     Raises ``UserError``.
     """
     try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        near = nearest(Path(name).name, names_beside(Path(name)))
-        raise UserError(f"config file {name}{near} cannot be read ({error.strerror}): check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(Path(name), CONFIG))
+    except RecursionError:
+        raise UserError(f"config file {name} is nested too deep to be read: write settings side by side") from None
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"config file {name} is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or "config" in content:
         raise UserError(f"config file {name} must hold settings as 'name: value', and no other config file")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from meta_teleport.errors import UserError
 from meta_teleport.learned.serialization import load, named
 from meta_teleport.runs.checkpoint import load_tensors
 from meta_teleport.runs.run import Run, read_json
@@ -25,7 +26,7 @@ def inspect_run(name: str) -> dict[str, Any]:
     rows, evaluations = run.metrics(), _evaluations(run.folder)
     return {
         "folder": str(run.folder),
-        "meta_step": load_tensors(run.rule_path)[1].get("meta_step") if run.rule_path.exists() else None,
+        "meta_step": _meta_step(run.rule_path),
         "config": run.config,
         "provenance": read_json(run.folder / "provenance.json"),
         "last_metrics": rows[-1] if rows else None,
@@ -52,10 +53,22 @@ def lines(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield name, "-" if value is None else str(value)
 
 
+def _meta_step(path: Path) -> int | None:
+    """The meta-step that a rule file tells; None where there is none. Raises ``UserError`` for one that is damaged."""
+    found = load_tensors(path)[1].get("meta_step") if path.exists() else None
+    if not (found is None or type(found) is int):
+        raise UserError(f"{path} is damaged (its meta_step is {found!r:.50}): copy it again")
+    return found
+
+
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     """What each file of results in a folder is about, by its name; None where an older file does not say."""
     found = {path.name: read_json(path) for path in sorted(folder.glob("evaluation*.json"))}
     return {
-        name: {**{key: content.get(key) for key in EVALUATED}, "time": content.get("provenance", {}).get("time")}
+        name: {**{key: content.get(key) for key in EVALUATED}, "time": _time(content.get("provenance"))}
         for name, content in found.items()
     }
+
+
+def _time(provenance: Any) -> Any:
+    return provenance.get("time") if isinstance(provenance, dict) else None

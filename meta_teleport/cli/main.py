@@ -6,10 +6,12 @@ What a user got wrong is one line on standard error and exit code 2; a run that 
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from meta_teleport.errors import UserError, nearest
+from meta_teleport.errors import UserError, nearest, printable
 
 if TYPE_CHECKING:
     from meta_teleport.rules.rule import Shapes
@@ -33,12 +35,12 @@ Learned teleportation: optimizers that move along the symmetries of a loss.
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(1, os.getcwd())
     try:
-        return _dispatch(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say
+            return _dispatch(argv)
     except UserError as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {printable(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
@@ -46,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _say(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in one line."""
+    print(f"{PROGRAM}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -83,36 +90,31 @@ def _train(argv: list[str]) -> int:
     asked = parse_train(argv)
     config, device = asked.config, chosen(asked.device)
     training = TrainingConfig(**config["training"])
-    family, shapes = _family(config["task"])
+    family, shapes = _family(config["task"], training.tasks)
     _require_one_shape(config, shapes)
     rule = build(config["rule"], shapes, config["seed"])
     if not any(True for _ in rule.parameters()):
         raise UserError(f"{type(rule).__name__} has no meta-parameters to train: choose another --rule")
     for note in asked.notes:
-        print(note, file=sys.stderr)
-    run, resume = asked.run, asked.run is not None and asked.run.state_path.exists()
+        print(printable(note), file=sys.stderr)
+    run = asked.run
     if run is None:
         run = Run.create(asked.out, config, described(device), asked.overwrite)
     elif run.config["training"] != config["training"] or run.config.get(IMPORTED) != config.get(IMPORTED):
         run.update({"format": FORMAT, **config})
-    if asked.run is not None and not resume:
-        run.rewind(0)
     with stopping() as should_stop, training_bar(training.meta_steps) as report:
-        try:
-            summary = train(
-                rule,
-                family,
-                training,
-                seed=config["seed"],
-                device=device,
-                dtype=getattr(torch, config["dtype"]),
-                run=run,
-                resume=resume,
-                report=report,
-                should_stop=should_stop,
-            )
-        finally:
-            run.close()
+        summary = train(
+            rule,
+            family,
+            training,
+            seed=config["seed"],
+            device=device,
+            dtype=getattr(torch, config["dtype"]),
+            run=run,
+            resume=asked.run is not None,
+            report=report,
+            should_stop=should_stop,
+        )
     failed = f", {summary.failed} tasks failed" if summary.failed else ""
     if not summary.finished:
         done = f"stopped after {summary.meta_step} of {training.meta_steps} meta-steps{failed}"
@@ -122,22 +124,27 @@ def _train(argv: list[str]) -> int:
     return 0
 
 
-def _family(spec: dict[str, Any]) -> "tuple[TaskFamily, Shapes | None]":
-    """The family and the shapes of its networks, None where its members have several. Settings that give no task are
-    the user's to change."""
+def _family(spec: dict[str, Any], count: int) -> "tuple[TaskFamily, Shapes | None]":
+    """The family and the shapes of its networks, None where its members have several. Settings that give no task, or
+    ``count`` tasks that no memory holds, are the user's to change."""
     import torch
 
+    from meta_teleport.bounds import Bounded, require_memory
     from meta_teleport.registry import construct, is_ours
     from meta_teleport.rules.rule import shapes_of
     from meta_teleport.tasks.family import TaskFamily
 
     family = construct(spec, TaskFamily)
+    ours = all(is_ours(type(member)) for member in family.members)
     try:
-        drawn = [member.sample(1, torch.Generator().manual_seed(0)) for member in family.members]
-    except (RuntimeError, IndexError) as error:
-        if not all(is_ours(type(member)) for member in family.members):
+        with Bounded(sys.maxsize) if ours else nullcontext():
+            drawn = [member.sample(1, torch.Generator().manual_seed(0)) for member in family.members]
+    except (RuntimeError, IndexError, OverflowError, TypeError) as error:
+        if not ours:
             raise  # what a user's class raises is the user's to see
         raise UserError(f"no task can be drawn with these --task settings ({error}): change them") from error
+    each = sum(t.nbytes for tasks in drawn for held in (tasks.params, tasks.data) for t in held.values())
+    require_memory(count * each, f"{count} tasks")
     first, *others = (shapes_of(tasks.params, tasks.symmetry) for tasks in drawn)
     return family, first if all(shapes == first for shapes in others) else None
 
@@ -171,7 +178,7 @@ def _evaluate(argv: list[str]) -> int:
     asked = parse_evaluate(argv)
     args, folder = asked.flags, asked.folder
     device, dtype = args.device, getattr(torch, args.dtype or asked.config.get("dtype", "float32"))
-    rule, (family, shapes) = load(asked.rule), _family(asked.task)
+    rule, (family, shapes) = load(asked.rule), _family(asked.task, args.tasks)
     if shapes is not None:
         require_fit(rule, shapes)
     require_writable(folder)
@@ -196,7 +203,7 @@ def _evaluate(argv: list[str]) -> int:
         )
     content, _, figure, note = keep(evaluation, folder, rule=asked.rule, task=asked.task, device=described(device))
     if note:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     if args.json:
         print(json.dumps(content, indent=2))
     else:

@@ -176,6 +176,7 @@ def _parser(command: str, description: str = "") -> Parser:
 def _add_common(parser: ArgumentParser) -> None:
     where = "where to compute: auto (CUDA where there is one), cpu, cuda, cuda:1 (by its number) or mps"
     parser.add_argument("--device", type=str, default="auto", help=where)
+    parser.add_argument("--download", action="store_true", help="download the data sets that a file or a run asks for")
     parser.add_argument("--import", nargs="*", type=str, default=[], help="modules of your own to import first")
 
 

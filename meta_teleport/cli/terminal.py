@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from meta_teleport.cli.tables import fit
+from meta_teleport.errors import printable
 
 if TYPE_CHECKING:
     from meta_teleport.evaluation.measurement import Report
@@ -136,7 +137,7 @@ def show(*tables: Table) -> None:
 
 def show_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Names and values in two columns."""
-    listed = list(pairs)
+    listed = [(printable(name), printable(value)) for name, value in pairs]
     width = max(len(name) for name, _ in listed)
     for name, value in listed:
         print(f"{name:{width}}  {value}")

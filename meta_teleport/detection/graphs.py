@@ -136,11 +136,12 @@ class Graphs:
         for a, b in ((old.left, new.left), (old.right, new.right)):
             if a is None and b is None:
                 continue
-            if a is not None and b is not None and a.shape == b.shape and _is_same(old, new):
+            alike = old.shift == new.shift
+            if alike and a is not None and b is not None and a.shape == b.shape and _is_same(old, new):
                 self.units.join(a, b, f"'{old.parameter}', which {old.place} and {new.place} share")
                 continue
             placed = [None if side is None else _placed(use, side, shape) for side, use in ((a, old), (b, new))]
-            if placed[0] is None or placed[1] is None:
+            if placed[0] is None or placed[1] is None or not alike:
                 for use in (old, new):
                     self._bar(use, f"depend on '{use.parameter}', which {old.place} and {new.place} use in two ways")
                 return

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from meta_teleport.detection.view_inference import view
+from meta_teleport.operations.forest import Forest
 from meta_teleport.operations.labels import ZERO, distinct
-from meta_teleport.operations.units import Forest, Kind, Units
+from meta_teleport.operations.units import Kind, Units
 from meta_teleport.symmetry.groups import GL, Group, Permutation, PositiveScaling, SignFlips
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Refusal
@@ -136,7 +137,8 @@ class Sites:
                 if seen is None:
                     self.reasons.update((m[0], f"lie irregularly in '{use.parameter}'") for b in blocks for m in b)
                     return None
-                sides[side * way][side, seen] = None
+                shift = 0.0 if _exchanges(group) else use.shift
+                sides[side * way][side, replace(seen, shift=shift) if shift else seen] = None
         producers, consumers = ([seen for _, seen in sides[role]] for role in (1, -1))
         if not producers or not consumers or (len(blocks[0]) == 1 and not group.has_algebra):
             return None

@@ -30,12 +30,12 @@ class Walk:
     def run(self) -> None:
         """Marks the units of this graph. What the model returns may not move."""
         outputs = tree_leaves(self._walk(self.trace.graph, None))
-        self.units.resolve()
         for value in outputs[: self.trace.outputs]:
             if isinstance(value, Value) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, "are outputs of the model")
             elif isinstance(value, Value) and value.parameter:
                 self.units.use(value.parameter, value.coordinates, None, None, "the outputs of the model")
+        self.units.resolve()
         for name, value in zip(self.trace.scopes, outputs[self.trace.outputs :], strict=True):
             self._note(name, value)
 
@@ -114,8 +114,7 @@ class Walk:
         """A tensor of the model that a handler has neither noted nor passed on is used in a way nobody thought of."""
         known = {use.parameter for use in self.units.uses[noted:]}
         known |= {value.name for value in tree_leaves(result) if isinstance(value, Value)}
-        for weight in [self.units.normalized[name] for name in known if name in self.units.normalized]:
-            known |= {weight.parameter, weight.gain}
+        known = known.union(*map(self.units.behind, known))
         step.refuse(*(v for v in tree_leaves(given) if isinstance(v, Value) and v.name not in known))
 
 

@@ -28,8 +28,8 @@ class SiteFeatures(NamedTuple):
 def site_features(site: Site, observation: Observation) -> SiteFeatures:
     """The features of a site of matrices."""
     (v, u), (dv, du) = (
-        (_rows(site, site.produced(of)), _rows(site, site.consumed(of)))
-        for of in (observation.params, observation.gradients)
+        (_rows(site, seen.produced(of)), _rows(site, seen.consumed(of)))
+        for seen, of in ((site, observation.params), (site.linear, observation.gradients))
     )
     unit = _unit(*(d.detach().flatten(1).norm(dim=1) for d in (dv, du)))
     dv, du = (d / per_task(unit, d) for d in (dv, du))
@@ -42,11 +42,12 @@ def diagonal_site_features(site: Site, observation: Observation) -> SiteFeatures
     """The features of a site of scalings; nothing of the size of a parameter is kept. Gradients whose squares vanish in
     their precision count as zero."""
     w, g = observation.params, observation.gradients
-    squares = torch.stack([_row_squares(site, w), _products(site, w, w)])
-    slopes = torch.stack([_row_squares(site, g), _products(site, g, g)])
+    sloped = site.linear
+    squares = torch.stack([_row_squares(site, w), _products(site, w, site, w)])
+    slopes = torch.stack([_row_squares(sloped, g), _products(sloped, g, sloped, g)])
     unit = per_task(_unit(*slopes.detach().flatten(2).sum(2).sqrt()), slopes[0])
     squares = torch.cat([squares, slopes / unit / unit])  # the square of the unit may vanish
-    return SiteFeatures(squares.unbind(), _root(squares.sum(-1)), _products(site, w, g) / unit)
+    return SiteFeatures(squares.unbind(), _root(squares.sum(-1)), _products(site, w, sloped, g) / unit)
 
 
 def _row_squares(site: Site, params: Params) -> Tensor:
@@ -55,9 +56,11 @@ def _row_squares(site: Site, params: Params) -> Tensor:
     return _per_row(site, [n * n for n in norms], params)
 
 
-def _products(site: Site, a: Params, b: Params) -> Tensor:
-    """The diagonal of U_a^T U_b, ``(tasks, rows, k)``; norms along columns would be several times slower."""
-    pairs = [(view.matrix(a[view.name]), view.matrix(b[view.name])) for view in site.consumers]
+def _products(site: Site, a: Params, other: Site, b: Params) -> Tensor:
+    """The diagonal of U_a^T U_b, ``(tasks, rows, k)``, U_b as the ``other`` site sees it; norms along columns would be
+    several times slower."""
+    views = zip(site.consumers, other.consumers, strict=True)
+    pairs = [(view.matrix(a[view.name]), second.matrix(b[view.name])) for view, second in views]
     return _per_row(site, [(u * x).sum(-1) for u, x in pairs], a)
 
 

@@ -11,7 +11,6 @@ kind of device: another of these is another file, and no result replaces that of
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from meta_teleport.evaluation.evaluation import Evaluation
 from meta_teleport.evaluation.plots import plot_evaluation
 from meta_teleport.rules.rule import Rule
 from meta_teleport.runs.run import provenance, read_json, write_json
+from meta_teleport.runs.writing import replacing
 
 TIMED = ("provenance", "seconds")
 """What differs between two evaluations alike."""
@@ -46,13 +46,9 @@ def keep(evaluation: Evaluation, folder: Path, *, rule: str, task: dict[str, Any
     path = folder / f"evaluation-{evaluation.family}-seed{evaluation.seed}-{_key(content)}.json"
     note = _note(path, content)
     figure = path.with_suffix(".png")
-    drawn = figure.with_name(f".{figure.name}.{os.getpid()}.png")
-    try:
+    with replacing(figure) as drawn:
         plot_evaluation(evaluation, drawn, evaluation.horizon)
         write_json(path, content)
-        os.replace(drawn, figure)
-    finally:
-        drawn.unlink(missing_ok=True)
     return Result(content, path, figure, note)
 
 
@@ -78,7 +74,8 @@ def _note(path: Path, content: dict[str, Any]) -> str:
         earlier = read_json(path)
     except UserError:
         return f"{path} was cut off: written anew"
-    time = earlier.get("provenance", {}).get("time")
+    made = earlier.get("provenance")
+    time = made.get("time") if isinstance(made, dict) else "unknown time"
     how = "an equal one" if _untimed(earlier) == _untimed(content) else "one that differs from it"
     return f"{path}: the result of {time} with the same settings is replaced by {how}"
 

@@ -3,7 +3,8 @@
 The criterion is the mean over tasks of log10 of the loss at the horizon; a failed task counts 1e6 times its initial
 loss. All settings of a grid run as one batch. Where the best step size lies on the edge of its grid, the grid moves
 on in that direction. What was found is kept in a file and found again under its key: the family, dtype, horizon,
-baselines and grids.
+baselines, grids and the code. It is believed only if it carries the seal of this machine's user: what somebody else has
+put into a folder is tuned again.
 """
 
 import hashlib
@@ -30,8 +31,9 @@ from meta_teleport.evaluation.methods import (
 )
 from meta_teleport.evaluation.statistics import log10
 from meta_teleport.registry import class_path
-from meta_teleport.runs.checkpoint import make_folder
 from meta_teleport.runs.run import read_json, write_json
+from meta_teleport.runs.seal import code_digest, is_sealed, seal
+from meta_teleport.runs.writing import make_folder
 from meta_teleport.tasks.family import TaskFamily, Tasks
 from meta_teleport.teleportation.ascent import Ascent
 
@@ -56,7 +58,8 @@ def tune(
     folder: str | Path | None = None,
     report: Report | None = None,
 ) -> dict[str, Settings]:
-    """The settings of every tuned baseline by its name; read from and kept in ``folder`` if one is given.
+    """The settings of every tuned baseline by its name; kept in ``folder`` if one is given, and read from there if they
+    were made here, with the code of today.
 
     ``report("tuning", done, methods)`` is called after every method. Networks without a site that can be searched
     have no teleport-augmented baselines.
@@ -64,14 +67,16 @@ def tune(
     key = _key(family, horizon, dtype)
     folder = None if folder is None else Path(folder)
     kept = _read(folder)
+    others = [entry for entry in kept if entry.get("key") != key]
     for entry in kept:
-        if entry.get("key") == key:
+        if entry not in others and is_sealed([key, entry.get("settings")], entry.get("seal")):
             return dict(entry["settings"])
     tasks = family.sample(TASKS, torch.Generator().manual_seed(SEED), "train", dtype, device)
     settings = _tune_all(tasks, horizon, report)
     if folder is not None:
         make_folder(folder)
-        write_json(folder / FILE, {"schema": SCHEMA, "entries": [*kept, {"key": key, "settings": settings}]})
+        made = {"key": key, "settings": settings, "seal": seal([key, settings])}
+        write_json(folder / FILE, {"schema": SCHEMA, "entries": [*others, made]})
     return settings
 
 
@@ -175,7 +180,8 @@ def _key(family: TaskFamily, horizon: int, dtype: torch.dtype) -> dict[str, Any]
         "dtype": str(dtype).removeprefix("torch."),
         "horizon": horizon,
         "baselines": {name: entry.grids for name, entry in BASELINES.items()},
-        "grid": {**grids, "ascent_steps": ASCENT_STEPS, "tasks": TASKS},
+        "grid": {**grids, "ascent_steps": ASCENT_STEPS, "tasks": TASKS, "seed": SEED},
+        "code": code_digest(),
     }
 
 
@@ -199,6 +205,6 @@ def _read(folder: Path | None) -> list[dict[str, Any]]:
         return []
     try:
         content = read_json(folder / FILE)
-        return list(content["entries"]) if content["schema"] == SCHEMA else []
+        return [entry for entry in content["entries"] if isinstance(entry, dict)] if content["schema"] == SCHEMA else []
     except (UserError, KeyError, TypeError):
         return []

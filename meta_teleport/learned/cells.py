@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from meta_teleport.errors import UserError
 from meta_teleport.learned.accumulated_linear import linear
 
 
@@ -25,6 +26,8 @@ class LSTMCell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
+        if hidden_size < 1:
+            raise UserError(f"hidden_size is {hidden_size}: give 1 or more")
         self.hidden_size = hidden_size
         bound = hidden_size**-0.5
 

@@ -18,9 +18,10 @@ from meta_teleport.learned.learned_rule import LearnedRule
 from meta_teleport.registry import construct, is_ours, resolve
 from meta_teleport.rules.experience import Experience
 from meta_teleport.rules.rule import Rule, Shapes, SiteShape, describe, initialized
-from meta_teleport.runs.checkpoint import load_tensors, make_folder, read_header, save_tensors
+from meta_teleport.runs.checkpoint import load_tensors, read_header, save_tensors
 from meta_teleport.runs.files import names_beside
-from meta_teleport.runs.run import FORMAT, Run, check_format
+from meta_teleport.runs.run import FORMAT, Run, check_config, check_format
+from meta_teleport.runs.writing import make_folder
 from meta_teleport.specs import shorten, spec_of
 
 FILE = "rule.safetensors"
@@ -97,19 +98,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
         met = meta.get("experience")  # files of version 0.1 have none
         experience = None if met is None else Experience(**{kind: tuple(names) for kind, names in met.items()})
         spec = {"class_path": config["rule"]["class_path"], "init_args": config["rule"].get("init_args", {})}
+        meta_step = None if meta.get("meta_step") is None else _count(meta["meta_step"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its header does not describe a rule): copy it again") from None
     try:
         with torch.device("meta"):  # sizes first: a rule that is not what the file holds could be of any size
             expected = build(spec, shapes).state_dict()
         _require_same({name: tuple(tensor.shape) for name, tensor in expected.items()}, header.shapes, path)
+        _require_dtypes(expected, header.dtypes, path)
         rule = build(spec, shapes)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         if isinstance(error, UserError) or not is_ours(resolve(str(spec["class_path"]), Rule)):
             raise  # what a user's class raises is the user's to see
         raise UserError(f"{path} is damaged (no rule can be built as its header says): copy it again") from None
     rule.load_state_dict(load_tensors(path, device)[0], assign=True)
-    rule.config, rule.meta_step, rule.experience = config, meta.get("meta_step"), experience
+    rule.config, rule.meta_step, rule.experience = config, meta_step, experience
     return cast(LearnedRule, rule)  # a hand-written rule that somebody saved lacks what LearnedRule adds
 
 
@@ -126,6 +129,7 @@ def trained_config(path: str | Path) -> dict[str, Any]:
     check_format(meta, file)
     if not (isinstance(meta.get("config"), dict) and isinstance(meta["config"].get("rule"), dict)):
         raise UserError(f"{file} is damaged (its header does not describe a rule): copy it again")
+    check_config(meta["config"], file)
     return dict(meta["config"])
 
 
@@ -156,13 +160,23 @@ def shapes_to_json(shapes: Shapes) -> dict[str, Any]:
 
 
 def shapes_from_json(content: dict[str, Any] | None) -> Shapes | None:
-    """The inverse of :func:`shapes_to_json`; None stays None."""
+    """The inverse of :func:`shapes_to_json`; None stays None.
+
+    Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what holds no shapes.
+    """
     if content is None:
         return None
     return Shapes(
-        {name: tuple(shape) for name, shape in content["params"]},
-        tuple(SiteShape(tuple(site["parameters"]), tuple(site["algebra"])) for site in content["sites"]),
+        {str(name): tuple(map(_count, shape)) for name, shape in content["params"]},
+        tuple(SiteShape(tuple(site["parameters"]), tuple(map(_count, site["algebra"]))) for site in content["sites"]),
     )
+
+
+def _count(value: Any) -> int:
+    """An integer from 0 on that fits a tensor. Raises ``ValueError`` for anything else."""
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"{value!r:.50} is no count")
+    return value
 
 
 def _place(path: str | Path) -> Path:
@@ -199,5 +213,21 @@ def _require_same(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[i
         if shape != found[name]:
             raise UserError(
                 f"{path} does not fit its own config: tensor '{name}' is {found[name]} and the rule wants {shape}; "
+                "copy the file again"
+            )
+
+
+def _require_dtypes(expected: dict[str, torch.Tensor], found: dict[str, torch.dtype], path: Path) -> None:
+    """Raises ``UserError`` unless all meta-parameters are of one floating type, and what counts is of its own."""
+    floats = {found[name] for name, tensor in expected.items() if tensor.is_floating_point()}
+    for name, tensor in expected.items():
+        fits = (
+            found[name].is_floating_point and len(floats) == 1
+            if tensor.is_floating_point()
+            else found[name] == tensor.dtype
+        )
+        if not fits:
+            raise UserError(
+                f"{path} does not fit its own config: tensor '{name}' is of {found[name]}, others of another dtype; "
                 "copy the file again"
             )

@@ -1,11 +1,13 @@
 """How to meta-train: every choice of the outer loop, with its default."""
 
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Literal
 
 from meta_teleport.errors import UserError
 from meta_teleport.meta.estimators import OBJECTIVES
 
+LONGEST = 10**8
 ESTIMATORS = ("bptt", "es", "pes")
 
 
@@ -73,8 +75,14 @@ class TrainingConfig:
                 raise UserError(f"training.{name} is {getattr(self, name)}: give 1 or more")
         if self.decay_steps is not None and self.decay_steps < 1:
             raise UserError(f"training.decay_steps is {self.decay_steps}: give 1 or more")
+        for name in ("meta_steps", "tasks", "window", "horizon"):
+            if getattr(self, name) > LONGEST:
+                raise UserError(f"training.{name} is {getattr(self, name)}: give {LONGEST:,} at most")
+        for name in ("sigma", "floor", "increase_penalty", "clip"):
+            if not isfinite(getattr(self, name)):
+                raise UserError(f"training.{name} is {getattr(self, name)}: give a finite number")
         for name in ("lr_update", "lr_element"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < inf:
                 raise UserError(f"training.{name} is {getattr(self, name)}: give 0 or more")
         if self.horizon % self.window:
             raise UserError(f"horizon {self.horizon} is no multiple of window {self.window}: change one of them")

@@ -6,7 +6,7 @@
         phi <- Adam(gradient)
 
 A run stops between two windows and resumes bit for bit: phi, Adam's moments, tasks, carry and generator are all in
-``training.safetensors``.
+``training.safetensors``. Where that has gone bad, it resumes from the state before.
 """
 
 import time
@@ -22,8 +22,8 @@ from meta_teleport.learned.serialization import save
 from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.trainer import Trainer
 from meta_teleport.rules.rule import Rule
-from meta_teleport.runs.checkpoint import load_tensors, save_tensors
 from meta_teleport.runs.run import Run
+from meta_teleport.runs.states import load_newest, state_paths
 from meta_teleport.specs import spec_of
 from meta_teleport.tasks.family import TaskFamily
 
@@ -63,20 +63,52 @@ def train(
 ) -> TrainingSummary:
     """Meta-trains ``rule`` in place on ``family``, and notes on it how, for :func:`save`.
 
-    With a ``run`` the metrics, the rule and the state of the run are kept in its folder; ``resume`` goes on from
-    there. ``report`` is told after every meta-step; when ``should_stop`` says so the run saves and returns.
+    With a ``run`` the metrics, the rule and the state of the run are kept in its folder, which no other process trains
+    in meanwhile; ``resume`` goes on from there, from the newest state that can be read, or begins where nothing was
+    saved yet. ``report`` is told after every meta-step; when ``should_stop`` says so the run saves and returns.
 
     Raises ``UserError`` for a rule without meta-parameters, for a state that does not fit, for losses that rule or
-    objective cannot read, and when all tasks fail window after window; the last saved state then stays.
+    objective cannot read, and when all tasks fail window after window; the last saved state then stays. So it does for
+    a ``run`` that another process has, one whose state is lost though its rule is there, and one to begin that has
+    begun.
     """
     if not any(True for _ in rule.parameters()):
         raise UserError(f"{type(rule).__name__} has no meta-parameters: there is nothing to train, evaluate it instead")
-    trainer = Trainer(rule, family, training, seed, device, dtype)
-    if resume and run is not None:
-        trainer.restore(*load_tensors(run.state_path, device))
-        run.rewind(trainer.meta_step)
-    began, done, meta_loss = time.perf_counter(), 0, float("nan")
-    finished = True
+    if run is None:
+        return _train(Trainer(rule, family, training, seed, device, dtype), None, seed, report, should_stop)
+    run.lock()
+    try:
+        trainer = Trainer(rule, family, training, seed, device, dtype)
+        _begin(trainer, run, resume)
+        return _train(trainer, run, seed, report, should_stop)
+    finally:
+        run.close()
+
+
+def _begin(trainer: Trainer, run: Run, resume: bool) -> None:
+    """Brings trainer and metrics to where the run stands."""
+    if not resume and (state_paths(run.folder) or run.rule_path.exists()):
+        raise UserError(f"{run.folder} holds a training already: go on with it by resume=True, or take another folder")
+    saved = load_newest(run.folder, trainer.device)
+    if saved is not None:
+        trainer.restore(*saved)
+    elif run.rule_path.exists():
+        raise UserError(
+            f"{run.folder} holds a trained rule and no state to go on from ({run.state_path.name} is missing): restore "
+            "that file, or train in another folder"
+        )
+    run.rewind(trainer.meta_step)
+
+
+def _train(
+    trainer: Trainer,
+    run: Run | None,
+    seed: int,
+    report: Callable[[Progress], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> TrainingSummary:
+    training, began, done, meta_loss = trainer.training, time.perf_counter(), 0, float("nan")
+    finished, saved = True, -1
     while trainer.meta_step < training.meta_steps:
         if should_stop is not None and should_stop():
             finished = False
@@ -93,9 +125,10 @@ def train(
         trainer.require_survivors()
         if run is not None and step % training.save_every == 0:
             _save(trainer, run)
-    if run is not None:
+            saved = step
+    if run is not None and saved != trainer.meta_step:
         _save(trainer, run)
-    rule.config, rule.meta_step = _config(trainer, run, seed), trainer.meta_step
+    trainer.rule.config, trainer.rule.meta_step = _config(trainer, run, seed), trainer.meta_step
     seconds = time.perf_counter() - began
     return TrainingSummary(trainer.meta_step, finished, meta_loss, trainer.failed, seconds)
 
@@ -123,6 +156,5 @@ def _metrics(progress: Progress, losses: Tensor) -> dict[str, float]:
 
 
 def _save(trainer: Trainer, run: Run) -> None:
-    tensors, numbers = trainer.state()
-    save_tensors(run.state_path, tensors, numbers)
+    run.save(*trainer.state())
     save(trainer.rule, run.rule_path, run.config, trainer.meta_step)

@@ -19,6 +19,7 @@ from meta_teleport.meta.estimators import (
     truncated_bptt,
 )
 from meta_teleport.meta.evolution import es, pes, start_pairs
+from meta_teleport.meta.saved_states import IDENTITY, identity, require_own
 from meta_teleport.meta.task_pool import TaskPool
 from meta_teleport.meta.unroll import FAILURE_FACTOR, start
 from meta_teleport.params import Params
@@ -46,6 +47,7 @@ class Trainer:
     ) -> None:
         self.rule, self.family, self.training = rule.to(device, dtype), family, training
         self.device, self.dtype = device, dtype
+        self.identity = identity(rule, family, seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.phi: Params = dict(rule.named_parameters())
         groups = {"update": training.lr_update, "element": training.lr_element}
@@ -124,7 +126,8 @@ class Trainer:
         tensors = {f"phi.{name}": p.detach() for name, p in self.phi.items()}
         for name, p in self.phi.items():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.adam.state[p].items()}
-        numbers: dict[str, Any] = {"meta_step": self.meta_step, "failed": self.failed, "decay_steps": self.decay_steps}
+        numbers: dict[str, Any] = {IDENTITY: self.identity, "meta_step": self.meta_step, "failed": self.failed}
+        numbers["decay_steps"] = self.decay_steps
         for prefix, pool in zip(self._prefixes(), self.pools, strict=True):
             held, counted = pool.state()
             tensors |= {prefix + name: tensor for name, tensor in held.items()}
@@ -132,12 +135,8 @@ class Trainer:
         return {**tensors, "generator": self.generator.get_state()}, numbers
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The inverse of :meth:`state`. Raises ``UserError`` for the state of another rule, family or version."""
-        own = self.state()[0]
-        if any(name not in tensors or tensors[name].shape != own[name].shape for name in own):
-            raise UserError(
-                "the saved state is of another rule, family or version: start the run anew in another folder"
-            )
+        """The inverse of :meth:`state`. Raises ``UserError`` for the state of another rule, family, seed or version."""
+        require_own(tensors, numbers, *self.state())
         for name, p in self.phi.items():
             p.data.copy_(tensors[f"phi.{name}"])
             prefix = f"adam.{name}."
@@ -146,7 +145,10 @@ class Trainer:
                 self.adam.state[p] = {**state, "step": state["step"].cpu()}
         for prefix, pool in zip(self._prefixes(), self.pools, strict=True):
             pool.restore(_below(prefix, tensors), _below(prefix, numbers))
-        self.generator.set_state(tensors["generator"].cpu())
+        try:
+            self.generator.set_state(tensors["generator"].cpu())
+        except RuntimeError:
+            raise UserError("the saved state holds no state of a generator: start the run anew") from None
         self.meta_step, self.failed = numbers["meta_step"], numbers["failed"]
         if self.training.decay_steps is None:
             self.decay_steps = numbers.get("decay_steps", self.decay_steps)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from meta_teleport.activations import activation
 from meta_teleport.errors import UserError
 
+DEEPEST = 1000
+"""How many widths an MLP may have: far more than can be trained."""
+
 
 class MLP(nn.Module):
     """``x -> W_L s(... s(W_1 x + b_1) ...) + b_L`` with widths ``(d_0, d_1, ..., d_L)``.
@@ -26,6 +29,8 @@ class MLP(nn.Module):
         super().__init__()
         if len(widths) < 3 or min(widths) < 1:
             raise UserError(f"widths {list(widths)} do not make an MLP: give at least three positive numbers")
+        if len(widths) > DEEPEST:
+            raise UserError(f"an MLP of {len(widths) - 1} layers is too deep to be trained: give fewer than {DEEPEST}")
         self.activation = activation(activation_name)
         self.widths = tuple(widths)
         self.layers = nn.ModuleList(nn.Linear(d, k, bias=bias) for d, k in pairwise(widths))

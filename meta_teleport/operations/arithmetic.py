@@ -1,10 +1,11 @@
-"""What sums, products and norms mean for units, and parameters that meet units one by one.
+"""What sums and products mean for units, and parameters that meet units one by one.
 
 A parameter that is added is a bias of the units it is added to. One that is multiplied is a layer with a
 diagonal weight: it reads units and makes new ones.
 """
 
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def gated(step: Step, value: Value, axis: int = -1) -> Value:
 
 
 @handles("add sub rsub")
-def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
+def add(step: Step, a: Any, b: Any, alpha: float = 1) -> Value:
     """Sums join units at the same place. A parameter that is added is a bias of the units it is added to."""
     a, b = _value(a), _value(b)
     if b.parameter and not b.moves and a.moves:
@@ -53,6 +54,8 @@ def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     if a.parameter and b.moves:
         return bias(step, b, a)
     if not (a.moves or b.moves):
+        if shifted := _shifted(step, a, b, alpha):
+            return shifted
         step.refuse(a, b)
         return step.fixed()
     if a.moves and b.moves:
@@ -63,6 +66,20 @@ def add(step: Step, a: Any, b: Any, **kwargs: Any) -> Value:
     uniform = other.shape.numel() == 1
     step.forbid(varying, kinds=["mix", "scale"] if uniform else KINDS, reason="are added to what does not move in")
     return step.labelled(still_where_nothing(labels_or_fixed(varying))) if uniform else step.fixed()
+
+
+def _shifted(step: Step, a: Value, b: Value, alpha: float) -> Value | None:
+    """``1 + gamma`` and its kin: a multiple of a parameter plus a number; None for any other sum."""
+    value, number = (a, b) if a.parameter else (b, a)
+    constant = number.constant
+    if number.name or constant is None or constant.numel() != 1 or constant.is_complex() or value.shape != step.shape:
+        return None
+    if step.operation not in ("add", "sub", "rsub") or step.in_place or step.units.behind(value.parameter) or not alpha:
+        return None
+    divided = (step.operation == "rsub") != (value is b)  # alpha belongs to the second, in rsub to the first
+    shift = float(constant) / alpha if divided else float(constant) * alpha
+    shift = shift if step.operation == "add" else -shift
+    return replace(value, parameter=step.units.shift(value.parameter, shift)) if isfinite(shift) else None
 
 
 @handles("maximum minimum")
@@ -195,7 +212,7 @@ def rescale(step: Step, value: Value, scale: Value) -> Value:
         step.refuse(scale)
         return step.labelled(labels_or_fixed(value)) if value.moves else step.fixed()
     if value.shape.numel() == 1 and not (value.moves or value.parameter) and scale.shape == step.shape:
-        return scale
+        return replace(scale, parameter=step.units.shift(scale.parameter, 0.0))
     if len(scale.shape) > len(step.shape) or value.parameter or scale.shape.numel() > MOST:
         return _refused(step, value, scale)
     right = _seen_by(step, value, scale) if value.moves else None
@@ -214,35 +231,6 @@ def _refused(step: Step, value: Value, parameter: Value) -> Value:
     step.refuse(parameter, value)
     step.forbid(value, reason=f"meet '{parameter.parameter}' in")
     return step.fixed()
-
-
-@handles("layer_norm rms_norm")
-def layer_norm(step: Step, value: Value, shape: Any, weight: Any = None, shift: Any = None, *args: Any) -> Value:
-    """Normalizes over units, so they stand still; its scale and shift make new units."""
-    return affine(step, value, weight, shift if isinstance(shift, Value) else None, lead=len(value.shape) - len(shape))
-
-
-@handles("group_norm")
-def group_norm(step: Step, value: Value, groups: int, weight: Any = None, shift: Any = None, *args: Any) -> Value:
-    """Normalizes over groups of channels."""
-    return affine(step, value, weight, shift, lead=1)
-
-
-def affine(step: Step, value: Value, weight: Any, shift: Any, lead: int) -> Value:
-    """The scale and shift of a norm, along the axes from ``lead`` on."""
-    step.forbid(value, reason="are normalized by")
-    step.forbid(*(other for other in (weight, shift) if isinstance(other, Value)))
-    if not (isinstance(weight, Value) and weight.parameter):
-        return step.fixed()
-    fresh = as_units(step, weight)
-    labels = labels_or_fixed(fresh)
-    step.units.forbid_labels(labels, ["mix", "permute"], f"are scaled one by one in {step.place}", odd=True)
-    if isinstance(shift, Value) and shift.parameter:
-        step.units.use(shift.parameter, shift.coordinates, labels, None, step.place)
-    elif isinstance(shift, Value):
-        step.forbid(fresh, reason="are added to what does not move in")
-    behind = len(step.shape) - lead - labels.ndim
-    return step.labelled(labels.reshape(*labels.shape, *[1] * behind))
 
 
 def _value(number: Any) -> Value:

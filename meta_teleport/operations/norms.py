@@ -1,14 +1,42 @@
-"""Norms over channels, whose statistics change places with the units, and weights that are normalized."""
+"""Norms over units and over channels, whose statistics change places with them, and weights that are normalized."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from meta_teleport.operations.arithmetic import affine
 from meta_teleport.operations.labels import FIXED, differ, squeeze_repeats
 from meta_teleport.operations.units import Normalized
 from meta_teleport.operations.values import Step, Value, as_units, handles, labels_or_fixed
+
+
+@handles("layer_norm rms_norm")
+def layer_norm(step: Step, value: Value, shape: Any, weight: Any = None, shift: Any = None, *args: Any) -> Value:
+    """Normalizes over units, so they stand still; its scale and shift make new units."""
+    return affine(step, value, weight, shift if isinstance(shift, Value) else None, lead=len(value.shape) - len(shape))
+
+
+@handles("group_norm")
+def group_norm(step: Step, value: Value, groups: int, weight: Any = None, shift: Any = None, *args: Any) -> Value:
+    """Normalizes over groups of channels."""
+    return affine(step, value, weight, shift, lead=1)
+
+
+def affine(step: Step, value: Value, weight: Any, shift: Any, lead: int) -> Value:
+    """The scale and shift of a norm, along the axes from ``lead`` on."""
+    step.forbid(value, reason="are normalized by")
+    step.forbid(*(other for other in (weight, shift) if isinstance(other, Value)))
+    if not (isinstance(weight, Value) and weight.parameter):
+        return step.fixed()
+    fresh = as_units(step, weight)
+    labels = labels_or_fixed(fresh)
+    step.units.forbid_labels(labels, ["mix", "permute"], f"are scaled one by one in {step.place}", odd=True)
+    if isinstance(shift, Value) and shift.parameter:
+        step.units.use(shift.parameter, shift.coordinates, labels, None, step.place)
+    elif isinstance(shift, Value):
+        step.forbid(fresh, reason="are added to what does not move in")
+    behind = len(step.shape) - lead - labels.ndim
+    return step.labelled(labels.reshape(*labels.shape, *[1] * behind))
 
 
 @handles("batch_norm instance_norm")

@@ -12,12 +12,13 @@ What is left afterwards is the symmetry.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from meta_teleport.operations.forest import Forest
 from meta_teleport.operations.labels import FIXED, differ, distinct, squeeze_repeats
 
 Kind = Literal["mix", "scale", "flip", "permute"]
@@ -31,7 +32,8 @@ class Use:
     ``coordinates``, one tensor per axis of the parameter, say which of its entries the operation saw, in the shape in
     which it saw them. ``left`` are the units that an entry makes, ``right`` those that it reads, both broadcastable to
     that shape; None where there are none. ``graph`` is the number of the graph that the operation belongs to. If it
-    ``permutes_only``, entries change places with the units, and stay as they are when units are scaled.
+    ``permutes_only``, entries change places with the units, and stay as they are when units are scaled. What acts on
+    units are the entries plus ``shift``, or a multiple of that.
     """
 
     parameter: str
@@ -41,6 +43,7 @@ class Use:
     place: str
     graph: int = 0
     permutes_only: bool = False
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,39 +57,6 @@ class Normalized:
     coordinates: tuple[Tensor, ...] = ()
 
 
-@dataclass
-class Forest:
-    """Disjoint sets of units by union-find, each member with a sign relative to the root: the smallest member."""
-
-    parent: list[int] = field(default_factory=list)
-    sign: list[int] = field(default_factory=list)
-
-    def grow(self, count: int) -> None:
-        """``count`` more units, each on its own."""
-        self.parent.extend(range(len(self.parent), len(self.parent) + count))
-        self.sign.extend([1] * count)
-
-    def root(self, unit: int) -> tuple[int, int]:
-        """The root of a unit's set and the unit's sign."""
-        path, sign = [], 1
-        while self.parent[unit] != unit:
-            path.append(unit)
-            unit = self.parent[unit]
-        for step in reversed(path):
-            sign *= self.sign[step]
-            self.parent[step], self.sign[step] = unit, sign
-        return unit, sign
-
-    def join(self, a: int, b: int, sign: int) -> bool:
-        """Joins two sets. False if they were one already, with the other sign."""
-        (root_a, sign_a), (root_b, sign_b) = self.root(a), self.root(b)
-        if root_a == root_b:
-            return sign_a * sign_b == sign
-        low, high = min(root_a, root_b), max(root_a, root_b)
-        self.parent[high], self.sign[high] = low, sign_a * sign_b * sign
-        return True
-
-
 class Units:
     """All units of one model, and the marks on them."""
 
@@ -98,6 +68,7 @@ class Units:
         self.graph = 0
         self.kinds: dict[tuple[int, str], list[Use]] = {}  # of each parameter in a graph, the first use of each kind
         self.normalized: dict[str, Normalized] = {}
+        self.shifted: dict[str, tuple[str, float]] = {}
 
     def fresh(self, count: int, touch: object) -> Tensor:
         """``count`` new units, touched by the operation that makes them."""
@@ -155,11 +126,12 @@ class Units:
         right: Tensor | None,
         place: str,
         permutes_only: bool = False,
+        shift: float = 0.0,
     ) -> None:
         """Notes a use of a parameter. A second use of the same entries in a graph must say the same of them."""
         if any(not axis.numel() for axis in coordinates):
             return None
-        new = Use(parameter, coordinates, left, right, place, self.graph, permutes_only)
+        new = Use(parameter, coordinates, left, right, place, self.graph, permutes_only, shift)
         self.uses.append(new)
         kinds = self.kinds.setdefault((self.graph, parameter), [])
         for old in kinds:
@@ -167,25 +139,45 @@ class Units:
                 return self._share(old, new, same=True)
         for old in kinds:
             if not disjoint(old, new):
-                self._share(old, new, old.permutes_only == new.permutes_only and is_same(old, new))
+                self._share(old, new, _is_alike(old, new) and is_same(old, new))
         kinds.append(new)
 
+    def shift(self, parameter: str, number: float) -> str:
+        """The name of a multiple of a parameter plus a number, for the rest of this graph."""
+        name = f"{parameter} plus {number}, or a multiple"
+        self.shifted[name] = (parameter, number)
+        return name
+
+    def behind(self, name: str) -> set[str]:
+        """The tensors of which one is computed that has a name of its own for the rest of this graph."""
+        if name in self.shifted:
+            return {self.shifted[name][0]}
+        return {self.normalized[name].parameter, self.normalized[name].gain} if name in self.normalized else set()
+
     def resolve(self) -> None:
-        """Replaces the uses of normalized weights by those of the parameters behind them: units that stand along the
-        axis of the gain are scaled by it, all others cannot be scaled, and none can be mixed."""
-        normalized, self.normalized = self.normalized, {}
-        uses, self.uses = self.uses, [use for use in self.uses if use.parameter not in normalized]
-        for use in (use for use in uses if use.parameter in normalized):
-            weight = normalized[use.parameter]
-            ends: list[Tensor | None] = []
-            for labels in (use.left, use.right):
-                ends.append(None if labels is None else _per_index(use.coordinates[weight.axis], labels))
-                kinds: tuple[Kind, ...] = ("mix",) if weight.gain and ends[-1] is not None else ("mix", "scale")
-                if labels is not None:
-                    self.forbid_labels(labels, kinds, f"meet a normalized weight in {use.place}")
-            self.use(weight.parameter, use.coordinates, use.left, use.right, use.place, permutes_only=True)
-            if weight.gain:
-                self.use(weight.gain, weight.coordinates, ends[0], ends[1], use.place)
+        """Replaces the uses of weights that are computed from parameters by uses of these."""
+        while computed := [use for use in self.uses if self.behind(use.parameter)]:
+            self.uses = [use for use in self.uses if not self.behind(use.parameter)]
+            for use in computed:
+                if use.parameter in self.normalized:
+                    self._use_behind(use, self.normalized[use.parameter])
+                else:
+                    parameter, shift = self.shifted[use.parameter]
+                    self.use(parameter, use.coordinates, use.left, use.right, use.place, use.permutes_only, shift)
+        self.normalized, self.shifted = {}, {}
+
+    def _use_behind(self, use: Use, weight: Normalized) -> None:
+        """Units that stand along the axis of the gain are scaled by it, all others cannot be scaled, and none can be
+        mixed."""
+        ends: list[Tensor | None] = []
+        for labels in (use.left, use.right):
+            ends.append(None if labels is None else _per_index(use.coordinates[weight.axis], labels))
+            kinds: tuple[Kind, ...] = ("mix",) if weight.gain and ends[-1] is not None else ("mix", "scale")
+            if labels is not None:
+                self.forbid_labels(labels, kinds, f"meet a normalized weight in {use.place}")
+        self.use(weight.parameter, use.coordinates, use.left, use.right, use.place, permutes_only=True)
+        if weight.gain:
+            self.use(weight.gain, weight.coordinates, ends[0], ends[1], use.place)
 
     def _share(self, old: Use, new: Use, same: bool) -> None:
         place = f"'{old.parameter}', which {old.place} and {new.place} share"
@@ -206,12 +198,17 @@ def _per_index(coordinate: Tensor, labels: Tensor) -> Tensor | None:
     return torch.tensor([label for _, label in pairs])
 
 
+def _is_alike(a: Use, b: Use) -> bool:
+    """Whether the entries that two uses share move alike if the units do."""
+    return (a.permutes_only, a.shift) == (b.permutes_only, b.shift)
+
+
 def _same_kind(a: Use, b: Use) -> bool:
     """Whether two uses see the same entries and have units on the same sides, in the same shape, to the same end."""
     sides = zip((a.left, a.right), (b.left, b.right), strict=True)
     return all(
         (x is None and y is None) or (x is not None and y is not None and x.shape == y.shape) for x, y in sides
-    ) and (a.permutes_only == b.permutes_only and is_same(a, b))
+    ) and (_is_alike(a, b) and is_same(a, b))
 
 
 def is_same(a: Use, b: Use) -> bool:

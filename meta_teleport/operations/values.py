@@ -84,6 +84,12 @@ class Step:
     place: str
     shape: torch.Size
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the operation writes its result into its first argument."""
+        target = getattr(self.node.target, "_overloadpacket", self.node.target)
+        return str(getattr(target, "__name__", target)).endswith("_")
+
     def fixed(self) -> Value:
         """A result that does not move."""
         return Value(self.shape)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from meta_teleport.errors import UserError
 from meta_teleport.optimizers.activation_hooks import GramHooks
-from meta_teleport.optimizers.requirements import new_parameter_fault
+from meta_teleport.optimizers.requirements import Place, new_parameter_fault
 from meta_teleport.params import Params
 from meta_teleport.rules.contract import require_proposal
 from meta_teleport.rules.least_loss import require_readable
@@ -51,6 +51,7 @@ class BoundRule:
             )
         _require_fit(rule, self.params(), symmetry)
         self.like = next(iter(parameters.values())).detach()
+        self._shapes = {name: p.shape for name, p in parameters.items()}
         self._model, self._known = model, frozenset(name for name, _ in model.named_parameters())
         self.rule = deepcopy(rule).to(self.like).requires_grad_(False)
         self._warned = False
@@ -62,6 +63,11 @@ class BoundRule:
         for name, p in self.parameters.items():
             if now.get(name) is not p:
                 return f"parameter '{name}' is another object than when the optimizer was made: make a new optimizer"
+            if p.shape != self._shapes[name]:
+                return (
+                    f"parameter '{name}' is {Place.of(p)}, and was of shape {tuple(self._shapes[name])} when the "
+                    "optimizer was made: make a new optimizer"
+                )
             if (p.dtype, p.device) != (self.like.dtype, self.like.device):
                 return (
                     f"the model is {p.dtype} on {p.device} now, and was {self.like.dtype} on {self.like.device} when "

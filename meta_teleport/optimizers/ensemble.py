@@ -7,7 +7,7 @@ then moves its own rows. Where all see the same batch, the first layer of an MLP
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from meta_teleport.errors import UserError, is_of_user
 from meta_teleport.optimizers.requirements import require_state
-from meta_teleport.optimizers.stacked import Factory, StackedOptimizer
+from meta_teleport.optimizers.stacked import Factory, StackedOptimizer, gradients_of, require_whole
 from meta_teleport.params import Params, run_side_by_side, where
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import is_finite, only
@@ -83,11 +83,8 @@ class Ensemble:
         if not seeds or not settings:
             raise UserError("copies need at least one seed and one setting")
         models = [_initialized(build, seed).to(device) for seed in seeds]
-        for name, module in models[0].named_modules():
-            if getattr(module, "sparse", False):
-                raise UserError(f"'{name}' has sparse gradients, which cannot be stacked: make it with sparse=False")
         self.model, self.seeds, self.loss = models[0], tuple(seeds), loss
-        drawn = [_tensors(model) for model in models]
+        drawn = [{n: t.detach() for n, t in (*m.named_parameters(), *m.named_buffers())} for m in models]
         stacked = {
             name: torch.stack([own[name] for own in drawn]).repeat(len(settings), *(1,) * tensor.ndim)
             for name, tensor in drawn[0].items()
@@ -101,6 +98,12 @@ class Ensemble:
         ]
         for p in self.params.values():
             p.requires_grad_()
+        require_whole(self.model, self.settings, self.params, self.buffers)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for setting in self.settings:
+            setting.join(self.params)
 
     @property
     def count(self) -> int:
@@ -143,9 +146,9 @@ class Ensemble:
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step of every optimizer; gives the losses before it, ``(copies,)``."""
+        require_whole(self.model, self.settings, self.params, self.buffers)
         losses = self.losses(inputs, labels)
-        found = torch.autograd.grad(losses.sum(), list(self.params.values()), allow_unused=True)
-        gradients = dict(zip(self.params, found, strict=True))
+        gradients = gradients_of(losses, self.params)
         for setting in self.settings:
             setting.step(gradients)
         return losses.detach()
@@ -174,6 +177,7 @@ class Ensemble:
 
         Raises ``UserError`` for another word, and for *transport* of a state that has no law; nothing has moved then.
         """
+        require_whole(self.model, self.settings, self.params, self.buffers)
         setting = self.settings[number]
         require_state(state, setting.optimizer)
         moved = {name for site in symmetry.sites for name in site.parameters}
@@ -248,10 +252,6 @@ def _initialized(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
-
-
-def _tensors(model: nn.Module) -> Params:
-    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _elements(symmetry: Symmetry, found: Moved, kept: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ Signs are not errors: the loss at the teleport is unchanged all the same. They a
     ill-conditioned element        cond(g) above 1 / sqrt(eps): half of the digits of the moved weights are rounding
                                    (positive scalings round nothing away, however uneven)
     undone                         the loss blew up, and the training went back to the place before the teleport
-    the loss rose afterwards       by more than chance, see :mod:`meta_teleport.teleportation.habit`
+    the loss rose afterwards       by more than chance, see :mod:`meta_teleport.safeguards.habit`
     no faster descent afterwards   the loss does not fall faster over the next few losses than over those before
     worse validation loss          the first validation loss after the teleport is above the last one before
 

@@ -18,6 +18,7 @@ from meta_teleport.params import Params, write_at_once
 from meta_teleport.rules.backtracking import lengths
 from meta_teleport.rules.experience import Fall
 from meta_teleport.rules.rule import Rule
+from meta_teleport.safeguards.witness import Witness
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import LIMIT, Limits, teleported
 from meta_teleport.teleportation.conditions import require_linear, trainable_parameters
@@ -47,14 +48,13 @@ class LearnedOptimizer(Optimizer):
     A teleport is undone (``rejected`` counts them) if a parameter does not stay finite, if rounding could move the loss
     by more than ``tolerance`` (eps times the condition number of an element), and, where step is given a closure, if
     the loss on its batch does move by more. That takes two more evaluations of the closure, on the same batch and in
-    full precision; ``checked=False`` leaves them out. Sites leave the outputs alone: a loss that reads weights or
-    activations as well does move, which ``step(loss)`` cannot see. Rules that read log L refuse a negative loss.
+    full precision; without one the outputs are looked at now and then (:class:`Witness`), which do not show what a loss
+    reads of weights or activations. ``checked=False`` leaves both out. Rules that read log L refuse a negative loss.
 
-    Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode, and
-    nothing else; :meth:`close` removes them. The rule is copied, in the model's precision and on its device. Warned of,
-    once, are a horizon after which a rule stands still, activations that no hook sees, a model made of what the rule
-    has not met in training, and a loss that does not fall in the first steps. Compile the model after this optimizer is
-    made; ``step`` itself runs as written.
+    Where the rule reads activations, hooks keep the second moments of the last forward pass in training mode;
+    :meth:`close` removes them. The rule is copied, in the model's precision and on its device. Warned of, once, are a
+    horizon after which a rule stands still, activations that no hook sees, a model made of what the rule has not met in
+    training, and a loss that does not fall at first. Compile the model after this optimizer is made.
 
     Under ``DistributedDataParallel`` (give the bare model) losses and activations are those of all processes; where
     gradients are averaged by other means, give the ``process_group``. Sharded parameters (FSDP) are refused.
@@ -80,10 +80,10 @@ class LearnedOptimizer(Optimizer):
         trainable_parameters(model)
         require_linear(symmetry.continuous)
         symmetry.continuous.require_fit(model)
-        self.model, self.step_count, self.rejected, self.skipped = model, 0, 0, 0
-        self._rule, self._given, self._begun = rule, symmetry.continuous, False
+        self.model, self.step_count, self.rejected, self.skipped, self._in_a_row = model, 0, 0, 0, 0
+        self._rule, self._given, self._begun, self._checked = rule, symmetry.continuous, False, checked
         self._ranks, self._fall = Ranks(model, process_group), Fall(watched=rule.experience is not None)
-        self._checked, self._in_a_row, self._given_loss = checked, 0, GivenLoss(model)
+        self._given_loss, self._witness = GivenLoss(model), Witness(model, tolerance)
         chosen = [p for p in model.parameters() if p.requires_grad] if params is None else params
         super().__init__(chosen, {"lr": lr, "weight_decay": weight_decay})
         self._bound, self._begun = self._bind(), True
@@ -93,7 +93,6 @@ class LearnedOptimizer(Optimizer):
         self._given_loss.close(self._bound.parameters.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        # schedulers put a step into an optimizer that is bound to this very one
         return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     @property
@@ -124,10 +123,8 @@ class LearnedOptimizer(Optimizer):
         """One step; ``closure`` is the loss, or a function that computes it and calls backward. Returns the loss.
 
         A step with lr 0 and no gradient but zeros is none. Where the loss or a gradient is not finite the step is
-        skipped, counted in ``skipped``, and warned of once.
-
-        Raises ``UserError``, before anything has moved, where no loss is known, for one that is not one number, and if
-        there are no gradients.
+        skipped, counted in ``skipped``, and warned of once. Raises ``UserError``, before anything has moved, where no
+        loss is known, for one that is not one number, and if there are no gradients.
         """
         bound = self._bound
         if closure is None and only_fills_states(self, "learned"):
@@ -156,13 +153,12 @@ class LearnedOptimizer(Optimizer):
         """Removes the hooks from the model: activations, and losses that the model returns, are unknown from here."""
         self._bound.hooks.close()
         self._given_loss.returned.close()
+        self._witness.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Groups and, as ``learned``, step counts and the state of the rule: an optimizer of the same rule and model
-        that takes them over goes on bitwise as this one would."""
+        """Groups and, as ``learned``, step counts and the state of the rule: one that loads them goes on bitwise."""
         counts = {"taken": self.step_count, "undone": self.rejected, "skipped": self.skipped}
-        learned = {**counts, "state": self._bound.state_dict()}
-        return embed(super().state_dict(), "learned", learned)
+        return embed(super().state_dict(), "learned", {**counts, "state": self._bound.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave. Raises ``UserError`` if that was of another rule or model."""
@@ -246,6 +242,10 @@ class LearnedOptimizer(Optimizer):
         loss = self._loss_at(closure) if closure and self._checked else None
         with bound.hooks.reading(False):
             found = teleported(bound.symmetry, updated, bound.resting(algebra), self._limits, loss)
+            if found and loss is None and self._checked:
+                acting = [g for g, _ in found[1]]
+                if self._witness.fault(bound.symmetry, updated, found[0], acting, self._ranks.group):
+                    found = None
         if found is None:
             self._reject(loss is not None)
             return updated
@@ -254,7 +254,7 @@ class LearnedOptimizer(Optimizer):
         return moved
 
     def _reject(self, looked: bool) -> None:
-        """Counts a teleport that is not carried out, and warns where a closure has been looked at and none ever is."""
+        """Counts a teleport that is not carried out, and warns where a closure was looked at and none ever is."""
         self.rejected, self._in_a_row = self.rejected + 1, self._in_a_row + looked
         if looked and self._in_a_row == PATIENCE:
             self._bound.warn_of_undoing()

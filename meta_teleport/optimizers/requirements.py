@@ -1,7 +1,7 @@
 """What must hold before an optimizer may have teleports between its steps, or it is refused."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,22 @@ def new_parameter_fault(model: nn.Module, known: Collection[str]) -> str:
     return ""
 
 
+class Place(NamedTuple):
+    """Shape, precision and device of a parameter."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, p: Tensor) -> Self:
+        """That of ``p``."""
+        return cls(p.shape, p.dtype, p.device)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {tuple(self.shape)} on {self.device}"
+
+
 def next_batch(batches: Callable[[], Any]) -> Any:
     """The batch that ``batches()`` gives. Raises ``UserError`` where an iterator behind it has come to its end."""
     try:
@@ -130,10 +146,15 @@ def next_batch(batches: Callable[[], Any]) -> Any:
 def names_of(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:
     """The names of the model's parameters. Raises ``UserError`` if a group holds a tensor that is not among them."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    for p in (p for group in groups for p in group["params"]):
-        if (p[1] if isinstance(p, tuple) else p) not in names:
+    for p in held_in(groups):
+        if p not in names:
             raise UserError(
                 "the optimizer holds a tensor that is not a parameter of the model: make it from "
                 "model.parameters(), of the same model object"
             )
     return names
+
+
+def held_in(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    """The parameters of the groups, which may stand there with their names."""
+    return [p[1] if isinstance(p, tuple) else p for group in groups for p in group["params"]]

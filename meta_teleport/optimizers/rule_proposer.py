@@ -14,8 +14,8 @@ from meta_teleport.teleportation.ascent import identities
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.objectives import Loss
 from meta_teleport.teleportation.progress import Progress
-from meta_teleport.teleportation.ranks import Ranks
 from meta_teleport.teleportation.proposer import Found, Proposer
+from meta_teleport.teleportation.ranks import Ranks
 
 Shown = tuple[Params, Params, Tensor | float]
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from meta_teleport.teleportation.habit import Habit
+from meta_teleport.safeguards.habit import Habit
 
 State = dict[str, Any]
 

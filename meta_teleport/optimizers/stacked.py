@@ -23,6 +23,7 @@ from torch.optim import (
 )
 
 from meta_teleport.errors import UserError
+from meta_teleport.optimizers.requirements import Place, new_parameter_fault
 from meta_teleport.optimizers.transport import moved_state, reset_state
 from meta_teleport.params import Params
 from meta_teleport.symmetry.symmetry import Symmetry
@@ -97,13 +98,27 @@ class StackedOptimizer:
         """The first one: all are of one class, with the same settings."""
         return self.optimizers[0]
 
+    def join(self, params: Params) -> None:
+        """Makes the parameters of the optimizers rows of ``params`` again, which copies of both are not."""
+        for number, (_, parameters) in enumerate(self._pairs()):
+            for name, p in parameters.items():
+                p.data = params[name].detach()[self._at(number)]
+
+    def fault(self, params: Params) -> str:
+        """Which of the ``params`` of all copies is not what these optimizers step, in one line; empty if all are."""
+        for name, p in self.parameters[0].items():
+            own = params[name].detach()[self._at(0)]
+            if (own.data_ptr(), Place.of(own)) != (p.data_ptr(), Place.of(p)):
+                return f"params['{name}'] was replaced, and what was there would be trained: write into it in place"
+        return ""
+
     def step(self, gradients: Mapping[str, Tensor | None]) -> None:
         """One step, with the gradients of all copies; None for parameters that the loss does not depend on."""
         for number, (optimizer, parameters) in enumerate(self._pairs()):
             for name, parameter in parameters.items():
-                gradient, at = gradients[name], self.rows if self.stacked else self.rows.start + number
+                gradient = gradients[name]
                 # fused kernels take gradients to lie in memory as parameters do
-                parameter.grad = None if gradient is None else gradient[at].contiguous()
+                parameter.grad = None if gradient is None else gradient[self._at(number)].contiguous()
             optimizer.step()
 
     def reset(self, symmetry: Symmetry) -> None:
@@ -147,6 +162,10 @@ class StackedOptimizer:
             state = {i: entry for i, entry in entries.items() if entry}
             optimizer.load_state_dict({**content, "state": state, "param_groups": groups})
 
+    def _at(self, number: int) -> slice | int:
+        """Which rows of stacked tensors the optimizer of that number has."""
+        return self.rows if self.stacked else self.rows.start + number
+
     def _pairs(self) -> list[tuple[Optimizer, dict[str, nn.Parameter]]]:
         return list(zip(self.optimizers, self.parameters, strict=True))
 
@@ -156,6 +175,28 @@ class StackedOptimizer:
         for optimizer in self.optimizers:
             yield first, optimizer
             first += sum(len(group["params"]) for group in optimizer.param_groups)
+
+
+def require_whole(model: nn.Module, settings: Sequence[StackedOptimizer], params: Params, buffers: Params) -> None:
+    """Raises ``UserError`` for parameters of ``model`` that would not be trained, and for sparse gradients."""
+    for name, module in model.named_modules():
+        if getattr(module, "sparse", False):
+            raise UserError(f"'{name}' has sparse gradients, which cannot be stacked: make it with sparse=False")
+    fault = new_parameter_fault(model, {*params, *buffers})
+    if fault := next(filter(None, (setting.fault(params) for setting in settings)), fault):
+        raise UserError(fault)
+
+
+def gradients_of(losses: Tensor, params: Params) -> dict[str, Tensor | None]:
+    """Those of every copy's own loss, None for parameters that the losses ``(copies,)`` do not depend on. Raises
+    ``UserError`` for sparse ones."""
+    try:
+        found = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
+    except RuntimeError as error:
+        if "sparse" in str(error):
+            raise UserError("a gradient is sparse, which cannot be stacked: use sparse=False") from error
+        raise
+    return dict(zip(params, found, strict=True))
 
 
 def _flat(name: str, value: Any) -> dict[str, Tensor]:

@@ -26,19 +26,19 @@ from meta_teleport.optimizers.requirements import (
 from meta_teleport.optimizers.rule_proposer import RuleView
 from meta_teleport.optimizers.saved_states import embed, extract, only_fills_states, teleportation_of
 from meta_teleport.optimizers.schedules import Schedule, as_schedule
+from meta_teleport.safeguards.aftermath import Aftermath, Outcome
+from meta_teleport.safeguards.habit import PATIENCE
+from meta_teleport.safeguards.imbalance import Balance
+from meta_teleport.safeguards.search import Search
 from meta_teleport.symmetry.requirements import require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.acceptance import IMBALANCE, LIMIT, Limits
-from meta_teleport.teleportation.aftermath import Aftermath, Outcome
 from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
-from meta_teleport.teleportation.habit import PATIENCE
-from meta_teleport.teleportation.imbalance import Balance
 from meta_teleport.teleportation.progress import Clock, Progress
 from meta_teleport.teleportation.proposer import Proposer, ProposesElements
 from meta_teleport.teleportation.ranks import Processes, Ranks, decided
-from meta_teleport.teleportation.search import Search
 from meta_teleport.teleportation.strategies import Choice, as_choice, as_strategy, is_gauge
 
 
@@ -53,17 +53,16 @@ class TeleportedOptimizer(Delegate):
     due at step 0 comes before the first base step. Gradients in ``.grad`` move with the weights, by the dual action.
 
     Many teleports can pile up: one is refused where it takes the imbalance of a site beyond ``imbalance`` times that at
-    the start (see :mod:`meta_teleport.teleportation.imbalance`), unless it lowers it, and the search is tried again
+    the start (see :mod:`meta_teleport.safeguards.imbalance`), unless it lowers it, and the search is tried again
     with half its length; ``inf`` sets no bound. Gauges are places, which do not pile up, and are not bounded. What
-    follows a teleport is watched where losses are known (see :mod:`meta_teleport.teleportation.habit`): ``patience``
+    follows a teleport is watched where losses are known (see :mod:`meta_teleport.safeguards.habit`): ``patience``
     harmful ones in a row end the habit; ``inf`` does not watch, and neither do processes that train one model together.
 
     ``symmetry``: of the model, exact sites only; permutations are left out. ``objective``, ``direction``, ``steps``,
     ``size``, ``tolerance``, ``generator``: see :func:`meta_teleport.teleport`. ``schedule``: a number k (every k
     steps), a list of steps, or a schedule of ``meta_teleport.optimizers.schedules``; with an empty list (the default)
     the wrapper is bitwise the base optimizer and teleports only when :meth:`teleport` is called. ``loss(model, batch)``
-    and ``batches()``, which gives the batch to teleport on: gauges and random elements need neither, and measure their
-    drift if they are given.
+    and ``batches()``, which gives the batch to teleport on: gauges and random elements need neither, but for the drift.
 
     A learned rule (``meta_teleport.load``) may stand in place of an objective: at a teleport it is shown gradients and
     loss, and moves the model by its elements; its update is not used. With ``loss`` and ``batches`` these are computed
@@ -83,11 +82,11 @@ class TeleportedOptimizer(Delegate):
     other means, give the ``process_group``; processes with models of their own need none. FSDP is refused.
 
     ``teleports`` lists one :class:`TeleportRecord` per teleport tried, in order. A model that has changed meanwhile
-    (layers frozen, parameters replaced or added, another precision) and cannot move has a record with the reason. Hooks
-    run around the base optimizer's step, before the teleport. Where a teleport is not accepted or fails by an
-    exception, parameters, gradients and state are bitwise what they were before it. A copy has a copy of the model:
-    ``copy.deepcopy((model, optimizer))`` keeps the two together. It can be pickled where ``loss`` and ``batches`` can.
-    Torch's own LBFGS cannot step after either, so it cannot here.
+    (layers frozen or added) and cannot move has a record with the reason; where parameters were replaced or converted,
+    or what a site moves has sparse gradients, the step is refused. Hooks run around the base optimizer's step, before
+    the teleport. Where a teleport is not accepted or fails by an exception, parameters, gradients and state are bitwise
+    what they were before it. A copy has a copy of the model: ``copy.deepcopy((model, optimizer))`` keeps the two
+    together. It can be pickled where ``loss`` and ``batches`` can. Torch's own LBFGS cannot step after either.
 
     Raises ``UserError`` for models that cannot be moved, optimizers of other parameters, sites without a linear action,
     objectives without their loss, schedules that are none, and *transport* of a state that has no law.
@@ -125,11 +124,10 @@ class TeleportedOptimizer(Delegate):
         self.model, self.symmetry, self.schedule = model, symmetry.continuous, as_schedule(schedule)
         self._batches, self._generator, self._ranks = batches, generator, Ranks(model, process_group)
         self._progress, self._history, self._aftermath = Progress(), History(), Aftermath(model, patience)
-        self._clock, self._stepped, self._known = Clock(), False, frozenset(dict(model.named_parameters()))
+        self._clock, self._stepped, self._known = Clock(), False, {name for name, _ in model.named_parameters()}
         self._view = RuleView(choice if isinstance(choice, Proposer) else None, model, batches is not None, self._ranks)
         self._balance = Balance(model, self.symmetry, inf if is_gauge(choice) else limits.imbalance)
-        settings: dict[str, Any] = {"direction": direction, "steps": steps, "tolerance": tolerance}
-        settings |= {"loss": loss, "generator": generator}
+        settings = dict(direction=direction, steps=steps, tolerance=tolerance, loss=loss, generator=generator)
         self._search = Search(model, self.symmetry, choice, size, self._balance, self._ranks, **settings)
         self._memory = Memory(base_optimizer, model, self.symmetry, state)
         self._returned = ReturnedLoss(model)
@@ -148,6 +146,7 @@ class TeleportedOptimizer(Delegate):
         if closure is None and only_fills_states(self, "teleportation"):
             self._view.begin()
             return super().step()
+        closure = self._memory.checked(closure, begun=self._progress.step > 0)
         if self._progress.step == 0:
             self._teleport_if_due()
         self._view.before_step()
@@ -235,6 +234,7 @@ class TeleportedOptimizer(Delegate):
         """Takes over what :meth:`state_dict` gave; or the base optimizer's state alone, if that is all there is."""
         base, ours = extract(state_dict, "teleportation")
         self.base.load_state_dict(base)
+        self._memory.settle()
         if ours is None:
             return
         ours = teleportation_of(ours)

@@ -51,8 +51,13 @@ Law = Callable[[Site, Params, Tensor], Params]
 
 
 def as_weights(site: Site, vectors: Params, g: Tensor) -> Params:
-    """The law of weights, and of differences of weights."""
+    """The law of weights."""
     return site.act(vectors, g)
+
+
+def as_steps(site: Site, vectors: Params, g: Tensor) -> Params:
+    """The law of differences of weights."""
+    return site.linear.act(vectors, g)
 
 
 def as_gradients(site: Site, vectors: Params, g: Tensor) -> Params:
@@ -68,13 +73,13 @@ def as_squares(site: Site, vectors: Params, g: Tensor) -> Params:
 def as_squared_weights(site: Site, vectors: Params, g: Tensor) -> Params:
     """The law of sums of squared differences of weights."""
     group = site.group
-    return site.act(vectors, group.squared(g), inverse=group.squared(group.inverse(g)))
+    return site.linear.act(vectors, group.squared(g), inverse=group.squared(group.inverse(g)))
 
 
 def as_bounds(site: Site, vectors: Params, g: Tensor) -> Params:
     """The law of bounds on the absolute values of gradients."""
     dual = site.group.dual(g)
-    return site.act(vectors, dual.abs(), inverse=site.group.inverse(dual).abs())
+    return site.linear.act(vectors, dual.abs(), inverse=site.group.inverse(dual).abs())
 
 
 _ADAM: dict[str, Law] = {"exp_avg": as_gradients, "exp_avg_sq": as_squares, "max_exp_avg_sq": as_squares}
@@ -90,7 +95,7 @@ LAWS: dict[type[Optimizer], dict[str, Law]] = {
     Adamax: {"exp_avg": as_gradients, "exp_inf": as_bounds},
     Adadelta: {"square_avg": as_squares, "acc_delta": as_squared_weights},
     ASGD: {"ax": as_weights},
-    LBFGS: {"d": as_weights, "prev_flat_grad": as_gradients, "old_stps": as_weights, "old_dirs": as_gradients},
+    LBFGS: {"d": as_steps, "prev_flat_grad": as_gradients, "old_stps": as_steps, "old_dirs": as_gradients},
 }
 """Per optimizer class (subclasses included) the law of every entry of its state; add a line for a class of your own."""
 if hasattr(torch.optim, "Muon"):
@@ -151,11 +156,16 @@ def moved_gradients(names: Mapping[Tensor, str], symmetry: Symmetry, elements: t
 
     Raises ``UserError`` for a sparse gradient.
     """
+    require_dense(names, symmetry)
     gradients = {name: p.grad for p, name in names.items() if p.grad is not None}
-    for name in {name for site in symmetry.sites for name in site.parameters} & gradients.keys():
-        if gradients[name].layout != torch.strided:
-            raise UserError(f"the gradient of '{name}' is sparse and cannot move: use sparse=False")
     return _moved(as_gradients, symmetry, gradients, elements)
+
+
+def require_dense(names: Mapping[Tensor, str], symmetry: Symmetry) -> None:
+    """Raises ``UserError`` where a parameter that a site moves has a sparse gradient."""
+    sparse = {name for p, name in names.items() if p.grad is not None and p.grad.layout != torch.strided}
+    for name in (name for site in symmetry.sites for name in site.parameters if name in sparse):
+        raise UserError(f"the gradient of '{name}' is sparse and cannot move: use sparse=False")
 
 
 def moved_state(

@@ -7,7 +7,7 @@ numbers and JSON tells whether they are those that were written.
 import hashlib
 import json
 import os
-import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +17,34 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.runs.files import TEXT, opened
+from meta_teleport.runs.files import HEADER, opened
+from meta_teleport.runs.writing import write_atomically
 
 HEADER_BYTES = 8
 METADATA = "__metadata__"
+DIMENSIONS, LARGEST = 64, 2**63
+"""Bounds on the shape of a tensor: torch's own."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class Header(NamedTuple):
-    """What a file of tensors says of itself: the JSON beside them, their shapes, and their checksum if it has one."""
+    """What a file of tensors says of itself: the JSON beside them, their shapes and dtypes, and their checksum if it
+    has one."""
 
     meta: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
     checksum: str | None
 
 
@@ -37,10 +54,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
 
     Raises ``UserError`` if the folder cannot be written; an older file of that name is then left as it was.
     """
+    write_atomically(Path(path), pack_tensors(tensors, meta))
+
+
+def pack_tensors(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    """The content of the file that :func:`save_tensors` writes."""
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta)
-    content = safetensors.torch.save(copies, {"meta": text, "sha256": _checksum(copies, text)})
-    write_atomically(Path(path), _in_order(content))
+    return _in_order(safetensors.torch.save(copies, {"meta": text, "sha256": _checksum(copies, text)}))
 
 
 def read_header(path: Path) -> Header:
@@ -54,7 +75,7 @@ def read_header(path: Path) -> Header:
         length = int.from_bytes(head[:HEADER_BYTES], "little")
         if len(head) < HEADER_BYTES + 1:
             raise _cut_off(path)
-        if head[HEADER_BYTES:] != b"{" or length > TEXT:
+        if head[HEADER_BYTES:] != b"{" or length > HEADER:
             raise _foreign(path)
         if size < HEADER_BYTES + length:
             raise _cut_off(path)
@@ -63,17 +84,31 @@ def read_header(path: Path) -> Header:
         header = json.loads(text)
         entries = {name: entry for name, entry in header.items() if name != METADATA}
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in entries.items()}
+        shapes = {name: _shape(entry) for name, entry in entries.items()}
+        dtypes = {name: DTYPES[entry["dtype"]] for name, entry in entries.items()}
+        fits = all(prod(shapes[name]) * dtypes[name].itemsize == _length(entry) for name, entry in entries.items())
         beside = dict(header[METADATA])
         meta = dict(json.loads(beside.pop("meta")))
         checksum = beside.pop("sha256", None)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError):
         raise _foreign(path) from None
-    if beside:
+    if beside or not fits:
         raise _foreign(path)
     if end != size - HEADER_BYTES - length:
         raise _cut_off(path)
-    return Header(meta, shapes, checksum)
+    return Header(meta, shapes, dtypes, checksum)
+
+
+def _shape(entry: dict[str, Any]) -> tuple[int, ...]:
+    sizes = tuple(int(n) for n in entry["shape"])
+    if len(sizes) > DIMENSIONS or not all(0 <= n < LARGEST for n in sizes):
+        raise ValueError
+    return sizes
+
+
+def _length(entry: dict[str, Any]) -> int:
+    first, last = entry["data_offsets"]
+    return int(last) - int(first)
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -93,41 +128,6 @@ def load_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[s
     if header.checksum not in (None, _checksum(tensors, json.dumps(header.meta))):
         raise UserError(f"{path} is damaged (its checksum is another): copy it again, or go back to a whole checkpoint")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, header.meta
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder where there is none. Raises ``UserError`` if that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {folder} cannot be made ({error.strerror}): choose another") from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, finds the old one or the new one, never a part.
-
-    Raises ``UserError`` if the folder cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): check space and permissions") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _in_order(content: bytes) -> bytes:

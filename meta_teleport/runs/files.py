@@ -7,6 +7,7 @@ say, before anything is read.
 
 import json
 import os
+import pickle
 import stat
 import zipfile
 import zlib
@@ -22,18 +23,23 @@ from numpy.lib import format as npy
 from meta_teleport.errors import UserError, nearest
 
 MEGABYTE = 2**20
-TEXT = 64 * MEGABYTE
-"""The largest JSON, YAML or JSON-lines file that is read."""
+TEXT, CONFIG = 32 * MEGABYTE, MEGABYTE // 8
+"""The largest file of results or metrics that is read, and the largest configuration."""
+VALUES = 1_000_000
+"""How many values a JSON text may hold: the shortest take twenty times their size in memory."""
 TENSORS = 4096 * MEGABYTE
-PACKED = 100
-"""By how much the content of a compressed archive may exceed its file."""
+HEADER = 4 * MEGABYTE
+"""The largest header of a file of tensors."""
+PACKED, BLOCK = 100, 512
+"""By how much the content of a compressed archive may exceed its file, and a file its blocks on the disk; the unit in
+which those are counted."""
 
 
 @contextmanager
 def opened(path: Path, limit: int = TENSORS) -> Iterator[BinaryIO]:
     """A regular file of at most ``limit`` bytes, to be read.
 
-    Raises ``UserError`` for what is missing, cannot be read, is no regular file, or is larger.
+    Raises ``UserError`` for what is missing, cannot be read, is no regular file, is larger, or is not on the disk.
     """
     try:
         file = open(path, "rb", opener=_open)  # noqa: SIM115  (closed below)
@@ -51,10 +57,27 @@ def opened(path: Path, limit: int = TENSORS) -> Iterator[BinaryIO]:
                 f"{path} has {found.st_size / MEGABYTE:,.0f} MB, and at most {limit / MEGABYTE:,.0f} MB are read here: "
                 "check that it is the right file"
             )
+        if found.st_size > max(PACKED * BLOCK * getattr(found, "st_blocks", found.st_size), MEGABYTE):
+            raise UserError(f"{path} is a hole, {found.st_size / MEGABYTE:,.0f} MB of nothing: check the path")
         try:
             yield file
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
+
+
+UNPICKLED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+    ("collections", "defaultdict"),
+    ("collections", "OrderedDict"),
+    ("builtins", "list"),
+    ("builtins", "set"),
+}
+"""What a pickle of plain data and arrays names."""
 
 
 def names_beside(path: Path) -> list[str]:
@@ -66,17 +89,22 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would be waited for
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, limit: int = TEXT) -> str:
     """A file of text, in UTF-8. Raises ``UserError`` where :func:`opened` does, and for other bytes."""
-    with opened(path, TEXT) as file:
+    with opened(path, limit) as file:
         try:
             return file.read().decode("utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{path} is cut off or no text: restore it") from None
 
 
-def parse_json(text: str | bytes, path: Path) -> Any:
-    """What JSON from the file ``path`` says. Raises ``UserError`` for what is none, or nested too deep to be read."""
+def parse_json(text: str, path: Path) -> Any:
+    """What JSON from the file ``path`` says.
+
+    Raises ``UserError`` for what is none, is nested too deep to be read, or holds more than ``VALUES`` values.
+    """
+    if sum(map(text.count, ",[{")) > VALUES:
+        raise UserError(f"{path} holds more than {VALUES:,} values: check that it is the right file")
     try:
         return json.loads(text)
     except ValueError:
@@ -114,6 +142,28 @@ def read_arrays(path: Path, keys: Collection[str]) -> dict[str, np.ndarray]:
                 f"{path} holds something else than plain arrays ({' '.join(str(error).split())}): save them by "
                 "numpy.savez"
             ) from None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        super().__init__(file)
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy.core", "numpy._core"), name) not in UNPICKLED:
+            raise UserError(
+                f"{self.path} names {module}.{name}, and only plain data and arrays are unpickled: get another copy"
+            )
+        return super().find_class(module, name)
+
+
+def require_plain_pickle(path: Path) -> None:
+    """Raises ``UserError`` unless a pickle that somebody else will load holds plain data and arrays alone.
+
+    Raises what ``pickle`` raises for one that is damaged.
+    """
+    with opened(path) as file:
+        _Unpickler(file, path).load()
 
 
 def _array(stream: IO[bytes], size: int) -> np.ndarray:

@@ -6,26 +6,37 @@
     provenance.json        revision, versions, platform, device, time
     metrics.jsonl          one line per logged meta-step
     tensorboard/           the same scalars as events
-    training.safetensors   the state of the run, to resume from
+    training.safetensors   the state of the run, to resume from; training.1 and training.2 are those before it
     rule.safetensors       the rule, to load and evaluate
+    lock                   who trains in it, or did last
+
+One process at a time trains in a folder; others may read it. What is on disk is whole at every moment, and the metrics
+are there before the state that counts them.
 """
 
 import json
-import math
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from meta_teleport.errors import UserError, nearest
-from meta_teleport.runs.checkpoint import make_folder, write_atomically
-from meta_teleport.runs.files import names_beside, parse_json, read_text
-from meta_teleport.runs.overwriting import clear, events_of
+from meta_teleport.runs import overwriting
+from meta_teleport.runs.files import CONFIG, TEXT, names_beside, parse_json, read_text
+from meta_teleport.runs.lock import Lock
+from meta_teleport.runs.metrics import Events, cut, read_rows, write_row
+from meta_teleport.runs.states import NAMES, save_state
+from meta_teleport.runs.writing import make_folder, remove_left_overs, sync, write_atomically
 
 FORMAT = 1
+LONGEST = 10**8
+"""More meta-steps than any run takes."""
 IMPORTED = "import"
 """Where a config keeps the modules that were imported for it: names to tell people, never to import."""
 
@@ -36,31 +47,41 @@ class Run:
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config = Path(folder), config
-        self._writer: Any = None
+        self._lock: Lock | None = None
+        self._events: Events | None = None
 
     @classmethod
     def create(cls, folder: str | Path, config: dict[str, Any], device: str = "cpu", overwrite: bool = False) -> "Run":
-        """A new folder with config.json and provenance.json. With ``overwrite`` what another run has written there is
-        removed. Raises ``UserError`` if there is something in it, or what is there is no run's."""
-        folder = Path(os.path.expanduser(folder))
-        if folder.is_dir() and any(folder.iterdir()):
-            if not overwrite:
-                raise UserError(
-                    f"folder {folder} is not empty: choose another --out, go on with it by --resume, or begin anew by "
-                    "--overwrite, which removes what a run wrote and nothing else"
-                )
-            clear(folder)
-        make_folder(folder)
-        run = cls(folder, {})
-        write_json(folder / "provenance.json", provenance(device))
-        run.update({"format": FORMAT, **config})
+        """A new folder with config.json and provenance.json, for this process alone until :meth:`close`. With
+        ``overwrite`` what another run has written there is removed.
+
+        The config comes last: what is stopped before leaves a folder that can be taken again. Raises ``UserError`` if
+        there is something in it, what is there is no run's, or another process has it.
+        """
+        run = cls(Path(os.path.expanduser(folder)), {})
+        try:
+            if overwrite and not overwriting.is_vacant(run.folder):
+                overwriting.own_files(run.folder)
+                run.lock()
+                overwriting.clear(run.folder)
+            else:
+                run._require_vacant()
+                make_folder(run.folder)
+                run.lock()
+                run._require_vacant()  # another process may have been here and gone
+            write_json(run.folder / "provenance.json", provenance(device))
+            run.update({"format": FORMAT, **config})
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
-        """The run in ``folder``.
+    def open(cls, folder: str | Path, lock: bool = False) -> "Run":
+        """The run in ``folder``, with ``lock`` for this process alone until :meth:`close`.
 
-        Raises ``UserError`` if it is missing, not a run folder, cut off, or of another format.
+        Raises ``UserError`` if it is missing, not a run folder, cut off, or of another format, and for a ``lock`` that
+        another process has.
         """
         folder = Path(os.path.expanduser(folder))
         if not folder.is_dir():
@@ -70,12 +91,20 @@ class Run:
         path = folder / "config.json"
         if not path.is_file():
             raise UserError(f"{folder} is not a run folder (no config.json in it): give the --out of a training run")
-        config = read_json(path)
-        check_format(config, path)
-        missing = [key for key in ("task", "rule", "training", "seed", "dtype") if key not in config]
-        if missing:
-            raise UserError(f"{path} is damaged (no '{missing[0]}' in it): restore it, or train again")
-        return cls(folder, config)
+        run = cls(folder, {})
+        if lock:
+            run.lock()
+        try:
+            run.config = read_json(path, CONFIG)
+            check_format(run.config, path)
+            check_config(run.config, path)
+            missing = [key for key in ("task", "rule", "training", "seed", "dtype") if key not in run.config]
+            if missing:
+                raise UserError(f"{path} is damaged (no '{missing[0]}' in it): restore it, or train again")
+        except BaseException:
+            run.close()
+            raise
+        return run
 
     @property
     def rule_path(self) -> Path:
@@ -84,8 +113,8 @@ class Run:
 
     @property
     def state_path(self) -> Path:
-        """What resuming needs."""
-        return self.folder / "training.safetensors"
+        """The newest state, which resuming needs, see :mod:`meta_teleport.runs.states`."""
+        return self.folder / NAMES[0]
 
     @property
     def metrics_path(self) -> Path:
@@ -97,43 +126,56 @@ class Run:
         self.config = config
         write_json(self.folder / "config.json", config)
 
+    def lock(self) -> None:
+        """Keeps the folder to this process until :meth:`close`, and removes what interrupted writing has left there.
+
+        Raises ``UserError`` if another process trains in it, or it cannot be written.
+        """
+        if self._lock is None:
+            self._lock = Lock(self.folder)
+            remove_left_overs(self.folder, overwriting.TRAINING)
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Appends the metrics of one meta-step to metrics.jsonl and TensorBoard; what is not finite becomes null."""
-        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"meta_step": step, **row}) + "\n")
-        for name, value in metrics.items():
-            self._events(step).add_scalar(name, value, step)
+        write_row(self.metrics_path, step, metrics)
+        if self._events is None:
+            self._events = Events(overwriting.events_of(self.folder), step)
+        self._events.add(step, metrics)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl; a last line that a crash has cut off is left out."""
-        rows = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines() if self.metrics_path.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+        """All rows of metrics.jsonl that can be read, see :func:`meta_teleport.runs.metrics.read_rows`."""
+        return read_rows(self.metrics_path)
 
     def rewind(self, step: int) -> None:
         """Drops the metrics of meta-steps after ``step``, which a resumed run will compute again."""
-        kept = [row for row in self.metrics() if row["meta_step"] <= step]
-        write_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self.close()
-        self._events(step + 1)
+        cut(self.metrics_path, step)
+        self._events = Events(overwriting.events_of(self.folder), step + 1)
+
+    def save(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Keeps a state, ``numbers["meta_step"]`` among it, after the metrics that it counts are on disk."""
+        try:
+            if self.metrics_path.exists():
+                sync(self.metrics_path)
+            sync(self.folder)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror}): check space and permissions"
+            ) from None
+        save_state(self.folder, tensors, numbers)
 
     def close(self) -> None:
-        """Flushes the TensorBoard events."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Gives the folder back to other processes."""
+        self._events = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
-    def _events(self, step: int) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(events_of(self.folder)), purge_step=step)
-        return self._writer
+    def _require_vacant(self) -> None:
+        if not overwriting.is_vacant(self.folder):
+            raise UserError(
+                f"folder {self.folder} is not empty: choose another --out, go on with it by --resume, or begin anew by "
+                "--overwrite, which removes what a run wrote and nothing else"
+            )
 
 
 def require_writable(folder: Path) -> None:
@@ -145,9 +187,10 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"folder {folder} cannot be written: check its permissions, or choose another by --out")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ``UserError`` if it cannot be read, is cut off or something else."""
-    content = parse_json(read_text(path), path)
+def read_json(path: Path, limit: int = TEXT) -> dict[str, Any]:
+    """A JSON object from a file of at most ``limit`` bytes. Raises ``UserError`` if it cannot be read, is cut off or
+    something else."""
+    content = parse_json(read_text(path, limit), path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: restore it, or train again")
     return content
@@ -166,6 +209,21 @@ def check_format(content: dict[str, Any], path: Path) -> None:
             f"{path} has format {found} and this version of meta_teleport reads format {FORMAT}: use the version "
             "that wrote it, or train again"
         )
+
+
+def check_config(config: dict[str, Any], path: Path) -> None:
+    """Raises ``UserError`` if a config from the file ``path`` has something else where a spec, the settings of a
+    training, its seed or dtype should be; each may be missing."""
+    fits: dict[str, Callable[[Any], bool]] = {
+        **dict.fromkeys(("task", "rule", "training"), lambda value: isinstance(value, dict)),
+        "seed": lambda value: type(value) is int and 0 <= value < 2**63,
+        "dtype": lambda value: value in ("float32", "float64"),
+    }
+    counts = dict.fromkeys(("meta_steps", "horizon"), lambda value: type(value) is int and 0 < value <= LONGEST)
+    for content, allowed in ((config, fits), (config.get("training"), counts)):
+        for key, fit in allowed.items():
+            if isinstance(content, dict) and key in content and not fit(content[key]):
+                raise UserError(f"{path} is damaged ('{key}' is {content[key]!r:.50}): restore it, or train again")
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:

@@ -20,7 +20,9 @@ class Gathered(View):
     places: Tensor = field(kw_only=True)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Gathered) and self.name == other.name and torch.equal(self.places, other.places)
+        if not isinstance(other, Gathered) or (self.name, self.shift) != (other.name, other.shift):
+            return False
+        return torch.equal(self.places, other.places)
 
     def __hash__(self) -> int:
         return hash((self.name, tuple(self.places.shape)))
@@ -36,10 +38,10 @@ class Gathered(View):
     def fits(self, shape: Sequence[int]) -> bool:
         return tuple(shape) == self.shape
 
-    def matrix(self, parameter: Tensor) -> Tensor:
+    def _arranged(self, parameter: Tensor) -> Tensor:
         return parameter.flatten(parameter.ndim - self.ndim)[..., self.places.to(parameter.device)]
 
-    def restore(self, matrix: Tensor, like: Tensor) -> Tensor:
+    def _replaced(self, matrix: Tensor, like: Tensor) -> Tensor:
         tasks = like.ndim - self.ndim
         numbers = matrix.reshape(*like.shape[:tasks], self.size)
         places = self.places.to(like.device).reshape(-1)

@@ -152,6 +152,14 @@ class Site:
             moved[view.name] = view.restore(u.mT, moved[view.name])
         return moved
 
+    @property
+    def linear(self) -> "Site":
+        """The site as it acts on gradients and on differences of parameters, into which no shift of a view enters."""
+        if not any(view.shift for view in self.producers + self.consumers):
+            return self
+        producers, consumers = (tuple(view.linear for view in side) for side in (self.producers, self.consumers))
+        return replace(self, producers=producers, consumers=consumers)
+
     def transport(self, gradients: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
         """Where the gradients at w (or running means of them) are after w has moved to g.w: the image under the dual
         element,
@@ -161,7 +169,7 @@ class Site:
         because L(g.w) = L(w) for all w. Exact sites only; parameters that the site does not touch are passed through,
         and buffers have no gradients. ``inverse`` is g^-1 where it is known.
         """
-        site = self.among(gradients)
+        site = self.linear.among(gradients)
         return site.act(gradients, self.group.dual(g, inverse), inverse=self.group.transpose(g))
 
     def transport_squares(self, squares: Params, g: Tensor, inverse: Tensor | None = None) -> Params:
@@ -172,7 +180,7 @@ class Site:
         """
         group = self.group
         dual, undo = group.dual(g, inverse), group.transpose(g)
-        return self.among(squares).act(squares, group.squared(dual), inverse=group.squared(undo))
+        return self.linear.among(squares).act(squares, group.squared(dual), inverse=group.squared(undo))
 
     def among(self, names: Container[str]) -> "Site":
         """The site on those of its parameters (and buffers) that are among ``names``."""

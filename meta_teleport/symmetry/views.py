@@ -1,7 +1,7 @@
 """A parameter, or a part of it, seen as a matrix of units: ``(*tasks, *blocks, k, rest)``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from math import prod
@@ -19,12 +19,14 @@ class View:
     ``ndim`` is the number of the parameter's own axes; leading task dimensions need no mention. ``units`` are the
     positions in ``shape`` of the factors that count units (one, or two for grouped convolutions), ``blocks`` those of
     factors that count independent copies of the group (heads). ``part``, where given, is the slice (axis, start,
-    length) of the parameter that the view shows, with ``shape`` the factors of that slice. Examples:
+    length) of the parameter that the view shows, with ``shape`` the factors of that slice. The group acts on the
+    parameter plus ``shift``, as where a network computes with 1 + w. Examples:
 
         weight (k, d) that produces k units           View.along("w", (k, d), 0)
         weight (m, k) that consumes them              View.along("w", (m, k), 1)
         linear weight (m, c * p) behind a flatten     View("w", 2, (m, c, p), units=(1,))
         keys of 4 heads in a packed (3 e, e) weight   View("w", 2, (4, k, e), units=(1,), blocks=(0,), part=(0, e, e))
+        scale 1 + w of a norm                         View("w", 1, (k,), units=(0,), shift=1.0)
     """
 
     name: str
@@ -33,6 +35,7 @@ class View:
     units: tuple[int, ...]
     blocks: tuple[int, ...] = ()
     part: tuple[int, int, int] | None = None
+    shift: float = 0.0
 
     @classmethod
     def along(cls, name: str, shape: Sequence[int], axis: int) -> Self:
@@ -60,8 +63,21 @@ class View:
         axes, factors = (list(accumulate(sizes, mul)) for sizes in (shown, self.shape))
         return len(shown) == self.ndim and set(axes) <= set(factors) and axes[-1:] == factors[-1:]
 
+    @cached_property
+    def linear(self) -> Self:
+        """The view of gradients by the parameter, and of its differences, into which no shift enters."""
+        return replace(self, shift=0.0) if self.shift else self
+
     def matrix(self, parameter: Tensor) -> Tensor:
-        """The parameter as ``(*tasks, *blocks, k, rest)``."""
+        """The parameter plus the shift, as ``(*tasks, *blocks, k, rest)``."""
+        numbers = self._arranged(parameter)
+        return numbers + self.shift if self.shift else numbers
+
+    def restore(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """The inverse of :meth:`matrix`: the parameter ``like`` with the numbers of the view replaced."""
+        return self._replaced(matrix - self.shift if self.shift else matrix, like)
+
+    def _arranged(self, parameter: Tensor) -> Tensor:
         if self._plain is not None:
             return (parameter.mT if self._plain else parameter) if self.ndim == 2 else parameter.unsqueeze(-1)
         tasks = parameter.ndim - self.ndim
@@ -69,8 +85,7 @@ class View:
         factors = self._slice(parameter).reshape((*lead, *self.shape)).permute(self._order(tasks))
         return factors.reshape(*lead, *self._matrix_shape)
 
-    def restore(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """The inverse of :meth:`matrix`: the parameter ``like`` with the numbers of the view replaced."""
+    def _replaced(self, matrix: Tensor, like: Tensor) -> Tensor:
         if self._plain is not None:
             return (matrix.mT if self._plain else matrix) if self.ndim == 2 else matrix.squeeze(-1)
         tasks = like.ndim - self.ndim

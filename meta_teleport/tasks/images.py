@@ -27,6 +27,8 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 VALIDATION_PART = 6
 SPLIT_SEED = 1
+CLASSES, LARGEST = 100_000, 1e18
+"""Bounds on labels, each of which has a column, and on values, whose squares float32 must hold."""
 DIGITS_TEST = 360
 DAMAGE = (RuntimeError, OSError, ValueError, EOFError, AssertionError, KeyError, TypeError, zlib.error)
 """What torchvision raises for files that are missing, cut off, or hold something else."""
@@ -144,7 +146,7 @@ def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[Tensor, 
         except DAMAGE as error:
             raise UserError(
                 f"{TORCHVISION[name]} in {folder} is missing or damaged ({_reason(error)}): delete it there and let it "
-                "be downloaded again, or name the folder that has it"
+                "be downloaded again (--download), or name the folder that has it"
             ) from None
         arrays += [np.asarray(found.data), np.asarray(found.targets)]
     return _checked(folder / TORCHVISION[name], arrays)
@@ -170,10 +172,15 @@ def _checked(path: Path, arrays: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
             raise UserError(
                 f"{path}: y_{part} must hold class numbers from 0 on, and has dtype {y.dtype}, {np.sort(y)[0]} ..."
             )
+        if y.max() >= CLASSES:
+            raise UserError(
+                f"{path}: y_{part} has class numbers up to {y.max()}: number them from 0 on, below {CLASSES}"
+            )
         if x.dtype.kind not in "fiu" or x.ndim not in (2, 3, 4):
             raise UserError(f"{path}: x_{part} has shape {x.shape} and dtype {x.dtype}: give images or rows of numbers")
-        if x.dtype.kind == "f" and not np.isfinite(x).all():
-            raise UserError(f"{path}: x_{part} holds values that are not finite: leave these images out")
+        if x.dtype.kind == "f" and not (np.abs(x) < LARGEST).all():
+            what = f"values above {LARGEST:.0e}" if np.isfinite(x).all() else "values that are not finite"
+            raise UserError(f"{path}: x_{part} holds {what}: leave these images out")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise UserError(
             f"{path}: images of {x_train.shape[1:]} to train on and of {x_test.shape[1:]} to test: make them equal"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.models import MLP
+from meta_teleport.models import DEEPEST, MLP
 from meta_teleport.params import Params, functional
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.family import Split, TaskFamily, split_generator
@@ -70,8 +70,10 @@ class DeepLinear(TaskFamily):
         noise: float = 0.0,
         missing: float = 0.0,
     ) -> None:
-        if depth < 2 or width < 1:
-            raise UserError(f"width {width} and depth {depth} do not make a network: width >= 1, depth >= 2")
+        if not 2 <= depth < DEEPEST or width < 1:
+            raise UserError(
+                f"width {width} and depth {depth} do not make a network: width >= 1, depth from 2 to {DEEPEST - 1}"
+            )
         d, m = width if inputs is None else inputs, width if outputs is None else outputs
         widths = [d, *[width] * (depth - 1), m]
         self.model, self.symmetry = network(widths, "identity", False, "linear", "gl", False, points, False)

@@ -56,6 +56,10 @@ class LinearMapTasks(Tasks):
         return error.square().sum((-2, -1)) / (target @ root).square().sum((-2, -1))
 
 
+LARGEST = 2**22
+"""Numbers in a map: 32 MB in float64."""
+
+
 @dataclass(frozen=True)
 class LinearMaps:
     """Random maps of one rank and condition number, and examples of them.
@@ -79,6 +83,8 @@ class LinearMaps:
 
     def __post_init__(self) -> None:
         largest = min(self.inputs, self.outputs)
+        if self.inputs * self.outputs > LARGEST:
+            raise UserError(f"a map of {self.outputs} x {self.inputs} is too large: give {LARGEST:,} numbers at most")
         if not 1 <= self.rank <= largest:
             raise UserError(f"rank {self.rank} does not fit {self.outputs} x {self.inputs}: choose 1 to {largest}")
         if not (self.condition >= 1 and self.anisotropy >= 1):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
+from meta_teleport.models import DEEPEST
 from meta_teleport.params import Params, functional
 from meta_teleport.tasks.family import Split, TaskFamily, split_generator
 from meta_teleport.tasks.network import NetworkTasks, network, prepared
@@ -75,8 +76,10 @@ class Regression(TaskFamily):
         displacement: bool = True,
         allow_drift: bool = False,
     ) -> None:
-        if depth < 2 or width < 1:
-            raise UserError(f"width {width} and depth {depth} do not make a network: width >= 1, depth >= 2")
+        if not 2 <= depth < DEEPEST or width < 1:
+            raise UserError(
+                f"width {width} and depth {depth} do not make a network: width >= 1, depth from 2 to {DEEPEST - 1}"
+            )
         hidden = list(hidden) if hidden is not None else [width] * (depth - 1)
         widths = [inputs or width, *hidden, outputs or width]
         self.points = points or widths[0]

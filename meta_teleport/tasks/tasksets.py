@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from meta_teleport.errors import UserError
+from meta_teleport.runs.files import require_plain_pickle
 from meta_teleport.tasks.images import Images, load_images
 
 OMNIGLOT, MINI_IMAGENET = "omniglot", "mini_imagenet"
@@ -56,7 +57,8 @@ def load_tasksets(
     classes ``held_out`` (the last two fifths of them if not given) set apart. learn2learn's own
     ``omniglot_tasksets`` draws training and test tasks from the same 1623 classes, so it is not used.
 
-    Raises ``UserError`` for data that cannot be loaded, and for more ways or samples than there are.
+    Raises ``UserError`` for data that cannot be loaded, for pickles of more than plain data and arrays, and for more
+    ways or samples than there are.
     """
     if data not in (OMNIGLOT, MINI_IMAGENET):
         return tasksets_of(load_images(data, folder, download), ways, samples, held_out)
@@ -64,6 +66,10 @@ def load_tasksets(
         raise UserError(f"{data} comes with classes to hold out: leave held_out away")
     load = _omniglot if data == OMNIGLOT else _mini_imagenet
     try:
+        if not download and not Path(folder).expanduser().is_dir():
+            raise FileNotFoundError("there is no such folder")  # which learn2learn would make
+        for path in sorted(Path(folder).expanduser().glob("*.pkl")):
+            require_plain_pickle(path)
         with contextlib.redirect_stdout(sys.stderr):
             parts = load(learn2learn(), str(folder), download)
     except (RuntimeError, OSError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
@@ -71,8 +77,8 @@ def load_tasksets(
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{data} in {folder} is missing or damaged ({reason}): delete it there and let it be downloaded again, or "
-            "name the folder that has it"
+            f"{data} in {folder} is missing or damaged ({reason}): delete it there and let it be downloaded again "
+            "(--download), or name the folder that has it"
         ) from None
     return _taskset(parts[0], "to train on", ways, samples), _taskset(parts[1], "held out", ways, samples)
 

@@ -31,7 +31,7 @@ class Text:
     test: Tensor
 
     def batch(self, part: Part, size: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``size`` pieces of ``length`` bytes, drawn uniformly, and the bytes that follow each, both ``(size, length)``.
+        """``size`` pieces of ``length`` bytes, drawn uniformly, and what follows each byte, both ``(size, length)``.
 
         Raises ``UserError`` where the part is too short for one piece.
         """
@@ -75,7 +75,7 @@ def _read(paths: list[Path]) -> Tensor:
             raise UserError(f"{paths[0].parent} has more than a gigabyte of text: name a part of it")
         content = bytearray(b"\n".join(path.read_bytes() for path in paths))
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}): give a file or a folder of text") from None
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): give a file or folder of text") from None
     if not content:
         raise UserError(f"{paths[0]} is empty: give a file or a folder of text")
     return torch.frombuffer(content, dtype=torch.uint8)

@@ -15,6 +15,7 @@ from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.tasks.language import LENGTH, VOCABULARY
 
 Names = Callable[[str], bool]
+MOST = {"layers": 100, "pretraining_steps": 100_000, "points": 100_000, "test": 100_000}
 ATTENTION = ("query", "key", "value", "out")
 
 
@@ -38,6 +39,11 @@ class Sizes:
     pretraining_lr: float = 3e-3
 
     def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise UserError(
+                    f"{name} {getattr(self, name)} is too much for a small transformer: give {most} at most"
+                )
         if self.layers < 1 or self.heads < 1 or self.width < 1 or self.width % self.heads:
             raise UserError(
                 f"{self.layers} layers of width {self.width} with {self.heads} heads make no transformer: give 1 or "

@@ -7,7 +7,7 @@ nearly dependent, by about eps cond(X), which float32 cannot always afford. A te
     finite       elements, parameters and the loss are
     condition    every element's condition number is below 1 / eps, or ``tolerance`` / eps if nothing looks at the loss
     drift        ``|L(g.w) - L(w)| / max(|L(w)|, 1)`` is at most ``tolerance``
-    imbalance    no site is more uneven than it may be, see :mod:`meta_teleport.teleportation.imbalance`
+    imbalance    no site is more uneven than it may be, see :mod:`meta_teleport.safeguards.imbalance`
 
 One model is given the reason in one line, empty if its teleport is safe; batches of tasks get masks. What is not safe
 is cut short or left out, task by task, and counted.

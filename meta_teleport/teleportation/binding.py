@@ -41,7 +41,7 @@ def bind(model: nn.Module, loss: ModelLoss, batch: Any) -> Loss:
     """
     if torch.is_inference_mode_enabled():
         raise UserError("a loss is differentiated here: leave torch.inference_mode() first (torch.no_grad() may stay)")
-    bound, randomness, precision = _Bound(model, loss), _Randomness(model), _Precision(model)
+    bound, randomness, precision = _Bound(model, loss), Randomness(model), _Precision(model)
 
     def evaluate(params: Params) -> Tensor:
         tasks = zip(*(p.unbind() for p in params.values()), strict=True)
@@ -70,7 +70,7 @@ def _checked(value: Any, params: Params) -> Tensor:
     return value.reshape(())
 
 
-class _Randomness:
+class Randomness:
     """The states of the global random generators that a model draws from, to be played again."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -57,7 +57,7 @@ class GradientAxes:
 
 
 class AxesProposer(Proposer):
-    """The axes of the sites of ``symmetry`` in ``model``, and the running mean of every site, ``(1, *blocks, k, k)``."""
+    """The axes of the sites of ``symmetry`` in ``model``, and every site's running mean, ``(1, *blocks, k, k)``."""
 
     reads_loss = False
     piles_up = False

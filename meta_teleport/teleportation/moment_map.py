@@ -34,7 +34,7 @@ def moment_map(symmetry: Symmetry, params: Params, gradients: Params) -> list[Te
     """
 
     def pair(view: View) -> tuple[Tensor, Tensor]:
-        return view.matrix(gradients[view.name]), view.matrix(params[view.name])
+        return view.linear.matrix(gradients[view.name]), view.matrix(params[view.name])
 
     def moment(site: Site) -> Tensor:
         group = site.group

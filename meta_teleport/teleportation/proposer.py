@@ -29,23 +29,24 @@ Strategy = Callable[[Symmetry, Params, Loss], Found]
 
 
 class Proposer(ABC):
-    """A strategy with a memory, such as a learned rule: it looks, proposes, is told when its elements have acted."""
+    """A strategy with a memory, such as a learned rule: it looks, proposes, is told when its elements have acted. What
+    it does not need to know it need not hear."""
 
     reads_loss: ClassVar[bool] = True
     """Whether a proposal needs the loss, and the weights that the last gradients belong to."""
     piles_up: ClassVar[bool] = True
     """Whether one teleport after the other may lead ever further away."""
 
-    def join(self, ranks: Ranks) -> None:
+    def join(self, ranks: Ranks) -> None:  # noqa: B027
         """Before anything else: these processes teleport together."""
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027
         """Makes the memory, where there is none."""
 
-    def watch(self) -> None:
+    def watch(self) -> None:  # noqa: B027
         """Before every step of the base optimizer: the gradients in ``.grad`` are those that it steps by."""
 
-    def look(self, progress: Progress, params: Params | None = None) -> None:
+    def look(self, progress: Progress, params: Params | None = None) -> None:  # noqa: B027
         """Before a proposal. The gradients in ``.grad`` are those at ``params``, after ``progress.step`` steps, of the
         loss ``progress.latest``; where no ``params`` are given, the loss is evaluated."""
 

@@ -22,7 +22,7 @@ class Outputs(nn.Module):
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         before = {id(tensor) for tensor in _kept(self.model)}
         with self.calls or nullcontext():
-            outputs = list(_tensors(self.model(*args, **kwargs)))
+            outputs = list(tensors_of(self.model(*args, **kwargs)))
         if not outputs:
             raise UserError("the model returns no tensors: let its forward return a tensor, or a tuple or dict of them")
         before |= {id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
@@ -57,24 +57,24 @@ class Calls:
             self._note(name, output)
 
     def _note(self, name: str, values: Any) -> None:
-        for tensor in _tensors(values):
+        for tensor in tensors_of(values):
             self.scopes.append(name)
             self.tensors.append(tensor)
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_of(output: Any) -> Iterator[Tensor]:
     """The tensors in an output, in order. What is neither a container nor a tensor (caches) is no output."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(output, (list, tuple)):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif is_dataclass(output):
         for each in fields(output):
-            yield from _tensors(getattr(output, each.name))
+            yield from tensors_of(getattr(output, each.name))
 
 
 def _kept(model: nn.Module) -> Iterator[Tensor]:
@@ -84,4 +84,4 @@ def _kept(model: nn.Module) -> Iterator[Tensor]:
         for name, value in vars(module).items():
             made = {f"{name}_orig", f"{name}_g"} & module._parameters.keys()
             if name != "_parameters" and not made and isinstance(value, (Tensor, Mapping, list, tuple)):
-                yield from _tensors(value)
+                yield from tensors_of(value)

@@ -10,6 +10,7 @@ import torch
 import meta_teleport as mt
 from meta_teleport.cli.main import main
 from meta_teleport.runs.checkpoint import load_tensors
+from meta_teleport.runs.lock import Lock
 
 SMALL = ["--training.tasks=4", "--training.window=2", "--training.horizon=4", "--rule.hidden_size=4"]
 TINY = [*SMALL, "--task.width=3"]
@@ -149,6 +150,41 @@ def test_a_run_that_stopped_before_any_checkpoint(workplace, capsys):
     assert "no checkpoint yet; go on by: meta-teleport train --out a --resume" in capsys.readouterr().out
     assert main(["train", "--out", "a", "--resume"]) == 0
     assert same_file(workplace / "a/training.safetensors", workplace / "training.old")
+
+
+def test_resume_without_a_state_is_refused_and_changes_nothing(workplace, capsys):
+    assert train("a") == 0
+    (workplace / "a/training.safetensors").unlink()
+    before = {path.name: path.read_bytes() for path in (workplace / "a").glob("*.*")}
+    assert "holds a trained rule and no state to go on from" in error(capsys, "train", "--out", "a", "--resume")
+    assert {path.name: path.read_bytes() for path in (workplace / "a").glob("*.*")} == before
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_a_resumed_run_could_not_read_is_said_in_a_line_each(workplace, capsys):
+    flags = ["--training.log_every=1", "--training.save_every=1"]
+    assert train("a", *flags) == 0
+    for name in ("metrics.jsonl", "training.safetensors"):
+        content = bytearray((workplace / "a" / name).read_bytes())
+        content[-1 if name == "training.safetensors" else 0] ^= 1
+        (workplace / "a" / name).write_bytes(content)
+    capsys.readouterr()
+    assert main(["train", "--out", "a", "--resume"]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("meta-teleport: warning: a/training.safetensors is damaged") and "meta-step 2" in first
+    assert second.startswith(
+        "meta-teleport: warning: a/metrics.jsonl: line 1 cannot be read and is left out; the other"
+    )
+
+
+def test_two_processes_and_one_folder(workplace, capsys):
+    assert train("a") == 0
+    lock = Lock(workplace / "a")
+    for flags in (["--resume"], ["--overwrite"]):
+        assert f"a is in use by process {os.getpid()} on" in error(capsys, "train", "--out", "a", *flags)
+    assert main(["info", "a"]) == 0
+    lock.release()
+    assert main(["train", "--out", "a", "--resume"]) == 0
 
 
 def test_resume_may_only_ask_for_more_meta_steps(workplace, capsys):
@@ -342,7 +378,8 @@ def test_families_and_rules_of_ones_own(workplace, capsys):
         "task: {init_args: {inner: [{class_path: own_trap.Trap}]}}",
     ],
 )
-def test_a_config_file_never_decides_what_is_imported(workplace, capsys, text):
+def test_a_config_file_never_decides_what_is_imported(workplace, capsys, monkeypatch, text):
+    monkeypatch.syspath_prepend(str(workplace))
     (workplace / "own_trap.py").write_text("import os\nos.mkdir('imported')\n")
     (workplace / "c.yaml").write_text(text)
     message = error(capsys, "train", "--out", "a", "--config", "c.yaml")
@@ -379,8 +416,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("where", HOSTILE)
 @pytest.mark.parametrize("command", ["train --resume --out", "evaluate", "train --out new --config"])
-def test_a_strangers_run_never_decides_what_is_executed(workplace, capsys, where, command):
+def test_a_strangers_run_never_decides_what_is_executed(workplace, capsys, monkeypatch, where, command):
     """A module that leaves a mark when it is imported lies where Python looks for modules, a program is named."""
+    monkeypatch.syspath_prepend(str(workplace))
     (workplace / "own_package").mkdir()
     for place in ("own_trap.py", "own_package/payload.py"):
         (workplace / place).write_text("import os\nos.mkdir('imported')\n")
@@ -444,7 +482,7 @@ def test_a_class_name_that_two_modules_define(workplace, capsys):
         (["--task=Regresion"], "there is no TaskFamily 'Regresion' (did you mean 'Regression'?): choose one of "),
         (["--rule=equivarient"], "there is no Rule 'equivarient' (did you mean 'Equivariant'?): choose one of "),
         (["--traning.tasks=5"], "--traning.tasks=5 (did you mean '--training.tasks'?)"),
-        (["--config=neste.yaml"], "config file neste.yaml (did you mean 'nested.yaml'?) cannot be read"),
+        (["--config=neste.yaml"], "there is no file neste.yaml (did you mean 'nested.yaml'?)"),
         (["--device=mps"], "there is no MPS device that torch can use: choose --device cpu"),
         (["--task.width=abc"], "'width': expected int. Got value: abc"),
         (["--task.width=0"], "width 0 and depth 2 do not make a network"),
@@ -460,7 +498,7 @@ def test_a_class_name_that_two_modules_define(workplace, capsys):
         (["--seed=x"], "'seed': Not of type Seed: "),
         (["--dtype=float16"], "'dtype': expected one of 'float32', 'float64'. Got value: float16"),
         (["--device=tpu"], "unknown device 'tpu': choose auto, cpu, cuda, cuda:1 (by its number) or mps"),
-        (["--config=none.yaml"], "config file none.yaml cannot be read (No such file or directory)"),
+        (["--config=none.yaml"], "there is no file none.yaml: check the path"),
         (["--config=bad.yaml"], "config file bad.yaml is not valid YAML"),
         (["--config=list.yaml"], "config file list.yaml must hold settings"),
         (["--config=nested.yaml"], "and no other config file"),
@@ -580,7 +618,9 @@ EVALUATE = ["--tasks", "4", "--steps", "4"]
 def test_evaluate_writes_what_it_prints(workplace, capsys):
     assert train("a") == 0
     capsys.readouterr()
-    assert main(["evaluate", "a", *EVALUATE, "--json"]) == 0
+    lock = Lock(workplace / "a")
+    assert main(["evaluate", "a", *EVALUATE, "--json"]) == 0  # beside a process that trains there
+    lock.release()
     captured = capsys.readouterr()
     content, (path,) = json.loads(captured.out), (workplace / "a").glob("evaluation*.json")
     assert captured.err == "" and content == json.loads(path.read_text())

@@ -17,12 +17,13 @@ from detection.drift import drifts
 from detection.nets import GROUPS
 from torch import Tensor, nn
 
+from meta_teleport.detection.check import TOLERANCE, Check
 from meta_teleport.detection.detect import find_symmetries
 from meta_teleport.detection.report import reached
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
-from meta_teleport.tracing.trace import Examples
+from meta_teleport.tracing.trace import Examples, given
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,23 @@ def llama() -> nn.Module:
         num_key_value_heads=2, max_position_embeddings=16, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
+
+
+def gemma() -> nn.Module:
+    config = transformers.GemmaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=4, max_position_embeddings=16, bos_token_id=None, eos_token_id=None,
+        pad_token_id=None,
+    )  # fmt: skip
+    return transformers.GemmaForCausalLM(config)
+
+
+def nemotron() -> nn.Module:
+    config = transformers.NemotronConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=16, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return transformers.NemotronForCausalLM(config)
 
 
 def falcon() -> nn.Module:
@@ -216,6 +234,21 @@ SMALL = [
         ("silu in 'model.layers.0.mlp.act_fn'",),
     ),
     Real(
+        "nemotron",
+        nemotron,
+        text,
+        # layer norms with scales 1 + gamma; the squared relu is no layer of gates; half of each head is rotated
+        {
+            "gl 4x2 value-output": 2,
+            "gl 2x2 query-key": 2,
+            "scale 2": 2,
+            "scale 24": 5,
+            "permute 40": 2,
+        },
+        1 - (50 * 24 + 2 * 24 * 40) / 9_552,
+        ("square in 'model.layers.0.mlp.act_fn' (ReLUSquaredActivation)",),
+    ),
+    Real(
         "falcon",
         falcon,
         text,
@@ -245,7 +278,16 @@ SMALL = [
     ),
 ]
 
-EXPERTS = [  # which run in half precision and in float32 alone
+ROUNDED = [  # which compute in float32 inside, whatever they are given
+    Real(
+        "gemma",
+        gemma,
+        text,
+        # as LLaMA, with scales 1 + gamma; the tied head reads the last norm
+        {"gl 4x2 value-output": 2, "scale 4": 2, "scale 24": 4, "scale 40": 2, "permute 40": 2},
+        1 - (50 * 24 + 24) / 10_152,
+        ("gelu in 'model.layers.0.mlp.act_fn'", "pow in 'model.layers.0.input_layernorm' (GemmaRMSNorm)"),
+    ),
     Real(
         "mixtral",
         mixtral,
@@ -254,7 +296,7 @@ EXPERTS = [  # which run in half precision and in float32 alone
         {"gl 4x2 value-output": 2, "scale 4": 2, "scale 24": 5, "scale 40": 2, "permute 40": 2},
         1 - 1_200 / 28_824,
         ("softmax in 'model.layers.0.mlp.gate'",),
-    )
+    ),
 ]
 
 # Slow ones: at the smallest images that they take.
@@ -401,7 +443,7 @@ def found(real: Real) -> Symmetry:
     return find_symmetries(real.model(), real.inputs())
 
 
-@pytest.mark.parametrize("real", [*MODELS, *EXPERTS], ids=lambda real: real.name)
+@pytest.mark.parametrize("real", [*MODELS, *ROUNDED], ids=lambda real: real.name)
 def test_sites_are_those_counted_by_hand(real: Real) -> None:
     symmetry = found(real)
     assert Counter(map(kind, symmetry.sites)) == real.sites
@@ -418,6 +460,20 @@ def test_outputs_stay_at_twenty_elements_of_all_sites(real: Real, dtype: torch.d
     sites = found(real).sites
     assert drifts(model, inputs, sites, 20, alone=False, dtype=dtype, modes=(False,))["all"] <= tolerance
     gc.collect()
+
+
+@pytest.mark.parametrize("real", ROUNDED, ids=lambda real: real.name)
+def test_outputs_stay_but_for_rounding_in_float32(real: Real) -> None:
+    """The check knows what they compute in, and a site that lacks one view moves the outputs by far more."""
+    model, sites = real.model(), found(real).sites
+    assert Check(model, [given(model, real.inputs())]).lowest is torch.float32
+
+    def moves(sites: tuple[Site, ...], trials: int) -> float:
+        return drifts(model, real.inputs(), sites, trials, alone=False, dtype=torch.float32, modes=(False,))["all"]
+
+    assert moves(sites, 5) <= TOLERANCE[torch.float32]
+    lacking = [moves((next(lacking_one(site))[0],), 1) for site in sites]
+    assert sum(drift > 10 * TOLERANCE[torch.float32] for drift in lacking) > len(lacking) / 2, lacking
 
 
 @pytest.mark.parametrize("real", SMALL, ids=lambda real: real.name)

@@ -6,8 +6,9 @@ from detection.nets import Net
 from torch import Tensor, nn
 
 from meta_teleport.detection.detect import find_symmetries
+from meta_teleport.operations.forest import Forest
 from meta_teleport.operations.labels import FIXED, ZERO, differ, distinct, squeeze_repeats, varies
-from meta_teleport.operations.units import Forest, Units
+from meta_teleport.operations.units import Units
 
 
 def coordinates(*shape: int) -> tuple[Tensor, ...]:

@@ -129,6 +129,47 @@ def test_a_file_that_cannot_be_read_is_made_again(tmp_path, content):
     assert calls and json.loads((tmp_path / FILE).read_text())["schema"] == 1
 
 
+def entries(folder):
+    return json.loads((folder / FILE).read_text())["entries"]
+
+
+def test_settings_that_somebody_else_made_or_changed_are_tuned_again(tmp_path, monkeypatch):
+    found = tune(Quadratic(), 2, folder=tmp_path)
+    own = (tmp_path / FILE).read_text()
+    useless = {name: {**settings, "lr": 1e-12} for name, settings in found.items()}
+
+    def changed(how):
+        content = json.loads(own)
+        how(content["entries"][0])
+        (tmp_path / FILE).write_text(json.dumps(content))
+
+    for how in (
+        lambda entry: entry.update(settings=useless),
+        lambda entry: entry.update(settings=useless, seal="0" * 64),
+        lambda entry: entry.update(settings=useless, seal=None),
+        lambda entry: entry.update(settings=useless, seal="\u00e9"),
+        lambda entry: entry.pop("seal"),
+        lambda entry: entry["key"].update(code="0" * 16),
+        lambda entry: entry["key"].update(horizon=3),
+    ):
+        changed(how)
+        calls = Calls()
+        assert tune(Quadratic(), 2, folder=tmp_path, report=calls) == found and calls
+        calls.clear()
+        assert tune(Quadratic(), 2, folder=tmp_path, report=calls) == found and not calls
+    (tmp_path / FILE).write_text(own)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+    calls = Calls()
+    assert tune(Quadratic(), 2, folder=tmp_path, report=calls) == found and calls
+    assert len(entries(tmp_path)) == 1
+
+
+def test_entries_that_are_none_are_left_out(tmp_path):
+    (tmp_path / FILE).write_text('{"schema": 1, "entries": [3, null, [], {}, {"key": {"family": 3}}]}')
+    found = tune(Quadratic(), 2, folder=tmp_path)
+    assert [entry.get("settings") for entry in entries(tmp_path)] == [None, None, found]
+
+
 def test_fingerprints_tell_families_apart():
     families = [
         Quadratic(1.0),

@@ -176,6 +176,78 @@ def test_a_state_of_version_0_1_resumes_bit_for_bit(estimator: Any, tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(*phis, strict=True))
 
 
+def stopped_and_whole(tmp_path: Path) -> list[Path]:
+    """A run that was stopped after four of six meta-steps, and one that was not."""
+    stops = iter([False, False, False, False, True])
+    train(rule(), FAMILY, SMALL, run=run_in(tmp_path / "parts"), should_stop=lambda: next(stops))
+    train(rule(), FAMILY, SMALL, run=run_in(tmp_path / "whole"))
+    return [tmp_path / "parts", tmp_path / "whole"]
+
+
+def same(parts: Path, whole: Path) -> bool:
+    names = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert len(names) == 4 and names == sorted(path.name for path in parts.glob("*.safetensors"))
+    rows = [[{**row, "task_steps_per_second": 0} for row in Run.open(folder).metrics()] for folder in (parts, whole)]
+    return rows[0] == rows[1] and all((parts / name).read_bytes() == (whole / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_a_run_whose_newest_states_have_gone_bad_goes_on_from_the_one_before(bad: int, tmp_path: Path) -> None:
+    parts, whole = stopped_and_whole(tmp_path)
+    for name in ("training.safetensors", "training.1.safetensors")[:bad]:
+        content = bytearray((parts / name).read_bytes())
+        content[-1] ^= 1
+        (parts / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"going on from training\.{bad}\.safetensors, meta-step {4 - bad}$"):
+        assert train(rule(seed=5), FAMILY, SMALL, run=Run.open(parts), resume=True).finished
+    assert same(parts, whole)
+
+
+def test_metrics_that_are_ahead_of_the_state_are_cut_to_it(tmp_path: Path) -> None:
+    parts, whole = stopped_and_whole(tmp_path)
+    shutil.copy(whole / "metrics.jsonl", parts / "metrics.jsonl")
+    assert train(rule(seed=5), FAMILY, SMALL, run=Run.open(parts), resume=True).finished
+    assert same(parts, whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    parts, whole = stopped_and_whole(tmp_path)
+    shutil.rmtree(parts)
+    shutil.copytree(whole, parts)
+    assert train(rule(seed=5), FAMILY, SMALL, run=Run.open(parts), resume=True).meta_step == 6
+    assert same(parts, whole)
+
+
+def test_a_trained_rule_is_never_overwritten_by_a_fresh_start(tmp_path: Path) -> None:
+    parts, _ = stopped_and_whole(tmp_path)
+    before = (parts / "rule.safetensors").read_bytes()
+    with pytest.raises(UserError, match="holds a training already: go on with it by resume=True"):
+        train(rule(), FAMILY, SMALL, run=Run.open(parts))
+    for path in parts.glob("training*"):
+        path.unlink()
+    for resume, message in ((True, r"no state to go on from \(training.safetensors is missing\)"), (False, "already")):
+        with pytest.raises(UserError, match=message):
+            train(rule(), FAMILY, SMALL, run=Run.open(parts), resume=resume)
+    assert (parts / "rule.safetensors").read_bytes() == before
+    (parts / "rule.safetensors").unlink()
+    assert train(rule(), FAMILY, SMALL, run=Run.open(parts), resume=True).meta_step == 6
+
+
+def test_a_run_is_for_one_training_at_a_time_and_free_after_it(tmp_path: Path) -> None:
+    run, seen = run_in(tmp_path / "run"), []
+
+    def look(progress: object) -> None:
+        with pytest.raises(UserError, match="is in use by process"):
+            train(rule(), FAMILY, SMALL, run=Run.open(run.folder), resume=True)
+        seen.append(progress)
+
+    train(rule(), FAMILY, SMALL, run=run, report=look)
+    assert len(seen) == 6 and len(run.metrics()) == 6
+    with pytest.raises(ZeroDivisionError):
+        train(rule(), FAMILY, replace(SMALL, meta_steps=7), run=run, resume=True, report=lambda progress: 1 // 0)
+    Run.open(run.folder, lock=True).close()
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="GradientDescent has no meta-parameters"):
         train(GradientDescent(0.1), FAMILY, SMALL)
@@ -198,5 +270,5 @@ def test_refusals(tmp_path: Path) -> None:
         replace(SMALL, objective="cube")
     run = run_in(tmp_path / "run")
     train(rule(), FAMILY, SMALL, run=run)
-    with pytest.raises(UserError, match="another rule, family or version"):
+    with pytest.raises(UserError, match="another rule, family, seed or version"):
         train(rule(LSTMUpdate), FAMILY, SMALL, run=run, resume=True)

@@ -1,6 +1,8 @@
 """Models that cannot be trained side by side: the true reason, and errors of one's own as they are."""
 
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -93,3 +95,79 @@ def test_sparse_embeddings_are_refused_and_dense_ones_run() -> None:
     assert dense.step(tokens, labels).isfinite().all()
     with pytest.raises(mt.UserError, match="'0' has sparse gradients, which cannot be stacked: make it with sparse=F"):
         mt.Ensemble(lambda: nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 2)), [0, 1], [ADAM])
+
+
+class Functional(nn.Module):
+    """Looks rows up with sparse gradients, by no module that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Parameter(torch.ones(10, 4)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.embedding(x, self.table, sparse=True))
+
+
+def embedded() -> nn.Module:
+    return nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2))
+
+
+def replace(copies: mt.Ensemble) -> None:
+    copies.params["1.weight"] = torch.zeros(4, 2, 4).requires_grad_()
+
+
+def reshape(copies: mt.Ensemble) -> None:
+    copies.params["1.weight"].data = torch.zeros(4, 3, 4)
+
+
+def convert(copies: mt.Ensemble) -> None:
+    copies.params["1.bias"].data = copies.params["1.bias"].data.double()
+
+
+def add(copies: mt.Ensemble) -> None:
+    copies.model.append(nn.Linear(2, 2))
+
+
+def make_sparse(copies: mt.Ensemble) -> None:
+    copies.model[0].sparse = True
+
+
+CHANGES: dict[str, tuple[Callable[[], nn.Module], Callable[[mt.Ensemble], None], str]] = {
+    "replaced": (embedded, replace, r"params\['1\.weight'\] was replaced"),
+    "reshaped": (embedded, reshape, r"params\['1\.weight'\] was replaced"),
+    "converted": (embedded, convert, r"params\['1\.bias'\] was replaced"),
+    "added": (embedded, add, r"'2\.weight' is new since"),
+    "sparse": (embedded, make_sparse, "'0' has sparse gradients, which cannot be stacked"),
+    "sparse function": (Functional, lambda copies: None, "a gradient is sparse, which cannot be stacked"),
+}
+
+
+@pytest.mark.parametrize("settings", [[ADAM, ADAM], [ADAM, mt.per_copy(ADAM)]], ids=["stacked", "per copy"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_copies_that_would_not_be_trained_are_refused_before_any_has_moved(
+    change: str, settings: list[partial[torch.optim.Adam]]
+) -> None:
+    build, apply, reason = CHANGES[change]
+    copies = mt.Ensemble(build, [0, 1], settings)
+    inputs, labels = torch.randint(10, (1, 5)), torch.zeros(1, 5, dtype=torch.long)
+    if build is embedded:
+        copies.step(inputs, labels)
+    apply(copies)
+    before = copies.state()
+    with pytest.raises(mt.UserError, match=reason) as caught:
+        copies.step(inputs, labels)
+    assert "\n" not in str(caught.value)
+    after = copies.state()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copy_of_the_ensemble_goes_on(copied: Callable[[mt.Ensemble], mt.Ensemble]) -> None:
+    copies = mt.Ensemble(embedded, [0, 1], [ADAM, mt.per_copy(ADAM)])
+    inputs, labels = torch.randint(10, (1, 5)), torch.zeros(1, 5, dtype=torch.long)
+    copies.step(inputs, labels)
+    other, before = copied(copies), copies.state()
+    assert torch.equal(other.step(inputs, labels), copies.step(inputs, labels))
+    after, ours = other.state(), copies.state()
+    assert all(torch.equal(after[name], tensor) for name, tensor in ours.items())
+    assert not torch.equal(after["params.1.weight"], before["params.1.weight"])

@@ -76,8 +76,8 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "pipe": ("a.safetensors", pipe, "is a device or a pipe"),
     "device": ("a.safetensors", lambda path: path.symlink_to("/dev/zero") or path, "is a device or a pipe"),
     "hole": ("a.safetensors", sparse, "at most 4,096 MB are read here"),
-    "zeros": ("a.safetensors", lambda path: sparse(path, size=GIGABYTE), "is not a checkpoint"),
-    "header": ("a.safetensors", lambda path: sparse(path, b"\xff" * 7 + b"\0{", GIGABYTE), "is not a checkpoint"),
+    "zeros": ("a.safetensors", lambda path: sparse(path, size=GIGABYTE), "is a hole, 1,024 MB of nothing"),
+    "header": ("a.safetensors", lambda path: sparse(path, b"\xff" * 7 + b"\0{", 2**19), "is not a checkpoint"),
     "claim": ("a.safetensors", large, "at most 4,096 MB are read here"),
     "deep": ("a.safetensors", lambda path: deep(path), "is not a checkpoint"),
     "npz pipe": ("a.npz", pipe, "is a device or a pipe"),
@@ -184,7 +184,7 @@ def test_zeros_that_pack_well_are_read_up_to_the_bound(tmp_path: Path) -> None:
 
 def test_text_has_a_bound_a_coding_and_a_depth(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    with pytest.raises(UserError, match="at most 64 MB are read here"):
+    with pytest.raises(UserError, match="at most 32 MB are read here"):
         read_text(sparse(path, size=TEXT + 1))
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="is cut off or no text"):

@@ -305,8 +305,8 @@ def test_npz_whose_arrays_do_not_fit(tmp_path: Path, changed: Arrays, message: s
 
 def remedy(folder: Path, reason: str) -> str:
     return (
-        f"MNIST in {folder} is missing or damaged ({reason}): delete it there and let it be downloaded again, or name "
-        "the folder that has it"
+        f"MNIST in {folder} is missing or damaged ({reason}): delete it there and let it be downloaded again "
+        "(--download), or name the folder that has it"
     )
 
 

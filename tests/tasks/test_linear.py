@@ -98,8 +98,8 @@ def test_activations_are_those_between_the_layers(generator: torch.Generator) ->
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
-    ({"depth": 1}, "width 16 and depth 1 do not make a network: width >= 1, depth >= 2"),
-    ({"width": 0}, "width 0 and depth 3 do not make a network: width >= 1, depth >= 2"),
+    ({"depth": 1}, "width 16 and depth 1 do not make a network: width >= 1, depth from 2 to 999"),
+    ({"width": 0}, "width 0 and depth 3 do not make a network: width >= 1, depth from 2 to 999"),
     ({"inputs": 0}, "widths [0, 16, 16, 16] do not make an MLP: give at least three positive numbers"),
     ({"condition": 0.5}, "condition 0.5 and anisotropy 10.0 must both be at least 1"),
     ({"batch": 33, "points": 32}, "batch 33 does not fit 32 points: choose 1 to 32"),

@@ -101,8 +101,8 @@ def test_full_batches_keep_their_pseudo_inverse(generator: torch.Generator) -> N
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
-    ({"depth": 1}, "width 20 and depth 1 do not make a network: width >= 1, depth >= 2"),
-    ({"width": 0}, "width 0 and depth 2 do not make a network: width >= 1, depth >= 2"),
+    ({"depth": 1}, "width 20 and depth 1 do not make a network: width >= 1, depth from 2 to 999"),
+    ({"width": 0}, "width 0 and depth 2 do not make a network: width >= 1, depth from 2 to 999"),
     ({"batch": 21}, "batch 21 does not fit 20 points: choose 1 to 20"),
     ({"batch": 0}, "batch 0 does not fit 20 points: choose 1 to 20"),
     ({"data": "cauchy"}, "unknown data 'cauchy': choose one of uniform, gaussian"),

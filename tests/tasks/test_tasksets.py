@@ -1,5 +1,6 @@
 """Tasksets: learn2learn's loaders and tasksets of one's own, global generators, what is refused."""
 
+import os
 import pickle
 import random
 import subprocess
@@ -90,7 +91,34 @@ def test_data_that_are_not_there(data: str, tmp_path: Path) -> None:
         FewShot(data, str(tmp_path), download=False)
     text = str(error.value)
     assert text.startswith(f"{data} in {tmp_path} is missing or damaged (") and "\n" not in text
-    assert text.endswith("): delete it there and let it be downloaded again, or name the folder that has it")
+    assert text.endswith(
+        "): delete it there and let it be downloaded again (--download), or name the folder that has it"
+    )
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize(
+    "name", ["mini-imagenet-cache-train", "mini-imagenet-bookkeeping-test", "omniglot-bookkeeping"]
+)
+@pytest.mark.parametrize("data", ["omniglot", "mini_imagenet"])
+def test_a_pickle_that_is_a_program_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps({"image_data": Bomb(), "class_dict": {}}))
+    with pytest.raises(UserError, match=r"names posix.mkdir, and only plain data and arrays are unpickled"):
+        FewShot(data, str(tmp_path), download=False)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        FewShot("mini_imagenet", str(tmp_path / "elsewhere"), download=False)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_damaged_mini_imagenet(tmp_path: Path) -> None:

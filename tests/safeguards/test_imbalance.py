@@ -13,12 +13,12 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from meta_teleport.optimizers.teleported import TeleportedOptimizer
 from meta_teleport.params import Params
+from meta_teleport.safeguards.imbalance import Balance, imbalance
 from meta_teleport.symmetry.groups import GL, Orthogonal
 from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.symmetry.views import View
 from meta_teleport.teleportation.gauges import balanced
-from meta_teleport.teleportation.imbalance import Balance, imbalance
 from meta_teleport.teleportation.teleport import teleport
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from meta_teleport.params import Writes, write_at_once
-from meta_teleport.teleportation.habit import Habit, Verdict
+from meta_teleport.safeguards.habit import Habit, Verdict
 
 Outcome = Literal["", "harm", "undone"]
 

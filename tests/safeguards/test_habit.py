@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from meta_teleport.errors import UserError
-from meta_teleport.teleportation.habit import LEAST, PATIENCE, WINDOW, Habit, Verdict
+from meta_teleport.safeguards.habit import LEAST, PATIENCE, WINDOW, Habit, Verdict
 
 
 def noisy(level: float, count: int = WINDOW, seed: int = 0) -> list[float]:

@@ -1,0 +1,1 @@
+"""What keeps teleports from doing harm to a training."""
