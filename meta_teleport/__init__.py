@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.mixture import Mixture as Mixture
     from meta_teleport.tasks.regression import Regression as Regression
     from meta_teleport.teleportation.gauges import Gauge as Gauge
+    from meta_teleport.teleportation.gradient_axes import GradientAxes as GradientAxes
     from meta_teleport.teleportation.objectives import Curvature as Curvature
     from meta_teleport.teleportation.objectives import Sharpness as Sharpness
     from meta_teleport.teleportation.teleport import Teleport as Teleport
@@ -101,6 +102,7 @@ _HOMES = {
     "Mixture": "tasks.mixture",
     "Regression": "tasks.regression",
     "Gauge": "teleportation.gauges",
+    "GradientAxes": "teleportation.gradient_axes",
     "Curvature": "teleportation.objectives",
     "Sharpness": "teleportation.objectives",
     "Teleport": "teleportation.teleport",

@@ -14,10 +14,11 @@ from meta_teleport.symmetry.requirements import described, require_movable
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.conditions import require_alike, trainable_sites
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
-from meta_teleport.teleportation.strategies import CHOICES, Choice, ProposesElements
+from meta_teleport.teleportation.proposer import ProposesElements
+from meta_teleport.teleportation.strategies import CHOICES, PROPOSERS, Choice
 
 STATES = ("keep", "reset", "transport")
-NEED_NO_LOSS = (*GAUGES, "random")
+NEED_NO_LOSS = (*GAUGES, *PROPOSERS, "random")
 
 
 NEAR = 0.5

@@ -14,8 +14,8 @@ from meta_teleport.teleportation.ascent import identities
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.objectives import Loss
 from meta_teleport.teleportation.progress import Progress
+from meta_teleport.teleportation.proposer import Found, Proposer
 from meta_teleport.teleportation.ranks import Ranks
-from meta_teleport.teleportation.strategies import Found, Proposer
 
 Shown = tuple[Params, Params, Tensor | float]
 
@@ -95,7 +95,7 @@ class RuleProposer(Proposer):
 
 class RuleView:
     """The gradients of the last step, the weights before it and the loss there; or, if the rule ``evaluates`` a loss of
-    its own, nothing. Does nothing without a ``proposer``."""
+    its own or reads none, nothing. Does nothing without a ``proposer``."""
 
     def __init__(self, proposer: Proposer | None, model: nn.Module, evaluates: bool, ranks: Ranks) -> None:
         if proposer is not None:
@@ -104,13 +104,16 @@ class RuleView:
         self._before: Params | None = None
 
     def before_step(self) -> None:
-        """Keeps the weights that the gradients belong to."""
-        if self.proposer is not None and not self.evaluates:
+        """Shows the gradients, and keeps the weights that they belong to."""
+        if self.proposer is None:
+            return
+        self.proposer.watch()
+        if self.proposer.reads_loss and not self.evaluates:
             self._before = self._parameters()
 
     def show(self, progress: Progress) -> None:
         """Shows the rule what is known."""
-        if self.proposer is None:
+        if self.proposer is None or not self.proposer.reads_loss:
             return
         if self.evaluates:
             self.proposer.look(progress)

@@ -39,8 +39,9 @@ from meta_teleport.teleportation.ascent import Direction
 from meta_teleport.teleportation.binding import ModelLoss
 from meta_teleport.teleportation.conditions import trainable_sites
 from meta_teleport.teleportation.progress import Clock, Progress
+from meta_teleport.teleportation.proposer import Proposer, ProposesElements
 from meta_teleport.teleportation.ranks import Processes, Ranks, decided
-from meta_teleport.teleportation.strategies import Choice, Proposer, ProposesElements, as_choice, is_gauge
+from meta_teleport.teleportation.strategies import Choice, as_choice, is_gauge
 
 
 class TeleportedOptimizer(Delegate):

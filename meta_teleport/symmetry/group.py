@@ -37,6 +37,7 @@ class Group(ABC):
         is_isometric    they keep the norm of what they act on
         has_algebra     they are exp(T) for coordinates T, which a search can follow
         has_gauges      every positive definite matrix (or diagonal) is one, and with it those that balance or whiten
+        has_rotations   every orthogonal matrix is one
     """
 
     k: int
@@ -47,6 +48,7 @@ class Group(ABC):
     is_isometric: ClassVar[bool] = False
     has_algebra: ClassVar[bool] = True
     has_gauges: ClassVar[bool] = False
+    has_rotations: ClassVar[bool] = False
     needs: ClassVar[str] = "the identity as activation"
     """What :meth:`passes` asks for, in words."""
 

@@ -49,6 +49,7 @@ class GL(MatrixGroup):
     """The general linear group of invertible k x k matrices."""
 
     has_gauges = True
+    has_rotations = True
 
     def exp_pair(self, algebra: Tensor) -> tuple[Tensor, Tensor]:
         return matrix_exp_pair(algebra)
@@ -58,6 +59,7 @@ class Orthogonal(MatrixGroup):
     """The orthogonal group; its algebra coordinates are any k x k matrix, of which the skew part counts."""
 
     is_isometric = True
+    has_rotations = True
 
     def tangent(self, algebra: Tensor) -> Tensor:
         return (algebra - algebra.mT) / 2

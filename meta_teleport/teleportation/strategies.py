@@ -1,10 +1,8 @@
 """The ways to choose where on the orbit to go: by search, by formula, by chance."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from functools import partial
-from math import inf, nan
-from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+from math import inf
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,66 +15,12 @@ from meta_teleport.teleportation.ascent import Direction, ascend, identities
 from meta_teleport.teleportation.conditions import require_finite
 from meta_teleport.teleportation.curvature import unit_algebra
 from meta_teleport.teleportation.gauges import GAUGES, Gauge
+from meta_teleport.teleportation.gradient_axes import GradientAxes
 from meta_teleport.teleportation.objectives import NAMES, Loss, Objective, gradient_norm, named
-from meta_teleport.teleportation.progress import Progress
-from meta_teleport.teleportation.ranks import Ranks
+from meta_teleport.teleportation.proposer import Found, Proposer, ProposesElements, Strategy
 
-CHOICES = (*NAMES, *GAUGES, "random")
-
-
-class Found(NamedTuple):
-    """What a strategy chose: moved parameters ``(1, *shape)`` and one element ``(1, ...)`` per site that gives them;
-    the objective before and after, where there is one; and why nothing was found, if so."""
-
-    params: Params
-    elements: Sequence[Tensor]
-    before: float = nan
-    after: float = nan
-    fault: str = ""
-
-
-Strategy = Callable[[Symmetry, Params, Loss], Found]
-
-
-class Proposer(ABC):
-    """A strategy with a memory, such as a learned rule: it looks, proposes, is told when its elements have acted."""
-
-    @abstractmethod
-    def join(self, ranks: Ranks) -> None:
-        """Before anything else: these processes teleport together."""
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Makes the memory, where there is none."""
-
-    @abstractmethod
-    def look(self, progress: Progress, params: Params | None = None) -> None:
-        """Before a proposal. The gradients in ``.grad`` are those at ``params``, after ``progress.step`` steps, of the
-        loss ``progress.latest``; where no ``params`` are given, the loss is evaluated."""
-
-    @abstractmethod
-    def propose(self, symmetry: Symmetry, params: Params, loss: Loss) -> Found:
-        """The strategy; the memory goes on."""
-
-    @abstractmethod
-    def accept(self) -> None:
-        """The elements proposed last have acted: the memory moves along."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """The memory as plain numbers and tensors."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what :meth:`state_dict` gave."""
-
-
-@runtime_checkable
-class ProposesElements(Protocol):
-    """What has a proposer for a model and its symmetry: every rule of ``meta_teleport.learned``."""
-
-    def proposer(self, model: nn.Module, symmetry: Symmetry) -> Proposer:
-        """A new one."""
+PROPOSERS = {"gradient_axes": GradientAxes()}
+CHOICES = (*NAMES, *GAUGES, *PROPOSERS, "random")
 
 
 Choice = str | Objective | Gauge | Proposer
@@ -84,13 +28,17 @@ Choice = str | Objective | Gauge | Proposer
 
 def as_choice(objective: "Choice | ProposesElements", model: nn.Module, symmetry: Symmetry) -> Choice:
     """What has a proposer gives it; everything else is as it was."""
+    objective = PROPOSERS.get(objective, objective) if isinstance(objective, str) else objective
     if isinstance(objective, ProposesElements) and not isinstance(objective, type):
         return objective.proposer(model, symmetry)
     return objective
 
 
 def is_gauge(choice: Choice) -> bool:
-    """Whether the place that is chosen does not depend on where on the orbit one is."""
+    """Whether the place that is chosen does not depend on where on the orbit one is, so that teleports do not pile
+    up."""
+    if isinstance(choice, Proposer):
+        return not choice.piles_up
     return isinstance(choice, Gauge) or (isinstance(choice, str) and choice in GAUGES)
 
 

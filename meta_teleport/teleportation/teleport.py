@@ -17,8 +17,9 @@ from meta_teleport.teleportation.ascent import Direction, identities
 from meta_teleport.teleportation.binding import ModelLoss, bind
 from meta_teleport.teleportation.conditions import require_finite, trainable_parameters, trainable_sites
 from meta_teleport.teleportation.objectives import Loss
+from meta_teleport.teleportation.proposer import Found, ProposesElements
 from meta_teleport.teleportation.ranks import Processes, agreed, equal, shared, synchronize
-from meta_teleport.teleportation.strategies import Choice, Found, ProposesElements, as_choice, as_strategy
+from meta_teleport.teleportation.strategies import Choice, as_choice, as_strategy
 
 
 @dataclass(frozen=True)

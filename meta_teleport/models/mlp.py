@@ -1,4 +1,4 @@
-"""Small plain modules that tasks and tests train."""
+"""Fully connected networks."""
 
 from collections.abc import Sequence
 from itertools import pairwise
