@@ -101,16 +101,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
         meta_step = None if meta.get("meta_step") is None else _count(meta["meta_step"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its header does not describe a rule): copy it again") from None
-    try:
-        with torch.device("meta"):  # sizes first: a rule that is not what the file holds could be of any size
-            expected = build(spec, shapes).state_dict()
-        _require_same({name: tuple(tensor.shape) for name, tensor in expected.items()}, header.shapes, path)
-        _require_dtypes(expected, header.dtypes, path)
-        rule = build(spec, shapes)
-    except Exception as error:
-        if isinstance(error, UserError) or not is_ours(resolve(str(spec["class_path"]), Rule)):
-            raise  # what a user's class raises is the user's to see
-        raise UserError(f"{path} is damaged (no rule can be built as its header says): copy it again") from None
+    with torch.device("meta"):  # sizes first: a rule that is not what the file holds could be of any size
+        expected = _built(spec, shapes, path).state_dict()
+    _require_same({name: tuple(tensor.shape) for name, tensor in expected.items()}, header.shapes, path)
+    _require_dtypes(expected, header.dtypes, path)
+    rule = _built(spec, shapes, path)
     rule.load_state_dict(load_tensors(path, device)[0], assign=True)
     rule.config, rule.meta_step, rule.experience = config, meta_step, experience
     return cast(LearnedRule, rule)  # a hand-written rule that somebody saved lacks what LearnedRule adds
@@ -203,6 +198,18 @@ def _file(path: Path) -> Path:
             else f"{path} is neither a run folder nor a saved rule (no {FILE} in it): check the path"
         )
     return path / FILE
+
+
+def _built(spec: dict[str, Any], shapes: Shapes | None, path: Path) -> Rule:
+    """The rule that a file names, freshly made. Raises ``UserError`` that names the file."""
+    try:
+        return build(spec, shapes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception:
+        if not is_ours(resolve(str(spec["class_path"]), Rule)):
+            raise  # what a user's class raises is the user's to see
+        raise UserError(f"{path} is damaged (no rule can be built as its header says): copy it again") from None
 
 
 def _require_same(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path) -> None:

@@ -197,7 +197,7 @@ def rewrite(tmp_path, change):
         (lambda tensors, meta: meta["config"]["rule"]["init_args"].update(hidden=3), "'hidden'; its arguments are"),
         (
             lambda tensors, meta: meta["config"]["rule"]["init_args"].update(hidden_size="many"),
-            "no rule can be built as its header says",
+            "rule.safetensors: LSTMUpdateTele: hidden_size is 'many', and that is no int",
         ),
         (lambda tensors, meta: meta["config"]["rule"].update(class_path="LSTMMagic"), "there is no Rule 'LSTMMagic'"),
         (lambda tensors, meta: tensors.pop("update_head.linear.bias"), "'update_head.linear.bias' is missing"),
