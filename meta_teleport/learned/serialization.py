@@ -1,13 +1,14 @@
 """A trained rule on disk: its meta-parameters, its config and the shapes it was built for, in one safetensors file.
 
-The header of ``rule.safetensors`` holds ``{"format", "config", "shapes", "meta_step", "experience"}``, so that the
-file alone is enough to build the rule again. Two such files come with this package, by name: ``factors``, trained on
-low-rank factors and some small networks, and ``classification``, trained on classifiers of small images.
+The header of ``rule.safetensors`` holds ``{"format", "config", "shapes", "meta_step", "experience", "time_scale"}``, so
+that the file alone is enough to build the rule again. Two such files come with this package, by name: ``factors``,
+trained on low-rank factors and some small networks, and ``classification``, trained on classifiers of small images.
 """
 
 import inspect
 import os
 import warnings
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,6 +74,7 @@ def save(rule: Rule, path: str | Path, config: dict[str, Any] | None = None, met
         "shapes": None if rule.shapes is None else shapes_to_json(rule.shapes),
         "meta_step": meta_step if meta_step is not None else rule.meta_step,
         "experience": None if rule.experience is None else rule.experience._asdict(),
+        "time_scale": rule.time_scale,
     }
     save_tensors(path, rule.state_dict(), meta)
 
@@ -99,6 +101,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
         experience = None if met is None else Experience(**{kind: tuple(names) for kind, names in met.items()})
         spec = {"class_path": config["rule"]["class_path"], "init_args": config["rule"].get("init_args", {})}
         meta_step = None if meta.get("meta_step") is None else _count(meta["meta_step"])
+        time_scale = float(meta.get("time_scale", 1.0))
+        if not 0 < time_scale < inf:
+            raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged (its header does not describe a rule): copy it again") from None
     with torch.device("meta"):  # sizes first: a rule that is not what the file holds could be of any size
@@ -106,6 +111,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LearnedRule:
     _require_same({name: tuple(tensor.shape) for name, tensor in expected.items()}, header.shapes, path)
     _require_dtypes(expected, header.dtypes, path)
     rule = _built(spec, shapes, path)
+    rule.scale_time(time_scale)
     rule.load_state_dict(load_tensors(path, device)[0], assign=True)
     rule.config, rule.meta_step, rule.experience = config, meta_step, experience
     return cast(LearnedRule, rule)  # a hand-written rule that somebody saved lacks what LearnedRule adds

@@ -192,10 +192,14 @@ class Rule(Described, nn.Module, ABC):
                 f"{type(self).__name__} cannot be made for {steps} steps: give 1 or more, and a rule with a horizon"
             )
         copy = deepcopy(self)
-        for module in copy.modules():
-            if isinstance(module, Rule):
-                module.time_scale = steps / self.horizon
+        copy.scale_time(steps / self.horizon)
         return copy
+
+    def scale_time(self, scale: float) -> None:
+        """Sets the ``time_scale`` of the rule and of those inside it."""
+        for module in self.modules():
+            if isinstance(module, Rule):
+                module.time_scale = scale
 
     def lasting(self, steps: int) -> Self:
         """The old name of :meth:`for_horizon`."""

@@ -20,7 +20,7 @@ from meta_teleport.learned.serialization import (
     shapes_to_json,
 )
 from meta_teleport.rules.classical import GradientDescent
-from meta_teleport.rules.rule import shapes_of
+from meta_teleport.rules.rule import Rule, shapes_of
 from meta_teleport.runs.checkpoint import load_tensors, save_tensors
 from meta_teleport.runs.run import Run
 from meta_teleport.tasks.functions import Functions
@@ -63,6 +63,16 @@ def test_round_trip_is_bitwise(tmp_path, name, dtype):
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][n], states[1][n]) and states[0][n].dtype == dtype for n in states[0])
         assert all(p.requires_grad for p in found.parameters())
+
+
+def test_a_rule_made_for_longer_runs_is_saved_as_that(tmp_path):
+    longer = load("factors").for_horizon(900)
+    save(longer, tmp_path)
+    found = load(tmp_path)
+    scales = [module.time_scale for module in found.modules() if isinstance(module, Rule)]
+    assert set(scales) == {longer.time_scale} != {1.0}
+    rewrite(tmp_path, lambda tensors, meta: meta.update(time_scale=0.0))
+    refused(tmp_path, "its header does not describe a rule")
 
 
 def test_a_file_of_version_0_1_with_a_full_class_path_loads_and_is_written_by_class_name(tmp_path):
