@@ -15,6 +15,7 @@ from meta_teleport.operations import (  # noqa: F401  (they register what operat
     arithmetic,
     contractions,
     convolutions,
+    experts,
     norms,
     pointwise,
     products,

@@ -5,6 +5,7 @@ What no graph shows is not known to hold anything: a parameter of which the grap
 at all, and one that no graph sees bars all units that are at hand in the modules that hold it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ class Graphs:
             walk.run()
         for uses in self._by_parameter().values():
             self._forbid_blind(uses)
+        self._forbid_experts_used_otherwise()
         self._freeze(frozen)
         self.units.uses = [use for uses in self._by_parameter().values() for use in self._joined(uses)]
 
@@ -75,10 +77,17 @@ class Graphs:
             if use.parameter in frozen:
                 self._bar(use, f"depend on '{use.parameter}', which {frozen[use.parameter]}")
 
-    def _by_parameter(self) -> dict[str, list[Use]]:
-        uses: dict[str, list[Use]] = {}
+    def _forbid_experts_used_otherwise(self) -> None:
+        """Experts change places only if every use of their weights, in every graph, is by the choice of a router."""
+        uses = Counter((use.parameter, use.graph, use.of_experts) for use in self.units.uses)
+        for use in (use for use in self.units.uses if use.of_experts):
+            if any(uses[use.parameter, i, True] != uses[use.parameter, i, False] for i in range(len(self.walks))):
+                self._bar(use, f"stand for experts, whose '{use.parameter}' is used otherwise, too")
+
+    def _by_parameter(self) -> dict[tuple[str, bool], list[Use]]:
+        uses: dict[tuple[str, bool], list[Use]] = {}
         for use in self.units.uses:
-            uses.setdefault(use.parameter, []).append(use)
+            uses.setdefault((use.parameter, use.of_experts), []).append(use)
         return uses
 
     def _joined(self, uses: list[Use]) -> list[Use]:

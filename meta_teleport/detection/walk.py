@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from meta_teleport.operations.experts import forbid_routed, pass_on
 from meta_teleport.operations.labels import differ, distinct
 from meta_teleport.operations.units import KINDS, Units
 from meta_teleport.operations.values import HANDLERS, SHAPES_ONLY, Step, Value, unknown
@@ -31,6 +32,7 @@ class Walk:
         """Marks the units of this graph. What the model returns may not move."""
         outputs = tree_leaves(self._walk(self.trace.graph, None))
         for value in outputs[: self.trace.outputs]:
+            forbid_routed(self.units, value, "the outputs of the model")
             if isinstance(value, Value) and value.labels is not None:
                 self.units.forbid_labels(value.labels, KINDS, "are outputs of the model")
             elif isinstance(value, Value) and value.parameter:
@@ -72,6 +74,8 @@ class Walk:
         known[target] = after
         shared = [other for other in sharing if other not in (node, target)]
         known.update({other: replace(known[other], constant=None) for other in shared})
+        for value in (before, *((after, *(known[other] for other in shared)) if shared or outside else ())):
+            forbid_routed(self.units, value, place(node))
         if before.labels is not None and after.labels is not None and not differ(before.labels, after.labels):
             return
         for value in (before, after, *(known[other] for other in shared)):
@@ -103,12 +107,14 @@ class Walk:
         step = Step(self.units, node, operation.strip("_"), place(node), _shape(node))
         handler = HANDLERS.get(step.operation)
         if handler is None:
-            return unknown(step, args, kwargs)
-        noted = len(self.units.uses)
-        result = handler(step, *args, **kwargs)
-        if step.operation not in SHAPES_ONLY.split():
-            self._account(step, (args, kwargs), result, noted)
-        return result
+            result = unknown(step, args, kwargs)
+        else:
+            noted = len(self.units.uses)
+            result = handler(step, *args, **kwargs)
+            if step.operation not in SHAPES_ONLY.split():
+                self._account(step, (args, kwargs), result, noted)
+        chosen = any(isinstance(value, Value) and value.routed for value in tree_leaves((args, kwargs)))
+        return pass_on(step, args, kwargs, result) if chosen else result
 
     def _account(self, step: Step, given: Any, result: Any, noted: int) -> None:
         """A tensor of the model that a handler has neither noted nor passed on is used in a way nobody thought of."""

@@ -33,7 +33,8 @@ class Use:
     which it saw them. ``left`` are the units that an entry makes, ``right`` those that it reads, both broadcastable to
     that shape; None where there are none. ``graph`` is the number of the graph that the operation belongs to. If it
     ``permutes_only``, entries change places with the units, and stay as they are when units are scaled. What acts on
-    units are the entries plus ``shift``, or a multiple of that.
+    units are the entries plus ``shift``, or a multiple of that. Units ``of_experts`` stand for whole experts, among
+    which others can be moved in the same way.
     """
 
     parameter: str
@@ -44,6 +45,7 @@ class Use:
     graph: int = 0
     permutes_only: bool = False
     shift: float = 0.0
+    of_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Units:
         self.touched: list[set[object]] = []
         self.uses: list[Use] = []
         self.graph = 0
-        self.kinds: dict[tuple[int, str], list[Use]] = {}  # of each parameter in a graph, the first use of each kind
+        self.kinds: dict[tuple[int, str, bool], list[Use]] = {}  # per parameter and graph, the first of each kind
         self.normalized: dict[str, Normalized] = {}
         self.shifted: dict[str, tuple[str, float]] = {}
 
@@ -127,13 +129,14 @@ class Units:
         place: str,
         permutes_only: bool = False,
         shift: float = 0.0,
+        of_experts: bool = False,
     ) -> None:
         """Notes a use of a parameter. A second use of the same entries in a graph must say the same of them."""
         if any(not axis.numel() for axis in coordinates):
             return None
-        new = Use(parameter, coordinates, left, right, place, self.graph, permutes_only, shift)
+        new = Use(parameter, coordinates, left, right, place, self.graph, permutes_only, shift, of_experts)
         self.uses.append(new)
-        kinds = self.kinds.setdefault((self.graph, parameter), [])
+        kinds = self.kinds.setdefault((self.graph, parameter, of_experts), [])
         for old in kinds:
             if _same_kind(old, new):  # what other kinds have said of the units of this one, they say of those of all
                 return self._share(old, new, same=True)

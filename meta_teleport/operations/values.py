@@ -6,8 +6,8 @@ What nobody has said anything about forbids all motion to the units that reach i
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,26 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from meta_teleport.operations.labels import FIXED, ZERO, squeeze_repeats, varies
 from meta_teleport.operations.units import KINDS, Units
+
+Role = Literal["choice", "sorted", "order", "places", "inverse", "counts", "ends", "rows"]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a tensor has to do with the experts that a router chooses, whose ``units`` stand for one each.
+
+    A *choice* names experts; rows *sorted* ``by`` an operation stand in an *order*, whose *inverse* brings them back,
+    at *places* computed from it; *counts* are of the rows of every expert, which have their *ends* there. A tensor of
+    *rows* has them in that order along its first axis.
+    """
+
+    units: tuple[int, ...]
+    role: Role
+    by: Node | None = None
+
+    def become(self, role: Role) -> "Routed":
+        """The same in another role."""
+        return replace(self, role=role)
 
 
 @dataclass(frozen=True)
@@ -26,7 +46,8 @@ class Value:
     ``coordinates`` instead: which entry of ``parameter`` every entry is. Products of two units, ``k_i v_j`` summed over
     places, have a ``pair`` instead: the units along the last two axes. A tensor with none of these does not move;
     ``constant`` holds its numbers where they are known, and nan for those that are not. A ``buffer`` of the model does
-    not move either, but where an operation knows how it changes places with units (running statistics).
+    not move either, but where an operation knows how it changes places with units (running statistics). What is
+    ``routed`` depends on the order of experts.
     """
 
     shape: torch.Size
@@ -36,6 +57,7 @@ class Value:
     constant: Tensor | None = None
     pair: tuple[Tensor, Tensor] | None = None
     buffer: str = ""
+    routed: Routed | None = None
 
     @property
     def name(self) -> str:

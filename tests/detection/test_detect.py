@@ -69,7 +69,7 @@ LAYERS = [
     Case("gelu", lambda: chain(Linear(3, 4), nn.GELU(), Linear(4, 2)), ROWS, hidden("permute"), "gelu in '1' (GELU)"),
     Case("tanh", lambda: chain(Linear(3, 4), nn.Tanh(), Linear(4, 2)), ROWS, hidden("flip permute"), "not positively"),
     Case("dropout", lambda: chain(Linear(3, 4), nn.Dropout(0.3), Linear(4, 2)), ROWS, hidden("scale")),
-    Case("softmax", lambda: chain(Linear(3, 4), nn.Softmax(-1), Linear(4, 2)), ROWS, (), "softmax in '1' (Softmax)"),
+    Case("softmax", lambda: chain(Linear(3, 4), nn.Softmax(-1), Linear(4, 2)), ROWS, hidden("permute"), "softmax in"),
     Case("rrelu", lambda: chain(Linear(3, 4), nn.RReLU(), Linear(4, 2)), ROWS, (), "rrelu in '1'"),
     Case(
         "linear",
@@ -189,7 +189,7 @@ LAYERS = [
             ("routed_linearly", lambda h: 2 * h, ("gl 4: u > v",)),
             ("routed_in_part", lambda h: torch.cat([h[:2].tanh(), h[2:]]), ("flip 4: u > v", "permute 4: u > v")),
             ("routed_with_numbers", lambda h: h + torch.arange(4.0).to(h), ()),
-            ("routed_and_normalized", lambda h: h.softmax(-1), ()),
+            ("routed_and_normalized", lambda h: h.softmax(-1), ("permute 4: u > v",)),
         )
     ),
     Case("table", lambda: chain(nn.Embedding(7, 4), Linear(4, 2)), tokens, ("gl 4: 0.weight > 1.weight",)),

@@ -292,8 +292,9 @@ ROUNDED = [  # which compute in float32 inside, whatever they are given
         "mixtral",
         mixtral,
         text,
-        # as LLaMA, but the norm in front of the experts is read by them and by their router
-        {"gl 4x2 value-output": 2, "scale 4": 2, "scale 24": 5, "scale 40": 2, "permute 40": 2},
+        # as LLaMA, but the norm in front of the experts is read by them and by their router; four experts, which can
+        # be exchanged
+        {"gl 4x2 value-output": 2, "scale 4": 2, "scale 24": 5, "scale 40": 2, "permute 40": 2, "permute 4": 2},
         1 - 1_200 / 28_824,
         ("softmax in 'model.layers.0.mlp.gate'",),
     ),
@@ -425,6 +426,42 @@ LARGE = [
         {"scale 1": 8, "scale 512": 9},
         9_018_368 / 19_104_624,
         ("gelu in 'blocks.0.mlp_tokens.act'",),
+    ),
+    Real(
+        "timm_levit_192",
+        lambda: timm.create_model("levit_192"),
+        images(224),
+        # a norm behind every linear map, so that streams scale but the last one, which the heads normalize: 192 in
+        # front of the first reduction (read by 4 blocks of queries, keys and values, and of hidden layers, and by the
+        # reduction), 288 in front of the second (by one more hidden layer); queries with keys of all 12 blocks and
+        # both reductions; what the heads read. hardswish keeps the rest in size. Values are twice as wide as keys,
+        # four times in reductions
+        {
+            "scale 192": 6, "scale 96": 4, "scale 160": 4, "scale 288": 2, "scale 384": 2,
+            "permute 24": 1, "permute 48": 1, "permute 96": 1, "permute 192": 1, "permute 288": 1,
+            "permute 32x3": 4, "permute 32x5": 4, "permute 32x6": 5, "permute 32x9": 1,
+            "permute 64x3": 4, "permute 64x5": 4, "permute 64x6": 4, "permute 128x6": 1, "permute 128x9": 1,
+        },
+        (
+            192 * (4 * (384 + 384) + 960 + 192) + 288 * (4 * 640 + 5 * 576 + 1440 + 288) + 2 * 384 * 1000
+            + 2 * (9 * 192 + 10 * 288 + 4 * (384 + 640 + 768) + 960 + 192 + 1440 + 288 + 2 * 384)
+        ) / 10_947_069,
+        ("hardswish in 'stem.act1' (Hardswish)", "batch_norm in 'head.bn' (BatchNorm1d)"),
+    ),
+    Real(
+        "timm_nf_regnet_b0",
+        lambda: timm.create_model("nf_regnet_b0"),
+        images(64),
+        # convolutions whose weights are standardized: channels of the stem and of each stage change places, their gains
+        # meet other standardized weights; 16 squeezes of 1 + 1 + 3 + 6 + 5 blocks with a relu between two plain maps
+        {
+            **{f"{group} {width}": count for group in ("scale", "permute")
+               for width, count in ((24, 1), (48, 1), (96, 3), (184, 6), (368, 5))},
+            "permute 40": 2, "permute 80": 1, "permute 160": 1, "permute 328": 1,
+        },
+        sum(n * (2 * c * r + r) for n, r, c in ((1, 24, 40), (1, 48, 88), (3, 96, 184), (6, 184, 360), (5, 368, 736)))
+        / 8_764_288,
+        ("meet a normalized weight in conv2d",),
     ),
 ]  # fmt: skip
 
