@@ -5,8 +5,8 @@ A teleport V' = g V, U' = U g^-1 rounds every entry by k eps of |g| |V|, so that
     ||dF|| / ||F|| <= 2 k eps cond(g) ||U|| ||V|| / ||U V||  kappa,       kappa = ||F||_0 / ||F||,
 
 kappa the size that the outputs would have without cancellation. ``||U|| ||V||`` is at most ``imbalance ||U V||_*``, and
-that is what the budget of a run bounds: without one, searches that raise the gradient norm of GL multiply the weights at
-every teleport (7e11 after 28 of them, float64), and the digits go.
+that is what the budget of a run bounds: without one, searches that raise the gradient norm of GL multiply the weights
+at every teleport (7e11 after 28 of them, float64), and the digits go.
 """
 
 from math import exp, inf
