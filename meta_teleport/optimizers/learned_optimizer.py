@@ -171,11 +171,11 @@ class LearnedOptimizer(Optimizer):
         self.step_count, self.rejected, self.skipped = learned["taken"], learned["undone"], learned.get("skipped", 0)
 
     def _bind(self) -> BoundRule:
-        """The rule at the parameters that are in a group, and at the sites that move no others."""
+        """The rule at the parameters that are in a group and not empty, and at the sites that move no others."""
         names_of(self.model, self.param_groups)
         known = dict(self.model.named_parameters())
         held = {p for group in self.param_groups for p in group["params"]}
-        parameters = {name: p for name, p in known.items() if p in held and p.requires_grad}
+        parameters = {name: p for name, p in known.items() if p in held and p.requires_grad and p.numel()}
         frozen = {name: p for name, p in known.items() if p in held and not p.requires_grad}
         if not parameters:
             raise UserError("no group holds a trainable parameter: set requires_grad on those that may move")
