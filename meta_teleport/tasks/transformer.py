@@ -58,6 +58,8 @@ class Sizes:
                 )
         if self.test < 1 or self.pretraining_steps < 0:
             raise UserError(f"test {self.test} must be 1 or more, pretraining_steps {self.pretraining_steps} 0 or more")
+        if not self.pretraining_lr >= 0:
+            raise UserError(f"pretraining_lr {self.pretraining_lr} is not possible: give 0 or more")
         if not 0 <= self.shift <= 1:
             raise UserError(f"shift {self.shift} is not possible: choose 0 to 1")
 

