@@ -85,7 +85,7 @@ throughput: setup
 wheel: setup  ## build the wheel and start the program from it, away from the sources
 	.ci/wheel $(PY)
 
-nightly: setup  ## 10,000 random programs; and change the code on purpose: each change must make its tests fail
+nightly: setup  ## 10,000 random programs; a fault at every file operation; and change the code on purpose: each change must make its tests fail
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m nightly -n $(JOBS)
 	$(PY) tests/mutations.py -j $(JOBS)
 

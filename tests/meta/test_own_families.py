@@ -1,18 +1,20 @@
 """Families of one's own: what their losses do not read, symmetries as they are found, losses that cannot be used."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from own_families import FOUND, Own
+from own_families import FOUND, Own, OwnTasks
 from torch import Tensor
 
 import meta_teleport as mt
 from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.loop import train
+from meta_teleport.meta.trainer import Trainer
+from meta_teleport.params import Params
 from meta_teleport.rules.rule import Rule, initialized, shapes_of
 from meta_teleport.rules.wrappers import WithoutElements
 from meta_teleport.runs.run import Run
@@ -144,6 +146,50 @@ def test_a_run_whose_tasks_all_fail_ends_with_nulls_in_its_log(
     rows = [(row["meta_step"], row["meta_loss"], row["failed"]) for row in run.metrics()]
     assert rows == [(1, None, 4), (2, None, 8), (3, None, 12)]
     assert all(torch.equal(a, b) for a, b in zip(before, rule.parameters(), strict=True))
+
+
+@dataclass(frozen=True)
+class _PartlyBroken(OwnTasks):
+    factor: float = torch.nan
+
+    @property
+    def broken(self) -> Tensor:
+        return self.data["y"][:, 0, 0] > 0
+
+    def loss(self, params: Params, step: Tensor) -> Tensor:
+        return super().loss(params, step) * torch.where(self.broken, self.factor, 1.0)
+
+
+class PartlyBroken(Own):
+    """About half of the tasks have no finite loss."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def sample(self, *arguments: Any, **named: Any) -> _PartlyBroken:
+        drawn = super().sample(*arguments, **named)
+        return _PartlyBroken(drawn.params, drawn.data, drawn.shown, self.factor)
+
+
+@pytest.mark.parametrize("options", [*ESTIMATORS, {"increase_penalty": 1.0}], ids=str)
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf])
+def test_tasks_without_a_finite_first_loss_are_frozen_counted_and_no_part_of_the_gradient(
+    factor: float, options: dict[str, Any]
+) -> None:
+    family, own = PartlyBroken(factor), rule_for(Own(), "layerwise")
+    trainer = Trainer(own, family, replace(SMALL, tasks=8, meta_steps=9, **options), seed=0)
+    counted = 0
+    for _ in range(4):
+        estimate, tasks = trainer.step(), trainer.pool.tasks
+        assert isinstance(tasks, _PartlyBroken)
+        counted += int(tasks.broken.sum())
+        assert estimate.failed == 0 and torch.equal(estimate.carry.alive, ~tasks.broken)
+        carry = estimate.carry.plus if hasattr(estimate.carry, "plus") else estimate.carry
+        assert all(torch.equal(p[tasks.broken], tasks.params[name][tasks.broken]) for name, p in carry.params.items())
+        assert bool(estimate.meta_loss.isfinite()) and all(bool(g.isfinite().all()) for g in estimate.gradient.values())
+        assert any(bool(g.any()) for g in estimate.gradient.values())
+    assert trainer.failed == counted > 4
 
 
 def test_one_member_that_always_fails_ends_the_run_of_a_mixture() -> None:
