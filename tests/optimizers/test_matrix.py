@@ -46,10 +46,19 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
     "Rprop": {},
 }
 """Torch's optimizers by name and, beside the common options, their own."""
+
+
+def usual(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that every optimizer takes; some cannot step where one is empty or not contiguous."""
+    return [p for p in parameters if p.numel() and p.is_contiguous()]
+
+
 OTHERS: dict[str, Make] = {
-    "Adafactor": lambda p: torch.optim.Adafactor(p, LR),
-    "LBFGS": lambda p: torch.optim.LBFGS(p, LR, max_iter=3),
-    "LBFGS, line search": lambda p: torch.optim.LBFGS(p, 1.0, max_iter=3, line_search_fn="strong_wolfe"),
+    "Adafactor": lambda p: torch.optim.Adafactor(usual(p), LR),
+    "Adafactor, odd": lambda p: torch.optim.Adafactor(p, LR),
+    "LBFGS": lambda p: torch.optim.LBFGS(usual(p), LR, max_iter=3),
+    "LBFGS, odd": lambda p: torch.optim.LBFGS(p, LR, max_iter=3),
+    "LBFGS, line search": lambda p: torch.optim.LBFGS(usual(p), 1.0, max_iter=3, line_search_fn="strong_wolfe"),
     "SparseAdam": lambda p: torch.optim.SparseAdam(p, LR),
     "SGDScheduleFree": lambda p: schedulefree.SGDScheduleFree(p, LR),
     "AdamWScheduleFree": lambda p: schedulefree.AdamWScheduleFree(p, LR, warmup_steps=2),
@@ -57,7 +66,7 @@ OTHERS: dict[str, Make] = {
     "Lion": lambda p: pytorch_optimizer.Lion(p, LR),
     "AdaFactor": lambda p: pytorch_optimizer.AdaFactor(p, LR),
     "SOAP": lambda p: pytorch_optimizer.SOAP(p, LR),
-    "Shampoo": lambda p: pytorch_optimizer.Shampoo(p, LR),
+    "Shampoo": lambda p: pytorch_optimizer.Shampoo(usual(p), LR),
     "AdaBelief": lambda p: pytorch_optimizer.AdaBelief(p, LR),
 }
 FAST = ("SGD, plain", "SGD, nesterov", "Adam, foreach", "AdamW, amsgrad", "Adagrad, start", "AdamWScheduleFree", "Lion")
