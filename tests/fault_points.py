@@ -185,7 +185,7 @@ class Points:
         rows = [line for line in (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1] if line]
         found = load_newest(run)
         assert found is not None
-        step = found[1]["meta_step"]
+        step = found.numbers["meta_step"]
         return "" if step <= len(rows) <= step + 1 else f"state {step} and {len(rows)} rows"
 
     def points(self, names: Iterable[str], faults: Iterable[str]) -> list[tuple[str, str, int]]:

@@ -23,7 +23,7 @@ from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.meta.trainer import Trainer
 from meta_teleport.rules.rule import Rule
 from meta_teleport.runs.run import Run
-from meta_teleport.runs.states import load_newest, state_paths
+from meta_teleport.runs.states import state_paths
 from meta_teleport.specs import spec_of
 from meta_teleport.tasks.family import TaskFamily
 
@@ -89,7 +89,7 @@ def _begin(trainer: Trainer, run: Run, resume: bool) -> None:
     """Brings trainer and metrics to where the run stands."""
     if not resume and (state_paths(run.folder) or run.rule_path.exists()):
         raise UserError(f"{run.folder} holds a training already: go on with it by resume=True, or take another folder")
-    saved = load_newest(run.folder, trainer.device)
+    saved = run.load(trainer.device)
     if saved is not None:
         trainer.restore(*saved)
     elif run.rule_path.exists():

@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError, nearest
@@ -31,7 +32,7 @@ from meta_teleport.runs import overwriting
 from meta_teleport.runs.files import CONFIG, TEXT, names_beside, parse_json, read_text
 from meta_teleport.runs.lock import Lock
 from meta_teleport.runs.metrics import Events, cut, read_rows, write_row
-from meta_teleport.runs.states import NAMES, save_state
+from meta_teleport.runs.states import NAMES, load_newest, save_state
 from meta_teleport.runs.writing import make_folder, remove_left_overs, sync, write_atomically
 
 FORMAT = 1
@@ -49,6 +50,7 @@ class Run:
         self.folder, self.config = Path(folder), config
         self._lock: Lock | None = None
         self._events: Events | None = None
+        self._newest: int | None = None  # the meta-step of the newest state, if that is there and good
 
     @classmethod
     def create(cls, folder: str | Path, config: dict[str, Any], device: str = "cpu", overwrite: bool = False) -> "Run":
@@ -151,8 +153,17 @@ class Run:
         cut(self.metrics_path, step)
         self._events = Events(overwriting.events_of(self.folder), step + 1)
 
+    def load(self, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest state that can be read, None if none is saved, as :func:`states.load_newest`."""
+        found = load_newest(self.folder, device)
+        if found is None:
+            return None
+        self._newest = found.numbers.get("meta_step") if found.is_newest else None
+        return found.tensors, found.numbers
+
     def save(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Keeps a state, ``numbers["meta_step"]`` among it, after the metrics that it counts are on disk."""
+        """Keeps a state, ``numbers["meta_step"]`` among it, after the metrics that it counts are on disk, and those of
+        the two meta-steps before that were saved."""
         try:
             if self.metrics_path.exists():
                 sync(self.metrics_path)
@@ -161,7 +172,8 @@ class Run:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror}): check space and permissions"
             ) from None
-        save_state(self.folder, tensors, numbers)
+        save_state(self.folder, tensors, numbers, keep=self._newest not in (None, numbers["meta_step"]))
+        self._newest = numbers["meta_step"]
 
     def close(self) -> None:
         """Gives the folder back to other processes."""

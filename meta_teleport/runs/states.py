@@ -6,13 +6,13 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from meta_teleport.errors import UserError
-from meta_teleport.runs.checkpoint import load_tensors, pack_tensors, read_header
+from meta_teleport.runs.checkpoint import load_tensors, pack_tensors
 from meta_teleport.runs.writing import replacing, write
 
 NAMES = ("training.safetensors", "training.1.safetensors", "training.2.safetensors")
@@ -23,21 +23,29 @@ def state_paths(folder: Path) -> list[Path]:
     return [folder / name for name in NAMES if os.path.lexists(folder / name)]
 
 
-def save_state(folder: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Writes a state as the newest one, whole or not at all; those before it are kept, one per meta-step.
+class State(NamedTuple):
+    """A state as it was read; ``is_newest``: from the first of the files."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+    is_newest: bool
+
+
+def save_state(folder: Path, tensors: dict[str, Tensor], numbers: dict[str, Any], keep: bool) -> None:
+    """Writes a state as the newest one, whole or not at all. ``keep``: the one that was the newest is kept, as are
+    those before; else it is of the same meta-step, or bad, and replaced.
 
     Raises ``UserError`` if the folder cannot be written.
     """
     content, (newest, *_) = pack_tensors(tensors, numbers), (folder / name for name in NAMES)
     with replacing(newest) as new:
         write(new, content, os.O_TRUNC)
-        if _meta_step(newest) not in (None, numbers["meta_step"]):
-            for older, younger in ((NAMES[2], NAMES[1]), (NAMES[1], NAMES[0])):
-                if os.path.lexists(folder / younger):
-                    os.replace(folder / younger, folder / older)
+        for older, younger in ((NAMES[2], NAMES[1]), (NAMES[1], NAMES[0])) if keep else ():
+            if os.path.lexists(folder / younger):
+                os.replace(folder / younger, folder / older)
 
 
-def load_newest(folder: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_newest(folder: Path, device: str | torch.device = "cpu") -> State | None:
     """The newest state that can be read; a warning says so where it is not the newest one. None if there is none.
 
     Raises ``UserError`` if none of those that are there can be read.
@@ -51,14 +59,7 @@ def load_newest(folder: Path, device: str | torch.device = "cpu") -> tuple[dict[
             continue
         if faults:
             warnings.warn(f"{faults[0]}; going on from {path.name}, meta-step {numbers.get('meta_step')}", stacklevel=3)
-        return tensors, numbers
+        return State(tensors, numbers, path.name == NAMES[0])
     if faults:
         raise UserError(f"no saved state of {folder} can be read: {faults[0]}")
     return None
-
-
-def _meta_step(path: Path) -> int | None:
-    try:
-        return read_header(path).meta.get("meta_step")
-    except UserError:
-        return None
