@@ -28,7 +28,8 @@ from experiments.lab.rules import ScaledGradientDescent
 from experiments.lab.script import parser, run
 from meta_teleport.params import Params
 from meta_teleport.rules.classical import Adam, Momentum
-from meta_teleport.runs.run import provenance, read_json, write_json
+from meta_teleport.runs.provenance import provenance
+from meta_teleport.runs.run import read_json, write_json
 from meta_teleport.symmetry.site import Site
 from meta_teleport.tasks.factorization import Factorization
 from meta_teleport.tasks.family import SPLITS

@@ -5,7 +5,8 @@ from pathlib import Path
 from experiments.held_out.bench import Bench
 from experiments.held_out.entries import Entry, entries
 from experiments.held_out.runs import Outcome, run
-from meta_teleport.runs.run import provenance, read_json, write_json
+from meta_teleport.runs.provenance import provenance
+from meta_teleport.runs.run import read_json, write_json
 
 ROUNDS = 2
 

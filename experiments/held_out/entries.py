@@ -18,7 +18,7 @@ from experiments.held_out.tuning import PROOF_SEED, PROOF_TASKS, settled, tuned
 from experiments.held_out.tuning import SEED as TUNING_SEED
 from experiments.held_out.tuning import TASKS as TUNING_TASKS
 from meta_teleport.evaluation.methods import Method
-from meta_teleport.runs.run import revision
+from meta_teleport.runs.provenance import revision
 from meta_teleport.tasks.family import Tasks
 
 PAST = 10

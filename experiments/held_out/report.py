@@ -18,7 +18,8 @@ from experiments.held_out.statistics import Curves, against, median, numbers
 from experiments.lab.meta_training import FINISHED
 from experiments.lab.script import save_figure
 from experiments.lab.tables import interval, table
-from meta_teleport.runs.run import provenance, read_json, write_json
+from meta_teleport.runs.provenance import provenance
+from meta_teleport.runs.run import read_json, write_json
 
 RANDOM = ("no teleport", "random teleport")
 

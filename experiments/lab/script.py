@@ -13,7 +13,8 @@ from PIL import Image
 
 from experiments.lab.progress import Stopped, say
 from meta_teleport.errors import UserError
-from meta_teleport.runs.run import provenance, write_json
+from meta_teleport.runs.provenance import provenance
+from meta_teleport.runs.run import write_json
 from meta_teleport.runs.writing import write_atomically
 from meta_teleport.tasks.images import Images, load_images
 

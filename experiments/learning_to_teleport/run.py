@@ -32,7 +32,8 @@ from meta_teleport.evaluation.methods import Method
 from meta_teleport.learned.serialization import load
 from meta_teleport.meta.config import TrainingConfig
 from meta_teleport.rules.rule import Rule
-from meta_teleport.runs.run import provenance, write_json
+from meta_teleport.runs.provenance import provenance
+from meta_teleport.runs.run import write_json
 from meta_teleport.tasks.family import Tasks
 from meta_teleport.tasks.regression import Regression
 

@@ -20,7 +20,8 @@ import meta_teleport as mt
 from experiments.lab.script import parser, run
 from experiments.lab.tables import line, table
 from meta_teleport.detection.report import report
-from meta_teleport.runs.run import provenance, write_json
+from meta_teleport.runs.provenance import provenance
+from meta_teleport.runs.run import write_json
 
 IMAGE = (2, 3, 224, 224)
 TORCHVISION = ("alexnet", "vgg11", "vgg11_bn", "resnet18", "mobilenet_v2", "vit_b_16", "convnext_tiny", "swin_t")

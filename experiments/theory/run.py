@@ -22,7 +22,8 @@ from experiments.theory import quadratics as theory_quadratics
 from experiments.theory import stationarity as theory_stationarity
 from experiments.theory.statement import table
 from meta_teleport.cli.terminal import show
-from meta_teleport.runs.run import provenance, write_json
+from meta_teleport.runs.provenance import provenance
+from meta_teleport.runs.run import write_json
 
 STATEMENTS: dict[str, ModuleType] = {
     "quadratics": theory_quadratics,

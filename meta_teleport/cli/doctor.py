@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from meta_teleport.runs.run import revision, version
+from meta_teleport.runs.provenance import revision, version
 
 PACKAGES = ("meta-teleport", "torch", "torchvision", "numpy", "safetensors", "jsonargparse", "tensorboard", "rich")
 

@@ -18,7 +18,8 @@ from meta_teleport.errors import UserError
 from meta_teleport.evaluation.evaluation import Evaluation
 from meta_teleport.evaluation.plots import plot_evaluation
 from meta_teleport.rules.rule import Rule
-from meta_teleport.runs.run import provenance, read_json, write_json
+from meta_teleport.runs.provenance import provenance
+from meta_teleport.runs.run import read_json, write_json
 from meta_teleport.runs.writing import replacing
 
 TIMED = ("provenance", "seconds")

@@ -16,11 +16,7 @@ are there before the state that counts them.
 
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from meta_teleport.runs import overwriting
 from meta_teleport.runs.files import CONFIG, TEXT, names_beside, parse_json, read_text
 from meta_teleport.runs.lock import Lock
 from meta_teleport.runs.metrics import Events, cut, read_rows, write_row
+from meta_teleport.runs.provenance import provenance
 from meta_teleport.runs.states import NAMES, load_newest, save_state
 from meta_teleport.runs.writing import make_folder, remove_left_overs, sync, write_atomically
 
@@ -236,40 +233,3 @@ def check_config(config: dict[str, Any], path: Path) -> None:
         for key, fit in allowed.items():
             if isinstance(content, dict) and key in content and not fit(content[key]):
                 raise UserError(f"{path} is damaged ('{key}' is {content[key]!r:.50}): restore it, or train again")
-
-
-def provenance(device: str = "cpu") -> dict[str, Any]:
-    """Where numbers come from: revision of the source (null outside a checkout), versions, machine, time."""
-    names = ("meta-teleport", "torch", "numpy", "safetensors")
-    return {
-        **revision(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
-        "platform": platform.platform(),
-        "device": device,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def version(distribution: str) -> str | None:
-    """The version of an installed distribution; None if there is none."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def revision() -> dict[str, str | bool | None]:
-    """The git revision that this package is checked out at, and whether its files differ from it."""
-    here = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return {"revision": None, "dirty": None}
-    status = git("status", "--porcelain", "--", ".")
-    return {"revision": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
