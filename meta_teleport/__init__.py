@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from meta_teleport.tasks.linear import DeepLinear as DeepLinear
     from meta_teleport.tasks.mixture import Mixture as Mixture
     from meta_teleport.tasks.regression import Regression as Regression
+    from meta_teleport.tasks.text import Text as Text
+    from meta_teleport.tasks.text import load_text as load_text
     from meta_teleport.teleportation.gauges import Gauge as Gauge
     from meta_teleport.teleportation.gradient_axes import GradientAxes as GradientAxes
     from meta_teleport.teleportation.objectives import Curvature as Curvature
@@ -101,6 +103,8 @@ _HOMES = {
     "DeepLinear": "tasks.linear",
     "Mixture": "tasks.mixture",
     "Regression": "tasks.regression",
+    "Text": "tasks.text",
+    "load_text": "tasks.text",
     "Gauge": "teleportation.gauges",
     "GradientAxes": "teleportation.gradient_axes",
     "Curvature": "teleportation.objectives",
