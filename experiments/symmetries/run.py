@@ -24,10 +24,12 @@ from meta_teleport.runs.provenance import provenance
 from meta_teleport.runs.run import write_json
 
 IMAGE = (2, 3, 224, 224)
-TORCHVISION = ("alexnet", "vgg11", "vgg11_bn", "resnet18", "mobilenet_v2", "vit_b_16", "convnext_tiny", "swin_t")
-TIMM = ("vit_tiny_patch16_224", "mixer_s32_224", "regnetx_002", "efficientnet_b0")
+CONVOLUTIONS = ("alexnet", "vgg11", "vgg11_bn", "resnet18", "densenet121", "mobilenet_v2", "convnext_tiny")
+TORCHVISION = (*CONVOLUTIONS, "vit_b_16", "swin_t")
+TIMM = ("vit_tiny_patch16_224", "levit_192", "mixer_s32_224", "regnetx_002", "efficientnet_b0", "nf_regnet_b0")
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
-COLUMNS = ("model", "parameters", "GL", "scaling", "permutation", "reached", "drift", "seconds")
+GROUPS = {"GL": "GL", "scaling": "PositiveScaling", "signs": "SignFlips", "permutation": "Permutation"}
+COLUMNS = ("model", "parameters", *GROUPS, "reached", "drift", "seconds")
 Built = tuple[nn.Module, Any]
 
 
@@ -69,6 +71,21 @@ def llama() -> Built:
     return t.LlamaForCausalLM(config), torch.randint(50, (2, 7))
 
 
+def gemma() -> Built:
+    import transformers as t
+
+    config = t.GemmaConfig(vocab_size=50, num_key_value_heads=2, head_dim=8, max_position_embeddings=16, **SMALL)
+    return t.GemmaForCausalLM(config), torch.randint(50, (2, 7))
+
+
+def mixtral() -> Built:
+    import transformers as t
+
+    sizes = {"num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 16}
+    config = t.MixtralConfig(vocab_size=50, bos_token_id=None, eos_token_id=None, **sizes, **SMALL)
+    return t.MixtralForCausalLM(config), torch.randint(50, (2, 7))
+
+
 def lora() -> Built:
     import peft
 
@@ -86,6 +103,8 @@ MODELS: dict[str, Callable[[], Built]] = {
     "transformers BERT": bert,
     "transformers ViT": vit,
     "transformers LLaMA": llama,
+    "transformers Gemma": gemma,
+    "transformers Mixtral": mixtral,
     "peft LoRA on GPT-2": lora,
     "nn.Transformer": transformer,
 }
@@ -105,7 +124,7 @@ def measure(build: Callable[[], Built]) -> dict[str, Any]:
 
 def row(name: str, found: dict[str, Any]) -> list[str]:
     kinds = Counter(site["group"] for site in found["sites"])
-    counts = [str(kinds.get(kind, "")) for kind in ("GL", "PositiveScaling", "Permutation")]
+    counts = [str(kinds.get(kind, "")) for kind in GROUPS.values()]
     share = [f"{found['reached']:.0%}", f"{found['drift']:.0e}", f"{found['seconds']:.1f}"]
     return [name, f"{found['parameters']:,}", *counts, *share]
 
