@@ -58,6 +58,13 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for key, inner in content.items() for name, value in flat(inner, f"{prefix}/{key}").items()}
 
 
+def recipe(content: Any) -> Any:
+    """The same without leaves to download, which are given by whoever runs it."""
+    if isinstance(content, dict):
+        return {name: recipe(inner) for name, inner in content.items() if name != "download"}
+    return [recipe(inner) for inner in content] if isinstance(content, list) else content
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_they_are_small_and_fit_every_network(name: str) -> None:
     rule = mt.load(name)
@@ -77,8 +84,8 @@ def test_they_are_small_and_fit_every_network(name: str) -> None:
 @pytest.mark.parametrize("name", TRAINED, ids=lambda name: Path(name).stem)
 def test_rules_are_trained_by_the_committed_configs(name: str) -> None:
     config, flags = TRAINED[name]
-    asked = flat({"format": 1, **parse_train(["--config", str(config), "--out", "x", *flags]).config})
-    stored = flat(mt.load(name).config)
+    asked = flat(recipe({"format": 1, **parse_train(["--config", str(config), "--out", "x", *flags]).config}))
+    stored = flat(recipe(mt.load(name).config))
     assert stored.keys() <= asked.keys() and len(stored) > 20
     assert stored == {name: asked[name] for name in stored}
 

@@ -53,7 +53,9 @@ def test_a_state_of_another_run_is_refused_and_the_run_stays_as_it_was(
     (tmp_path / "training.safetensors").write_bytes(saved.read_bytes())
     with pytest.raises(UserError, match=text) as caught:
         resume(tmp_path, **{"made": rule(), **arguments})
-    assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["training.safetensors"]
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"training.safetensors", "lock"}
+    assert (tmp_path / "training.safetensors").read_bytes() == saved.read_bytes()
 
 
 CHANGES: dict[str, Callable[[dict[str, Tensor], dict[str, Any]], Any]] = {
