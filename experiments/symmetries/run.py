@@ -81,7 +81,7 @@ def gemma() -> Built:
 def mixtral() -> Built:
     import transformers as t
 
-    sizes = {"num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 16}
+    sizes: dict[str, Any] = {"num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 16}
     config = t.MixtralConfig(vocab_size=50, bos_token_id=None, eos_token_id=None, **sizes, **SMALL)
     return t.MixtralForCausalLM(config), torch.randint(50, (2, 7))
 

@@ -61,7 +61,8 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 def recipe(content: Any) -> Any:
     """The same without leaves to download, which are given by whoever runs it."""
     if isinstance(content, dict):
-        return {name: recipe(inner) for name, inner in content.items() if name != "download"}
+        kept = {name: recipe(inner) for name, inner in content.items() if name != "download"}
+        return {name: inner for name, inner in kept.items() if name != "init_args" or inner}
     return [recipe(inner) for inner in content] if isinstance(content, list) else content
 
 
