@@ -461,7 +461,7 @@ LARGE = [
         },
         sum(n * (2 * c * r + r) for n, r, c in ((1, 24, 40), (1, 48, 88), (3, 96, 184), (6, 184, 360), (5, 368, 736)))
         / 8_764_288,
-        ("meet a normalized weight in conv2d",),
+        ("not positively homogeneous: silu", "not positively homogeneous: sigmoid"),
     ),
 ]  # fmt: skip
 
