@@ -141,7 +141,8 @@ from meta_teleport.runs.run import Run
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    run = Run.create(sys.argv[1], {"task": {}, "rule": {}, "training": {}, "seed": int(sys.argv[2]), "dtype": "x"})
+    config = {"task": {}, "rule": {}, "training": {}, "seed": int(sys.argv[2]), "dtype": "float32"}
+    run = Run.create(sys.argv[1], config)
 except UserError as error:
     print(error, flush=True)
 else:
