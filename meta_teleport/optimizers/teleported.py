@@ -219,15 +219,9 @@ class TeleportedOptimizer(Delegate):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's and, as ``teleportation``, ours: one that loads them goes on bitwise as this one."""
-        ours = {
-            "progress": self._timed().state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "history": self._history.state_dict(),
-            "generator": None if self._generator is None else self._generator.get_state(),
-            "rule": self._view.state_dict(),
-            "balance": self._balance.state_dict(),
-            "habit": self._aftermath.habit.state_dict(),
-        }
+        self._timed()
+        ours = {name: part.state_dict() for name, part in self._parts.items()}
+        ours["generator"] = None if self._generator is None else self._generator.get_state()
         return embed(self.base.state_dict(), "teleportation", ours)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -238,15 +232,17 @@ class TeleportedOptimizer(Delegate):
         if ours is None:
             return
         ours = teleportation_of(ours)
-        self._progress.load_state_dict(ours["progress"])
+        for name, part in self._parts.items():
+            part.load_state_dict(ours[name])
         self._clock = Clock(self._progress.elapsed)
-        self.schedule.load_state_dict(ours["schedule"])
-        self._history.load_state_dict(ours["history"])
-        self._view.load_state_dict(ours["rule"])
-        self._balance.load_state_dict(ours["balance"])
-        self._aftermath.habit.load_state_dict(ours["habit"])
         if self._generator is not None and ours["generator"] is not None:
             self._generator.set_state(ours["generator"].cpu())
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, by its name in ours."""
+        parts = {"progress": self._progress, "schedule": self.schedule, "history": self._history, "rule": self._view}
+        return {**parts, "balance": self._balance, "habit": self._aftermath.habit}
 
     def _teleport_if_due(self) -> None:
         group = None if self.schedule.counts else self._ranks.group

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from meta_teleport.errors import UserError
 from meta_teleport.linalg.decompositions import eigh
 from meta_teleport.params import Params, value_and_grad
-from meta_teleport.symmetry.site import Site
 from meta_teleport.symmetry.symmetry import Symmetry
 from meta_teleport.teleportation.ascent import identities
 from meta_teleport.teleportation.conditions import trainable_sites
@@ -69,7 +68,7 @@ class AxesProposer(Proposer):
             raise UserError("no site of the symmetry can be turned: 'gradient_axes' needs sites of GL or Orthogonal")
         self._looks = 0
         self._second: dict[str, Tensor] = {}
-        self._turned = False
+        self._turned: set[str] = set()
         self._elements: dict[str, Tensor] = {}
 
     def watch(self) -> None:
@@ -82,7 +81,8 @@ class AxesProposer(Proposer):
         if not self._second:
             self._observe(value_and_grad(loss, params)[1])
         sites, still = symmetry.sites, identities(symmetry, params)
-        self._elements = {s.name: self._axes(s).to(e) for s, e in zip(sites, still, strict=True) if s in self.sites}
+        known = zip(sites, still, strict=True)  # a site whose gradients are still to come stays
+        self._elements = {s.name: self._axes(s.name).to(e) for s, e in known if s.name in self._second}
         elements = [self._elements.get(site.name, e) for site, e in zip(sites, still, strict=True)]
         inverses = [site.group.transpose(g) for site, g in zip(sites, elements, strict=True)]
         return Found(symmetry.act(params, elements, inverses=inverses), elements)
@@ -90,20 +90,20 @@ class AxesProposer(Proposer):
     def accept(self) -> None:
         for name, g in self._elements.items():
             self._second[name] = g @ self._second[name] @ g.mT
-        self._turned = True
+        self._turned |= self._elements.keys()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"second": dict(self._second), "looks": self._looks, "turned": self._turned}
+        return {"second": dict(self._second), "looks": self._looks, "turned": sorted(self._turned)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         like = next(self.model.parameters())
         self._second = {name: second.to(like) for name, second in state["second"].items()}
-        self._looks, self._turned = state["looks"], state["turned"]
+        self._looks, self._turned = state["looks"], set(state["turned"])
 
-    def _axes(self, site: Site) -> Tensor:
+    def _axes(self, site: str) -> Tensor:
         """The element of one site, ``(1, *blocks, k, k)``, in float64."""
-        second = self._second[site.name].double()
-        if not self._turned:
+        second = self._second[site].double()
+        if site not in self._turned:
             return eigh(second)[1].flip(-1).mT
         q, r = torch.linalg.qr(second)
         return (q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)).mT
@@ -114,7 +114,7 @@ class AxesProposer(Proposer):
             views = [view for view in (*site.producers, *site.consumers) if view.name in gradients]
             if not views:
                 continue
-            seen = torch.stack([_correlation(view.matrix(gradients[view.name])) for view in views]).sum(0)
+            seen = torch.stack([_correlation(view.linear.matrix(gradients[view.name])) for view in views]).sum(0)
             mean = self._second.get(site.name)
             self._second[site.name] = seen if mean is None else mean.lerp(seen, 1 - kept)
 

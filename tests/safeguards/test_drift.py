@@ -54,25 +54,14 @@ def bound(dtype: torch.dtype, accepted: int, limit: float) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_five_hundred_teleports_round_no_further_than_they_must(
-    network: Network, objective: str, dtype: torch.dtype
+def test_teleports_round_no_further_than_they_must(
+    network: Network, objective: str, dtype: torch.dtype, count: int
 ) -> None:
-    drift, accepted, _ = drifted(network, objective, dtype, 500, 4.0)
-    assert accepted >= 1 and drift <= bound(dtype, accepted, 4.0)
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_ten_thousand_teleports_round_no_further_than_they_must(
-    network: Network, objective: str, dtype: torch.dtype
-) -> None:
-    drift, accepted, _ = drifted(network, objective, dtype, 10_000, 4.0)
+    drift, accepted, _ = drifted(network, objective, dtype, count, 4.0)
     assert accepted >= 1 and drift <= bound(dtype, accepted, 4.0)
 
 

@@ -1,6 +1,7 @@
 """Teleports to the axes of the gradients, on a small decoder in float64."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import laws
@@ -156,6 +157,41 @@ def test_gradients_that_are_zero_or_not_finite_do_not_count() -> None:
     trace = float(there.diagonal(dim1=-2, dim2=-1).sum() / kept["stream"].diagonal(dim1=-2, dim2=-1).sum())
     views = 2 + 6 * LAYERS
     assert trace == pytest.approx(0.95 + 0.05 * (views - 2) / views, rel=1e-12)
+
+
+def test_a_site_without_gradients_stays_until_it_has_some() -> None:
+    model, symmetry = decoder(), rotations()
+    proposer = mt.GradientAxes().proposer(model, symmetry)
+    frozen = "blocks.1.values"
+    params = {name: p.detach().unsqueeze(0) for name, p in model.named_parameters()}
+    second_moments(model, symmetry, tokens())
+    for name in ("value", "out"):
+        model.get_parameter(f"blocks.1.{name}.weight").grad = None
+    for seen in (False, True):
+        proposer.watch()
+        found = proposer.propose(symmetry, params, lambda p: pytest.fail("gradients are known"))
+        proposer.accept()
+        elements = {site.name: g for site, g in zip(symmetry.sites, found.elements, strict=True)}
+        eye = torch.eye(WIDTH // HEADS, dtype=torch.float64)
+        assert torch.equal(elements[frozen], eye.expand_as(elements[frozen])) is not seen
+        assert off_diagonal(elements["blocks.0.values"]) > 0.1 or seen
+        second_moments(model, symmetry, tokens())
+    kept = proposer.state_dict()["second"][frozen]
+    assert off_diagonal(kept) < 1e-12  # by its eigenvectors, as the first time anywhere
+
+
+def test_gradients_do_not_see_what_is_added_to_a_parameter() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)).double()
+    made, read = View.along("0.weight", (4, 3), 0), View.along("1.weight", (2, 4), 1)
+    plain = Symmetry.manual(model, {"units": ("gl", [made], [read])})
+    shifted = Symmetry.manual(model, {"units": ("gl", [replace(made, shift=1.0)], [read])})
+    model(torch.ones(5, 3, dtype=torch.float64)).square().sum().backward()
+    found = []
+    for symmetry in (plain, shifted):
+        proposer = mt.GradientAxes().proposer(model, symmetry)
+        proposer.watch()
+        found.append(proposer.state_dict()["second"]["units"])
+    assert torch.equal(*found)
 
 
 def test_what_cannot_turn_is_refused() -> None:
